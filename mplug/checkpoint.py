@@ -1,0 +1,285 @@
+"""Published and own checkpoints → our network, safely.
+
+A checkpoint is a folder. Whatever its layout, it holds a YAML, a BERT JSON, a `vocab.txt` and a file
+of weights; the weights are read with `weights_only=True` or from safetensors, so that no file can run
+code. Published state dicts are renamed to the names of `mplug.network`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+import re
+import warnings
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from mplug.config import ConfigError, MPlugConfig, read_config
+from mplug.network.mplug import MPlug, parts_needed
+from mplug.network.vision_encoder import resample_positions
+
+WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pth", ".pt")
+#: Where several files of weights lie side by side, the one that publishers name so is meant.
+WEIGHT_NAMES = ("model.safetensors", "pytorch_model.bin", "checkpoint_best.pth")
+MAX_KEYS_NAMED = 8
+
+
+class CheckpointError(ValueError):
+    """A checkpoint cannot be used; the message names the file or the key and what was wrong."""
+
+
+@dataclass(frozen=True)
+class CheckpointFiles:
+    """Where the parts of a checkpoint lie."""
+
+    folder: Path
+    config: Path
+    bert_config: Path
+    vocabulary: Path
+    weights: Path
+
+    def sha256(self) -> str:
+        """Hash of the weights file, hexadecimal."""
+        with self.weights.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def find_checkpoint(folder: Path) -> CheckpointFiles:
+    """Find the four files of a checkpoint in a published layout or in ours.
+
+    Raises CheckpointError naming what is missing or ambiguous.
+    """
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder}: no such folder; a checkpoint is a folder with a YAML, a BERT JSON, "
+                              "vocab.txt and a file of weights")
+    return CheckpointFiles(
+        folder=folder,
+        config=_only(folder, "a YAML", (".yaml", ".yml"), ("config.yaml",)),
+        bert_config=_only(folder, "a BERT JSON", (".json",), ("config_bert.json",), must_contain="bert"),
+        vocabulary=_only(folder, "vocab.txt", (".txt",), ("vocab.txt",)),
+        weights=_only(folder, f"weights ({', '.join(WEIGHT_SUFFIXES)})", WEIGHT_SUFFIXES, WEIGHT_NAMES),
+    )
+
+
+def _only(folder: Path, what: str, suffixes: tuple[str, ...], preferred: tuple[str, ...], must_contain: str = "") -> Path:
+    found = sorted(
+        path for path in folder.iterdir() if path.suffix in suffixes and path.is_file() and must_contain in path.name
+    )
+    for name in preferred:
+        if folder / name in found:
+            return folder / name
+    if len(found) == 1:
+        return found[0]
+    if not found:
+        raise CheckpointError(f"{folder}: {what} is missing")
+    raise CheckpointError(f"{folder}: several files could be {what}: {', '.join(path.name for path in found)}; "
+                          f"name one of them {preferred[0]}")
+
+
+def load_checkpoint(
+    folder: Path, *, task: str | None = None, image_size: int | None = None, trainable: bool = False
+) -> tuple[MPlug, CheckpointFiles]:
+    """Read a checkpoint folder into a network, fp32.
+
+    Args:
+        task: overrides the task that the YAML names.
+        image_size: serve at this size, pixels; the positions are resampled.
+        trainable: leave the network in training mode.
+    Raises CheckpointError or ConfigError. What is left over is named in a warning.
+    """
+    files = find_checkpoint(folder)
+    config = read_config(files.config, files.bert_config, task=task)
+    if image_size is not None:
+        config = config.at_image_size(image_size)
+    check_vocabulary(files.vocabulary, config)
+    network = MPlug(config)
+    load_weights(network, read_state_dict(files.weights), source=files.weights)
+    return network.train(trainable), files
+
+
+def check_vocabulary(path: Path, config: MPlugConfig) -> None:
+    """Raise CheckpointError unless `vocab.txt` has as many tokens as the word embedding."""
+    try:
+        tokens = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path}: cannot be read as UTF-8 text: {error}") from None
+    if len(tokens) != config.text.vocab_size:
+        raise CheckpointError(f"{path}: {len(tokens)} tokens, but the BERT JSON says vocab_size {config.text.vocab_size}")
+
+
+def read_state_dict(path: Path) -> dict[str, Tensor]:
+    """Read a file of weights without running any code in it.
+
+    Unwraps `"model"` and `"module"`. Raises CheckpointError for a truncated file, one that asks for
+    code to run, or one that holds no tensors.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        raise CheckpointError(f"{path}: is damaged, or holds more than tensors and would have to run code to be "
+                              "read, which is refused; save its state dict alone") from None
+    except (RuntimeError, EOFError, ValueError, OSError, zipfile.BadZipFile, SafetensorError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise CheckpointError(f"{path}: truncated or not a file of weights ({reason})") from None
+    while isinstance(content, dict) and not any(isinstance(value, Tensor) for value in content.values()):
+        inner = next((content[key] for key in ("model", "module", "state_dict") if key in content), None)
+        if inner is None:
+            break
+        content = inner
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path}: holds no state dict but {type(content).__name__}")
+    tensors = {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
+    if not tensors:
+        raise CheckpointError(f"{path}: holds no tensors; its keys are {_some(content)}")
+    return tensors
+
+
+#: Published keys that serving has no use for.
+_UNUSED = re.compile(
+    r"(_m\.|_m$|(^|\.)(temp|image_queue|text_queue|idx_queue|queue_ptr|ptr_queue|masks)$|position_ids$"
+    r"|^visual_encoder\.(?!visual\.)|^visual_encoder\.visual\.proj$|^(text_encoder|fusion_encoder)\.cls\."
+    r"|\.pooler\.|^text_decoder\.cls\.predictions\.decoder\.)"
+)
+
+#: Published names → ours, tried in order on each key.
+_RENAMES = [
+    (r"^(text_encoder|fusion_encoder)\.(bert|fusion)\.", r"\1."),
+    (r"^visual_encoder\.visual\.class_embedding$", "vision_encoder.class_embedding"),
+    (r"^visual_encoder\.visual\.positional_embedding$", "vision_encoder.position_embedding"),
+    (r"^visual_encoder\.visual\.conv1\.", "vision_encoder.patch_embedding."),
+    (r"^visual_encoder\.visual\.ln_pre\.", "vision_encoder.norm_in."),
+    (r"^visual_encoder\.visual\.ln_post\.", "vision_encoder.norm_out."),
+    (r"^visual_encoder\.visual\.transformer\.resblocks\.(\d+)\.", r"vision_encoder.blocks.\1."),
+    (r"^(vision_encoder\.blocks\.\d+)\.attn\.in_proj_(weight|bias)$", r"\1.query_key_value.\2"),
+    (r"^(vision_encoder\.blocks\.\d+)\.attn\.out_proj\.", r"\1.output."),
+    (r"^(vision_encoder\.blocks\.\d+)\.ln_1\.", r"\1.norm_attention."),
+    (r"^(vision_encoder\.blocks\.\d+)\.ln_2\.", r"\1.norm_feed_forward."),
+    (r"^(vision_encoder\.blocks\.\d+)\.mlp\.c_fc\.", r"\1.expand."),
+    (r"^(vision_encoder\.blocks\.\d+)\.mlp\.c_proj\.", r"\1.contract."),
+    (r"^visn_fc\.", "vision_encoder.projection.0."),
+    (r"^visn_layer_norm\.", "vision_encoder.projection.1."),
+    (r"^vision_proj\.", "vision_projection."),
+    (r"^text_proj\.", "text_projection."),
+    (r"^itm_head\.", "match_head."),
+    (r"^text_decoder\.bert\.", "text_decoder."),
+    (r"^text_decoder\.cls\.predictions\.transform\.dense\.", "text_decoder.head_dense."),
+    (r"^text_decoder\.cls\.predictions\.transform\.LayerNorm\.", "text_decoder.head_norm."),
+    (r"^text_decoder\.cls\.predictions\.bias$", "text_decoder.head_bias"),
+    (r"^(\w+)\.embeddings\.(word|position|token_type)_embeddings\.", r"\1.embeddings.\2."),
+    (r"^(\w+)\.embeddings\.LayerNorm\.", r"\1.embeddings.norm."),
+    (r"^(\w+)\.encoder\.layer\.(\d+)\.", r"\1.layers.\2."),
+    (r"^(\w+\.layers\.\d+)\.attention\.", r"\1.self_attention."),
+    (r"^(\w+\.layers\.\d+)\.crossattention\.", r"\1.cross_attention."),
+    (r"^(\w+\.layers\.\d+\.\w+_attention)\.self\.", r"\1."),
+    (r"^(\w+\.layers\.\d+\.\w+_attention)\.output\.dense\.", r"\1.output."),
+    (r"^(\w+\.layers\.\d+\.\w+_attention)\.output\.LayerNorm\.", r"\1.norm."),
+    (r"^(\w+\.layers\.\d+)\.intermediate\.dense\.", r"\1.feed_forward.expand."),
+    (r"^(\w+\.layers\.\d+)\.output\.dense\.", r"\1.feed_forward.contract."),
+    (r"^(\w+\.layers\.\d+)\.output\.LayerNorm\.", r"\1.feed_forward.norm."),
+]
+_RENAMES = [(re.compile(pattern), replacement) for pattern, replacement in _RENAMES]
+_WRAPPER_PREFIX = re.compile(r"^((model|module)\.)+")
+_STORED_LAYER = re.compile(r"^(fusion_encoder|text_encoder|text_decoder)\.layers\.(\d+)\.")
+
+
+def rename_published(state_dict: dict[str, Tensor], config: MPlugConfig) -> dict[str, Tensor]:
+    """Published names → ours; drops what serving does not need and layers that do not run."""
+    text = config.text
+    first_fusion_layer = text.num_hidden_layers - text.fusion_layers
+    depth = {"text_encoder": text.text_encoder_layers, "text_decoder": text.text_decode_layers}
+    renamed: dict[str, Tensor] = {}
+    for published, tensor in state_dict.items():
+        key = _WRAPPER_PREFIX.sub("", published)
+        if key == "text_decoder.cls.predictions.decoder.bias":
+            # Some versions of the published code save the tied bias under this name alone.
+            renamed.setdefault("text_decoder.head_bias", tensor)
+            continue
+        for pattern, replacement in _RENAMES:
+            if _UNUSED.search(key):
+                break
+            key = pattern.sub(replacement, key)
+        if _UNUSED.search(key):
+            continue
+        layer = _STORED_LAYER.match(key)
+        if layer:
+            stage, index = layer[1], int(layer[2])
+            if stage == "fusion_encoder":
+                running = index - first_fusion_layer
+                if not 0 <= running < text.fusion_layers:
+                    continue
+                if ".cross_attention." in key and text.fusion_layer_is_connected(running):
+                    continue
+                key = f"{stage}.layers.{running}.{key[layer.end():]}"
+            elif index >= depth[stage]:
+                continue
+        renamed[key] = tensor
+    return renamed
+
+
+def load_weights(network: MPlug, state_dict: dict[str, Tensor], *, source: Path | str) -> None:
+    """Fill the network from a published or own state dict.
+
+    Raises CheckpointError naming every key that is missing or has a wrong shape; warns of keys that
+    are neither used nor known to be superfluous.
+    """
+    if not is_own(state_dict):
+        state_dict = rename_published(state_dict, network.config)
+    wanted = network.state_dict()
+    missing = sorted(set(wanted) - set(state_dict))
+    if missing:
+        raise CheckpointError(f"{source}: weights are missing for the task {', '.join(network.config.tasks)}: {_some(missing)}")
+    positions = "vision_encoder.position_embedding"
+    if positions in wanted and state_dict[positions].shape[-1:] == wanted[positions].shape[-1:]:
+        try:
+            resampled = resample_positions(state_dict[positions], network.config.vision.grid)
+        except ValueError as error:
+            raise CheckpointError(f"{source}: {positions}: {error}") from None
+        state_dict = {**state_dict, positions: resampled}
+    wrong = [
+        f"{key} is {list(state_dict[key].shape)} instead of {list(wanted[key].shape)}"
+        for key in sorted(wanted)
+        if state_dict[key].shape != wanted[key].shape
+    ]
+    if wrong:
+        raise CheckpointError(f"{source}: weights have the wrong shape: {_some(wrong)}")
+    unfinite = [key for key in sorted(wanted) if not torch.isfinite(state_dict[key]).all()]
+    if unfinite:
+        raise CheckpointError(f"{source}: weights are not finite: {_some(unfinite)}")
+    stages_of_other_tasks = {"vision_encoder", "text_encoder", "fusion_encoder", "text_decoder", "vision_projection",
+                             "text_projection", "match_head", "nlvr_head", "entail_head"} - set(parts_needed(network.config))
+    unknown = sorted(
+        key for key in set(state_dict) - set(wanted) if key.split(".")[0] not in stages_of_other_tasks
+    )
+    if unknown:
+        warnings.warn(f"{source}: weights that are not used: {_some(unknown)}", stacklevel=2)
+    network.load_state_dict({key: state_dict[key].float() for key in wanted})
+
+
+def is_own(state_dict: dict[str, Tensor]) -> bool:
+    """Whether the names are already ours."""
+    return any(key.startswith("vision_encoder.") for key in state_dict)
+
+
+def save_weights(network: MPlug, path: Path, *, dtype: torch.dtype = torch.float16) -> None:
+    """Write the weights as safetensors under our names."""
+    save_file({key: value.detach().to(dtype).contiguous() for key, value in network.state_dict().items()}, path)
+
+
+def _some(names: object) -> str:
+    listed = [str(name) for name in names]  # type: ignore[attr-defined]
+    rest = len(listed) - MAX_KEYS_NAMED
+    return ", ".join(listed[:MAX_KEYS_NAMED]) + (f" and {rest} more" if rest > 0 else "")
+
+
+__all__ = [
+    "CheckpointError", "CheckpointFiles", "ConfigError", "check_vocabulary", "find_checkpoint", "is_own",
+    "load_checkpoint", "load_weights", "read_state_dict", "rename_published", "save_weights",
+]

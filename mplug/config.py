@@ -1,0 +1,281 @@
+"""What a checkpoint is: its sizes, its task and its generation lengths, read from the published files.
+
+Two files describe a published checkpoint: a YAML (image size, CLIP sizes, generation lengths) and a
+BERT JSON (text sizes, how many layers each stage runs, the stride of the skip-connections). Our own
+checkpoints are described by the same two, so there is one reader.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+#: Width of one attention head of CLIP's vision transformer, in every published size.
+CLIP_HEAD_WIDTH = 64
+
+#: Sizes behind the `clip_name`s of the published YAMLs that do not spell them out.
+CLIP_SIZES = {
+    "ViT-B-16": {"clip_vision_width": 768, "clip_vision_layers": 12, "clip_vision_patch_size": 16},
+    "ViT-L-14": {"clip_vision_width": 1024, "clip_vision_layers": 24, "clip_vision_patch_size": 14},
+}
+
+#: Published names of a checkpoint's task, and ours.
+TASKS = (
+    "image-captioning",
+    "visual-question-answering",
+    "image-text-retrieval",
+    "visual-grounding",
+    "nlvr2",
+    "visual-entailment",
+    "video-captioning",
+    "video-question-answering",
+    "video-text-retrieval",
+)
+
+CAPTION_STATES = ("image", "fused")
+
+
+class ConfigError(ValueError):
+    """A configuration file is missing, unreadable, or says something that cannot be."""
+
+
+@dataclass(frozen=True)
+class VisionConfig:
+    """Sizes of the CLIP vision transformer."""
+
+    image_size: int  #: side of the square input, pixels
+    patch_size: int  #: side of a patch, pixels
+    width: int
+    layers: int
+
+    def __post_init__(self) -> None:
+        for name in ("image_size", "patch_size", "width", "layers"):
+            _require_positive(f"vision {name}", getattr(self, name))
+        if self.image_size < self.patch_size:
+            raise ConfigError(f"image size {self.image_size} is smaller than a patch of {self.patch_size} pixels")
+        if self.width % CLIP_HEAD_WIDTH:
+            raise ConfigError(f"vision width {self.width} is not a multiple of the head width {CLIP_HEAD_WIDTH}")
+
+    @property
+    def heads(self) -> int:
+        return self.width // CLIP_HEAD_WIDTH
+
+    @property
+    def grid(self) -> int:
+        """Patches along one side."""
+        return self.image_size // self.patch_size
+
+    @property
+    def tokens(self) -> int:
+        """Length of the image states: the class token and the patches."""
+        return 1 + self.grid**2
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    """Sizes that the text encoder, the fusion encoder and the text decoder share, and their depths."""
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    heads: int
+    max_positions: int
+    type_vocab_size: int
+    layer_norm_eps: float
+    dropout: float
+    num_hidden_layers: int  #: fusion layers that are stored; only the last `fusion_layers` run
+    text_encoder_layers: int
+    fusion_layers: int
+    stride_layer: int  #: every how many fusion layers the skip-connection closes
+    text_decode_layers: int
+
+    def __post_init__(self) -> None:
+        for name in ("vocab_size", "hidden_size", "intermediate_size", "heads", "max_positions", "type_vocab_size",
+                     "text_encoder_layers", "fusion_layers", "stride_layer", "text_decode_layers"):
+            _require_positive(name, getattr(self, name))
+        if self.hidden_size % self.heads:
+            raise ConfigError(f"hidden_size {self.hidden_size} is not a multiple of {self.heads} attention heads")
+        if self.fusion_layers > self.num_hidden_layers:
+            raise ConfigError(f"fusion_layers {self.fusion_layers} exceeds num_hidden_layers {self.num_hidden_layers}")
+
+    @property
+    def head_width(self) -> int:
+        return self.hidden_size // self.heads
+
+    def fusion_layer_is_connected(self, index: int) -> bool:
+        """Whether running fusion layer `index` is connected attention (paper, section 3.2).
+
+        The first and every layer off the stride are what the published code calls asymmetric
+        co-attention when `index == 0 or index % stride_layer != 0`; the others are connected.
+        """
+        return index != 0 and index % self.stride_layer == 0
+
+
+@dataclass(frozen=True)
+class GenerationConfig:
+    """Defaults of beam search, from the YAML; a request may override each."""
+
+    num_beams: int = 5
+    min_length: int = 8
+    max_length: int = 25
+    #: Exponent of the length penalty ((5+t+1)/6)^alpha; the published code fixes it at 0.6.
+    length_penalty: float = 0.6
+
+    def __post_init__(self) -> None:
+        _require_positive("beam_size", self.num_beams)
+        _require_positive("max_length", self.max_length)
+        if not 0 <= self.min_length <= self.max_length:
+            raise ConfigError(f"min_length {self.min_length} is not between 0 and max_length {self.max_length}")
+
+
+@dataclass(frozen=True)
+class MPlugConfig:
+    """Everything that is known of a checkpoint before its weights are opened."""
+
+    vision: VisionConfig
+    text: TextConfig
+    generation: GenerationConfig
+    tasks: tuple[str, ...]
+    #: Width of the contrastive projections; absent heads make it irrelevant.
+    embed_dim: int
+    #: Tokens a text is padded to before the text encoder.
+    max_text_length: int
+    #: What the captioner's decoder reads: `image` states (published) or `fused` ones (ours).
+    caption_states: str = "image"
+    #: Text that our captioner's text encoder reads, and that published captioners decode first.
+    prompt: str = ""
+
+    def __post_init__(self) -> None:
+        for task in self.tasks:
+            if task not in TASKS:
+                raise ConfigError(f"unknown task {task!r}; known: {', '.join(TASKS)}")
+        if self.caption_states not in CAPTION_STATES:
+            raise ConfigError(f"caption_states {self.caption_states!r} is not one of {', '.join(CAPTION_STATES)}")
+        if self.max_text_length > self.text.max_positions:
+            raise ConfigError(f"max_text_length {self.max_text_length} exceeds the {self.text.max_positions} "
+                              "positions of the text encoder")
+        if self.generation.max_length >= self.text.max_positions:
+            raise ConfigError(f"max_length {self.generation.max_length} needs more than the "
+                              f"{self.text.max_positions} positions of the text decoder")
+
+    @property
+    def projects_vision(self) -> bool:
+        """Whether `visn_fc` and its norm bring the vision width to the text width (mPLUG large)."""
+        return self.vision.width != self.text.hidden_size
+
+    def at_image_size(self, image_size: int) -> MPlugConfig:
+        """The same checkpoint served at another image size, pixels."""
+        return replace(self, vision=replace(self.vision, image_size=image_size))
+
+
+#: Tokens per text where the YAML does not say: what the published scripts pass to the tokenizer.
+DEFAULT_TEXT_LENGTHS = {
+    "image-captioning": 25,
+    "visual-question-answering": 30,
+    "video-question-answering": 30,
+    "image-text-retrieval": 30,
+    "video-text-retrieval": 30,
+    "visual-grounding": 20,
+}
+
+
+def read_config(yaml_path: Path, bert_path: Path, *, task: str | None = None) -> MPlugConfig:
+    """Read a checkpoint's YAML and BERT JSON.
+
+    `task` overrides what the YAML says; the authors' YAMLs say nothing of it.
+    Raises ConfigError naming the file and the key that is missing or wrong.
+    """
+    document = _load(yaml_path, yaml.safe_load)
+    bert = _load(bert_path, json.loads)
+    tasks = _tasks(document, yaml_path, task)
+    try:
+        return MPlugConfig(
+            vision=_vision(document, yaml_path),
+            text=_text(bert, bert_path),
+            generation=GenerationConfig(
+                num_beams=_number(document, "beam_size", yaml_path, 5),
+                min_length=_number(document, "min_length", yaml_path, 8),
+                max_length=_number(document, "max_length", yaml_path, 25),
+            ),
+            tasks=tasks,
+            embed_dim=_number(document, "embed_dim", yaml_path, 256),
+            max_text_length=min(
+                _number(document, "max_text_length", yaml_path, DEFAULT_TEXT_LENGTHS.get(tasks[0], 30)),
+                _number(bert, "max_position_embeddings", bert_path, 512),
+            ),
+            caption_states=str(document.get("caption_states", "image")),
+            prompt=str(document.get("prompt") or ""),
+        )
+    except ConfigError as error:
+        if str(yaml_path) in str(error) or str(bert_path) in str(error):
+            raise
+        raise ConfigError(f"{yaml_path} with {bert_path.name}: {error}") from None
+
+
+def _load(path: Path, parse: Any) -> dict[str, Any]:
+    try:
+        document = parse(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file") from None
+    except (ValueError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path}: cannot be parsed: {' '.join(str(error).split())}") from None
+    if not isinstance(document, dict):
+        raise ConfigError(f"{path}: holds no mapping of names to values")
+    return document
+
+
+def _tasks(document: dict[str, Any], path: Path, override: str | None) -> tuple[str, ...]:
+    said = override or document.get("tasks") or document.get("task")
+    if said is None:
+        raise ConfigError(f"{path}: names no task; pass --task with one of {', '.join(TASKS)}")
+    return (said,) if isinstance(said, str) else tuple(str(task) for task in said)
+
+
+def _vision(document: dict[str, Any], path: Path) -> VisionConfig:
+    sizes = {**CLIP_SIZES.get(str(document.get("clip_name")), {}), **document}
+    return VisionConfig(
+        image_size=_number(sizes, "image_res", path),
+        patch_size=_number(sizes, "clip_vision_patch_size", path),
+        width=_number(sizes, "clip_vision_width", path),
+        layers=_number(sizes, "clip_vision_layers", path),
+    )
+
+
+def _text(bert: dict[str, Any], path: Path) -> TextConfig:
+    activation = bert.get("hidden_act", "gelu")
+    if activation != "gelu":
+        raise ConfigError(f"{path}: hidden_act {activation!r} is not supported; mPLUG uses 'gelu'")
+    layers = _number(bert, "num_hidden_layers", path)
+    return TextConfig(
+        vocab_size=_number(bert, "vocab_size", path),
+        hidden_size=_number(bert, "hidden_size", path),
+        intermediate_size=_number(bert, "intermediate_size", path),
+        heads=_number(bert, "num_attention_heads", path),
+        max_positions=_number(bert, "max_position_embeddings", path),
+        type_vocab_size=_number(bert, "type_vocab_size", path, 2),
+        layer_norm_eps=float(bert.get("layer_norm_eps", 1e-12)),
+        dropout=float(bert.get("hidden_dropout_prob", 0.0)),
+        num_hidden_layers=layers,
+        text_encoder_layers=_number(bert, "text_encoder_layers", path, 6),
+        fusion_layers=_number(bert, "fusion_layers", path, 6),
+        stride_layer=_number(bert, "stride_layer", path, 3),
+        text_decode_layers=_number(bert, "text_decode_layers", path, 12),
+    )
+
+
+def _number(document: dict[str, Any], key: str, path: Path, default: int | None = None) -> int:
+    value = document.get(key, default)
+    if value is None:
+        raise ConfigError(f"{path}: {key} is missing")
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ConfigError(f"{path}: {key} is {value!r}, not a whole number")
+    return value
+
+
+def _require_positive(name: str, value: int) -> None:
+    if value < 1:
+        raise ConfigError(f"{name} is {value}, but must be at least 1")

@@ -1,0 +1,83 @@
+"""Stage `vision_encoder`: CLIP's vision transformer, and the bridge to the text width."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from mplug.config import CLIP_HEAD_WIDTH, MPlugConfig
+from mplug.network.attention import attention
+
+CLIP_LAYER_NORM_EPS = 1e-5
+
+
+class VisionBlock(nn.Module):
+    """Pre-norm transformer block with QuickGELU (CLIP, arXiv 2103.00020)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.heads = width // CLIP_HEAD_WIDTH
+        self.norm_attention = nn.LayerNorm(width, eps=CLIP_LAYER_NORM_EPS)
+        self.query_key_value = nn.Linear(width, 3 * width)
+        self.output = nn.Linear(width, width)
+        self.norm_feed_forward = nn.LayerNorm(width, eps=CLIP_LAYER_NORM_EPS)
+        self.expand = nn.Linear(width, 4 * width)
+        self.contract = nn.Linear(4 * width, width)
+
+    def forward(self, states: Tensor) -> Tensor:
+        """`[B, N, width]` → the same."""
+        packed = self.query_key_value(self.norm_attention(states))
+        query, key, value = packed.unflatten(-1, (3, self.heads, CLIP_HEAD_WIDTH)).permute(2, 0, 3, 1, 4).unbind(0)
+        states = states + self.output(attention(query, key, value, None).transpose(1, 2).flatten(2))
+        hidden = self.expand(self.norm_feed_forward(states))
+        return states + self.contract(hidden * torch.sigmoid(1.702 * hidden))
+
+
+class VisionEncoder(nn.Module):
+    """Pixels → image states, one per patch behind one class token."""
+
+    def __init__(self, config: MPlugConfig) -> None:
+        super().__init__()
+        vision = config.vision
+        self.patch_embedding = nn.Conv2d(3, vision.width, vision.patch_size, vision.patch_size, bias=False)
+        self.class_embedding = nn.Parameter(torch.zeros(vision.width))
+        self.position_embedding = nn.Parameter(torch.zeros(vision.tokens, vision.width))
+        self.norm_in = nn.LayerNorm(vision.width, eps=CLIP_LAYER_NORM_EPS)
+        self.blocks = nn.ModuleList(VisionBlock(vision.width) for _ in range(vision.layers))
+        self.norm_out = nn.LayerNorm(vision.width, eps=CLIP_LAYER_NORM_EPS)
+        if config.projects_vision:
+            self.projection: nn.Module = nn.Sequential(
+                nn.Linear(vision.width, config.text.hidden_size),
+                nn.LayerNorm(config.text.hidden_size, eps=config.text.layer_norm_eps),
+            )
+        else:
+            self.projection = nn.Identity()
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        """Normalised pixels `[B, 3, R, R]` → image states `[B, N, W]`, N = 1 + (R / patch)²."""
+        patches = self.patch_embedding(pixel_values).flatten(2).transpose(1, 2)  # [B, N-1, width]
+        class_token = self.class_embedding.expand(patches.shape[0], 1, -1).to(patches.dtype)
+        states = torch.cat([class_token, patches], dim=1) + self.position_embedding
+        states = self.norm_in(states)
+        for block in self.blocks:
+            states = block(states)
+        return self.projection(self.norm_out(states))
+
+
+def resample_positions(position_embedding: Tensor, grid: int) -> Tensor:
+    """Position embedding `[1 + g², width]` → `[1 + grid², width]`.
+
+    The part that belongs to the patches is resampled bilinearly, as the published code does when a
+    checkpoint is used at another image size; the class token keeps its own.
+    """
+    class_position, patch_positions = position_embedding[:1], position_embedding[1:]
+    stored = round(patch_positions.shape[0] ** 0.5)
+    if stored**2 != patch_positions.shape[0]:
+        raise ValueError(f"{patch_positions.shape[0]} patch positions do not form a square grid")
+    if stored == grid:
+        return position_embedding
+    square = patch_positions.float().T.reshape(1, -1, stored, stored)
+    square = functional.interpolate(square, size=(grid, grid), mode="bilinear", align_corners=False)
+    # Kept in fp32 even where the checkpoint is stored in half precision.
+    return torch.cat([class_position.float(), square.flatten(2)[0].T])

@@ -1,0 +1,93 @@
+"""Every tensor of the published implementation, reproduced by ours in fp32."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from golden import DATA, assert_close, expected, tensors
+
+from mplug.checkpoint import load_checkpoint
+
+
+@pytest.fixture(autouse=True)
+def no_gradients():
+    with torch.no_grad():
+        yield
+
+
+def load(case: str, **options):
+    network, _ = load_checkpoint(DATA / case, **options)
+    return network, {name: torch.from_numpy(array) for name, array in tensors(case).items()}
+
+
+def test_caption():
+    network, golden = load("caption")
+    image_states = network.vision_encoder(golden["pixel_values"])
+    assert_close(image_states, golden["image_embeds"].numpy(), "image_embeds")
+    mask = torch.ones(image_states.shape[:2])
+    logits = network.text_decoder(golden["decoder_input_ids"], image_states, mask)
+    assert_close(logits, golden["decoder_logits"].numpy(), "decoder_logits")
+
+
+@pytest.mark.parametrize("case", ["vqa", "grounding"])
+def test_fusion(case: str):
+    network, golden = load(case)
+    image_states = network.vision_encoder(golden["pixel_values"])
+    text_states = network.text_encoder(golden["input_ids"], golden["attention_mask"])
+    fused_image, fused_text = network.fusion_encoder(image_states, text_states, golden["attention_mask"])
+    assert_close(image_states, golden["image_embeds"].numpy(), "image_embeds")
+    assert_close(text_states, golden["text_embeds"].numpy(), "text_embeds")
+    assert_close(fused_image, golden["fused_image"].numpy(), "fused_image")
+    assert_close(fused_text, golden["fused_text"].numpy(), "fused_text")
+
+
+def test_answer_likelihood():
+    """The sum of token log-probabilities that VQA is trained on and ranks answers by."""
+    network, golden = load("vqa")
+    answers = torch.tensor(expected("vqa")["answer_ids"])
+    image_states = network.vision_encoder(golden["pixel_values"])
+    text_states = network.text_encoder(golden["input_ids"], golden["attention_mask"])
+    fused = network.fusion_encoder(image_states, text_states, golden["attention_mask"])
+    states, mask = network.decoder_input(*fused, golden["attention_mask"])
+    logits = network.text_decoder(answers, states, mask)
+    log_probabilities = logits[:, :-1].log_softmax(-1).gather(-1, answers[:, 1:, None])[..., 0]
+    likelihood = -(log_probabilities * (answers[:, 1:] != 0)).sum(-1)
+    np.testing.assert_allclose(likelihood, expected("vqa")["answer_nll_sum"], rtol=1e-4)
+
+
+def test_retrieval():
+    network, golden = load("retrieval")
+    image_states = network.vision_encoder(golden["pixel_values"])
+    text_states = network.text_encoder(golden["input_ids"], golden["attention_mask"])
+    assert_close(image_states, golden["image_embeds"].numpy(), "image_embeds")
+    assert_close(text_states, golden["text_embeds"].numpy(), "text_embeds")
+    image_feature, text_feature = network.image_feature(image_states), network.text_feature(text_states)
+    assert_close(image_feature, golden["image_feat"].numpy(), "image_feat")
+    assert_close(text_feature, golden["text_feat"].numpy(), "text_feat")
+    assert_close(image_feature @ text_feature.T, golden["itc_similarity"].numpy(), "itc_similarity")
+    for image in range(image_states.shape[0]):
+        pairs = image_states[image].expand(text_states.shape[0], -1, -1)
+        _, fused_text = network.fusion_encoder(pairs, text_states, golden["attention_mask"])
+        logits = network.match_head(fused_text[:, 0])
+        assert_close(logits, golden["itm_logits"][image].numpy(), "itm_logits")
+
+
+def test_video():
+    """Frames lie side by side as one long sequence of image states."""
+    network, golden = load("video")
+    videos = expected("video")["videos"]
+    frames = torch.stack([golden["pixel_values"][indices] for indices in videos])  # [videos, frames, 3, R, R]
+    frame_states = network.vision_encoder(frames.flatten(0, 1)).unflatten(0, frames.shape[:2]).flatten(1, 2)
+    assert_close(frame_states, golden["frame_embeds"].numpy(), "frame_embeds")
+    text_states = network.text_encoder(golden["input_ids"], golden["attention_mask"])
+    fused_image, fused_text = network.fusion_encoder(frame_states, text_states, golden["attention_mask"])
+    assert_close(fused_image, golden["fused_image"].numpy(), "fused_image")
+    assert_close(fused_text, golden["fused_text"].numpy(), "fused_text")
+
+
+def test_positions_are_resampled_at_another_image_size():
+    size = expected("resize")["image_res"]
+    network, _ = load_checkpoint(DATA / "caption", image_size=size)
+    golden = tensors("resize")
+    assert_close(network.vision_encoder(torch.from_numpy(golden["pixel_values"])), golden["image_embeds"])
