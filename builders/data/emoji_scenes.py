@@ -1,0 +1,355 @@
+"""Emoji scenes: pictures drawn on the fly, with captions, boxes and patch labels that are exactly true.
+
+    generator = SceneGenerator(TRAIN_STYLES, augment=True, seed=1)
+    batch = generator.batch(64)        # batch.images, batch.captions, batch.patch_labels, batch.scenes
+
+The same seed, arguments and calls give the same scenes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from random import Random
+
+import cv2
+import numpy as np
+
+from builders.data.emoji_classes import Drawing, EmojiClass, load_classes
+from builders.data.emoji_sprites import SOURCES, load_sprites
+from builders.data.scene_backgrounds import Backgrounds
+from builders.data.scene_grammar import AmbiguousLayout, Box, ObjectGroup, caption_of
+from builders.data.scene_layout import Place, plan_layout
+from builders.data.sprite_augmentation import VISIBLE, SpriteAugmenter, crop_visible, premultiply, unpremultiply
+
+PATCH = 16  # pixels; side of one cell of the patch labels
+PATCH_SHARE = 0.2  # a sprite labels a patch when it covers more than this share of it
+BANK_DEPTH = 4  # augmented renderings kept per drawing
+BANK_REFRESH = 0.3  # chance that a use draws a new rendering once the bank is full
+RIM_POINTS = 24  # pixels along a sprite's edge that the contrast check looks at
+CONTRAST_STEP = 40  # least difference of the most different channel, of 255
+CONTRAST_SHARE = 0.6  # of the rim points that must differ by that much
+BACKGROUND_TRIES = 12
+LAYOUT_TRIES = 20
+DIRECTION_WORDS = frozenset({"left", "right", "east", "west"})  # classes that would change when mirrored
+
+
+@dataclass(frozen=True)
+class SceneObject:
+    """One sprite in a scene. ``box`` is tight to its visible pixels (alpha > 40); ``group`` indexes the groups."""
+
+    class_index: int
+    name: str
+    colour: str | None
+    box: Box
+    group: int
+    style: str
+
+
+@dataclass(frozen=True)
+class Scene:
+    """One picture and everything true about it.
+
+    ``image`` uint8 [size, size, 3] RGB; ``patch_labels`` int16 [size/16, size/16], 0 for background, else
+    class index + 1 of the sprite that covers most of the patch and over a fifth of it.
+    """
+
+    image: np.ndarray
+    groups: tuple[ObjectGroup, ...]
+    objects: tuple[SceneObject, ...]
+    caption: str
+    patch_labels: np.ndarray
+
+
+@dataclass(frozen=True)
+class SceneBatch:
+    """``images`` uint8 [n, size, size, 3]; ``patch_labels`` int16 [n, size/16, size/16]; the rest has length n."""
+
+    images: np.ndarray
+    captions: list[str]
+    patch_labels: np.ndarray
+    scenes: list[Scene]
+
+
+@dataclass(frozen=True)
+class _Sprite:
+    """A rendering ready to paste: premultiplied RGBA and sample points along its edge."""
+
+    pixels: np.ndarray  # uint8 [h, w, 4]
+    rim: np.ndarray  # float32 [points, 2], (y, x) as shares of height and width
+    rim_colours: np.ndarray  # int16 [points, 3]
+
+
+@dataclass(frozen=True)
+class _Choice:
+    """What a group will show, before it has a place."""
+
+    emoji_class: EmojiClass
+    drawing: Drawing
+    style: str
+    sprites: tuple[_Sprite, ...]
+
+
+class SceneGenerator:
+    """Seeded generator of scenes.
+
+    Difficulty may be changed between calls: ``max_groups`` (1..4), ``group_weights`` and ``count_weights``
+    (chance of 1, 2, 3, 4 groups, and of as many objects in a group), ``max_count`` (1..4).
+    Raises ``ValueError`` for unknown styles and for a size that is no multiple of 16.
+    """
+
+    def __init__(
+        self,
+        styles: Sequence[str],
+        *,
+        size: int = 128,
+        max_groups: int = 2,
+        max_count: int = 4,
+        augment: bool = False,
+        seed: int = 0,
+    ) -> None:
+        if size % PATCH or size < 2 * PATCH:
+            raise ValueError(f"size must be a multiple of {PATCH} and at least {2 * PATCH}, not {size}")
+        self.size = size
+        self.augment = augment
+        self.max_groups = max_groups
+        self.max_count = max_count
+        self.group_weights = [0.45, 0.35, 0.12, 0.08]
+        self.count_weights = [0.7, 0.14, 0.09, 0.07]
+        self._random = Random(seed)
+        self._backgrounds = Backgrounds(size, self._random)
+        self._augmenter = SpriteAugmenter(self._random)
+        self._grain = _grain(self._random, size)
+        self._base = load_sprites(styles)
+        self._plain: dict[tuple[str, str], _Sprite] = {}
+        self._bank: dict[tuple[str, str], list[_Sprite]] = {}
+        self._deck: list[EmojiClass] = []
+        self._styles_of = [_styles_of(emoji_class, self._base) for emoji_class in load_classes()]
+
+    def batch(self, n: int) -> SceneBatch:
+        """Return ``n`` new scenes."""
+        scenes = [self.scene() for _ in range(n)]
+        return SceneBatch(
+            images=np.stack([scene.image for scene in scenes]),
+            captions=[scene.caption for scene in scenes],
+            patch_labels=np.stack([scene.patch_labels for scene in scenes]),
+            scenes=scenes,
+        )
+
+    def scene(self) -> Scene:
+        """Return one new scene."""
+        choices = self._choose()
+        for _ in range(LAYOUT_TRIES):
+            shapes = [[_shape(sprite) for sprite in choice.sprites] for choice in choices]
+            plan = plan_layout(self._random, shapes, self.size)
+            scene = self._render(choices, plan)
+            if scene is not None:
+                return scene
+        return self.scene()  # these sprites do not go together; others will
+
+    def _choose(self) -> list[_Choice]:
+        random = self._random
+        number = random.choices((1, 2, 3, 4)[: self.max_groups], self.group_weights[: self.max_groups])[0]
+        choices: list[_Choice] = []
+        taken: set[tuple[str, str | None]] = set()
+        while len(choices) < number:
+            emoji_class = self._next_class()
+            options = self._styles_of[emoji_class.index]
+            if not options:
+                continue  # none of the chosen styles has this class
+            style, drawings = random.choice(options)
+            drawing = random.choice(drawings)
+            if (emoji_class.name, drawing.colour) in taken:
+                continue
+            taken.add((emoji_class.name, drawing.colour))
+            count = random.choices((1, 2, 3, 4)[: self.max_count], self.count_weights[: self.max_count])[0]
+            same = random.random() < 0.5  # all objects of the group look alike
+            sprites = [self._sprite(emoji_class, drawing, style) for _ in range(1 if same else count)]
+            choices.append(_Choice(emoji_class, drawing, style, tuple(sprites * count)[:count]))
+        return choices
+
+    def _next_class(self) -> EmojiClass:
+        """Deal classes from a shuffled deck: every class comes up once before any comes up again."""
+        if not self._deck:
+            self._deck = list(load_classes())
+            self._random.shuffle(self._deck)
+        return self._deck.pop()
+
+    def _sprite(self, emoji_class: EmojiClass, drawing: Drawing, style: str) -> _Sprite:
+        key = (style, drawing.codepoint)
+        if not self.augment:
+            if key not in self._plain:
+                self._plain[key] = _prepare(crop_visible(premultiply(self._base[style][drawing.codepoint])))
+            return self._plain[key]
+        bank = self._bank.setdefault(key, [])
+        if len(bank) == BANK_DEPTH and self._random.random() >= BANK_REFRESH:
+            return self._random.choice(bank)
+        base = self._base[style][drawing.codepoint]
+        sprite = _prepare(self._augmenter.augment(base, keep_colour=emoji_class.coloured))
+        if len(bank) == BANK_DEPTH:
+            bank[self._random.randrange(BANK_DEPTH)] = sprite
+        else:
+            bank.append(sprite)
+        return sprite
+
+    def _render(self, choices: list[_Choice], plan: list[list[Place]]) -> Scene | None:
+        """Draw a planned scene; None when no background suits or the layout reads two ways."""
+        mirrored = [
+            [self._random.random() < 0.5 and _may_mirror(choice.emoji_class) for _ in choice.sprites]
+            for choice in choices
+        ]
+        image = self._background(choices, plan, mirrored)
+        if image is None:
+            return None
+        objects: list[SceneObject] = []
+        groups: list[ObjectGroup] = []
+        grid = self.size // PATCH
+        labels = np.zeros((grid, grid), np.int16)
+        best = np.full((grid, grid), np.uint8(255 * PATCH_SHARE))
+        for number, choice in enumerate(choices):
+            boxes = []
+            for sprite, place, mirror in zip(choice.sprites, plan[number], mirrored[number], strict=True):
+                box = self._paste(image, sprite, place, mirror, labels, best, choice.emoji_class.index + 1)
+                boxes.append(box)
+                objects.append(
+                    SceneObject(
+                        choice.emoji_class.index, choice.emoji_class.name, choice.drawing.colour, box, number, choice.style
+                    )
+                )
+            union = (*(min(b[i] for b in boxes) for i in (0, 1)), *(max(b[i] for b in boxes) for i in (2, 3)))
+            groups.append(
+                ObjectGroup(
+                    choice.emoji_class.index, choice.emoji_class.name, choice.drawing.colour, len(boxes), union
+                )
+            )
+        try:
+            caption = caption_of(groups, self.size)
+        except AmbiguousLayout:
+            return None
+        if self.augment:
+            image = self._degrade(image)
+        return Scene(image, tuple(groups), tuple(objects), caption, labels)
+
+    def _background(
+        self, choices: list[_Choice], plan: list[list[Place]], mirrored: list[list[bool]]
+    ) -> np.ndarray | None:
+        """Return a background from which every sprite's edge stands out; None when none was found."""
+        rows, columns, colours, spans = [], [], [], []
+        for choice, places, flags in zip(choices, plan, mirrored, strict=True):
+            for sprite, place, mirror in zip(choice.sprites, places, flags, strict=True):
+                share_x = 1 - sprite.rim[:, 1] if mirror else sprite.rim[:, 1]
+                rows.append(place.y + sprite.rim[:, 0] * (place.height - 1))
+                columns.append(place.x + share_x * (place.width - 1))
+                colours.append(sprite.rim_colours)
+                spans.append(RIM_POINTS)
+        row, column = np.concatenate(rows).astype(np.intp), np.concatenate(columns).astype(np.intp)
+        rim_colours = np.concatenate(colours)
+        for _ in range(BACKGROUND_TRIES):
+            image = self._backgrounds.draw()
+            distance = np.abs(image[row, column] - rim_colours).max(1)
+            stands_out = (distance >= CONTRAST_STEP).reshape(-1, RIM_POINTS).mean(1)
+            if stands_out.min() >= CONTRAST_SHARE:
+                return image
+        return None
+
+    def _paste(
+        self,
+        image: np.ndarray,
+        sprite: _Sprite,
+        place: Place,
+        mirror: bool,
+        labels: np.ndarray,
+        best: np.ndarray,
+        label: int,
+    ) -> Box:
+        """Draw one sprite into the image, note the patches it covers, return its visible box."""
+        shrinking = place.width * place.height < sprite.pixels.shape[0] * sprite.pixels.shape[1]
+        pixels = cv2.resize(
+            sprite.pixels,
+            (place.width, place.height),
+            interpolation=cv2.INTER_AREA if shrinking else cv2.INTER_LINEAR,
+        )
+        if mirror:
+            pixels = cv2.flip(pixels, 1)
+        colour, alpha = pixels[..., :3], np.ascontiguousarray(pixels[..., 3])
+        window = image[place.y : place.y + place.height, place.x : place.x + place.width]
+        clear = cv2.bitwise_not(alpha)
+        window[:] = cv2.add(colour, cv2.multiply(window, cv2.merge((clear, clear, clear)), scale=1 / 255))
+        self._label(alpha, place, labels, best, label)
+        left, top, width, height = cv2.boundingRect(cv2.compare(alpha, VISIBLE, cv2.CMP_GT))
+        x, y = place.x + left, place.y + top
+        return float(x), float(y), float(x + width), float(y + height)
+
+    def _label(self, alpha: np.ndarray, place: Place, labels: np.ndarray, best: np.ndarray, label: int) -> None:
+        """Write ``label`` into the patches of which this sprite covers more than any before it."""
+        top, left = place.y // PATCH, place.x // PATCH
+        bottom, right = -(-(place.y + place.height) // PATCH), -(-(place.x + place.width) // PATCH)
+        cover = np.zeros(((bottom - top) * PATCH, (right - left) * PATCH), np.uint8)
+        y, x = place.y - top * PATCH, place.x - left * PATCH
+        cover[y : y + place.height, x : x + place.width] = alpha
+        share = cv2.resize(cover, (right - left, bottom - top), interpolation=cv2.INTER_AREA)
+        window = np.s_[top:bottom, left:right]
+        more = share > best[window]
+        labels[window][more] = label
+        best[window][more] = share[more]
+
+    def _degrade(self, image: np.ndarray) -> np.ndarray:
+        """Spoil a picture as cameras and codecs do: tone, blur, noise, JPEG."""
+        random = self._random
+        if random.random() < 0.4:
+            levels = np.linspace(0, 1, 256) * random.uniform(0.75, 1.2) + random.uniform(-0.1, 0.1)
+            levels = np.clip(levels, 0, 1) ** (2 ** random.uniform(-0.4, 0.4))
+            image = cv2.LUT(image, (255 * levels).astype(np.uint8))
+        if random.random() < 0.15:
+            image = cv2.GaussianBlur(image, (0, 0), random.uniform(0.4, 1.1))
+        if random.random() < 0.25:
+            grain = random.choice(self._grain)
+            image = cv2.add(image, grain, dtype=cv2.CV_8U)
+        if random.random() < 0.15:
+            _, code = cv2.imencode(".jpg", image, (cv2.IMWRITE_JPEG_QUALITY, random.randint(25, 90)))
+            image = cv2.imdecode(code, cv2.IMREAD_COLOR)
+        return image
+
+
+def _styles_of(
+    emoji_class: EmojiClass, base: dict[str, dict[str, np.ndarray]]
+) -> list[tuple[str, tuple[Drawing, ...]]]:
+    """Return (style, its drawings of the class) for every loaded style that has the class."""
+    options = []
+    for style, sprites in base.items():
+        if SOURCES[style].vendor in emoji_class.vendors:
+            drawings = tuple(drawing for drawing in emoji_class.drawings if drawing.codepoint in sprites)
+            if drawings:
+                options.append((style, drawings))
+    return options
+
+
+def _may_mirror(emoji_class: EmojiClass) -> bool:
+    return DIRECTION_WORDS.isdisjoint(emoji_class.name.split())
+
+
+def _shape(sprite: _Sprite) -> tuple[float, float]:
+    height, width = sprite.pixels.shape[:2]
+    longest = max(width, height)
+    return width / longest, height / longest
+
+
+def _prepare(pixels: np.ndarray) -> _Sprite:
+    """Sample the edge of a premultiplied sprite."""
+    solid = cv2.compare(pixels[..., 3], 160, cv2.CMP_GT)
+    inner = cv2.erode(solid, np.ones((5, 5), np.uint8), borderType=cv2.BORDER_CONSTANT, borderValue=0)
+    ys, xs = np.nonzero(solid & ~inner)
+    if len(ys) == 0:
+        ys, xs = np.nonzero(pixels[..., 3] > VISIBLE)
+    # Evenly spread over the row-major list of edge pixels: no random numbers, so results stay reproducible.
+    chosen = np.linspace(0, len(ys) - 1, RIM_POINTS).round().astype(np.intp)
+    ys, xs = ys[chosen], xs[chosen]
+    height, width = pixels.shape[:2]
+    rim = np.stack((ys / max(1, height - 1), xs / max(1, width - 1)), 1).astype(np.float32)
+    return _Sprite(pixels, rim, unpremultiply(pixels)[ys, xs].astype(np.int16))
+
+
+def _grain(random: Random, size: int) -> list[np.ndarray]:
+    """Return ready-made sensor noise, int16 [size, size, 3] each."""
+    noise = np.random.default_rng(random.getrandbits(32))
+    return [noise.normal(0, noise.uniform(3, 16), (size, size, 3)).astype(np.int16) for _ in range(16)]

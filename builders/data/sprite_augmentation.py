@@ -1,0 +1,240 @@
+"""Augmentation that breaks the style of a drawing and leaves the object.
+
+A model that only ever saw four art styles has to name the objects of a fifth: so what differs between
+styles (shading, outline, palette, proportions, small detail) is made random. Classes whose captions
+state a colour keep their hue.
+"""
+
+from __future__ import annotations
+
+from random import Random
+
+import cv2
+import numpy as np
+from PIL import Image
+
+CANVAS = 120  # pixels; holds a 72 px sprite turned, sheared and outlined
+RAMPS = 48  # ready-made shading pictures
+WARPS = 48  # ready-made sine warps
+VISIBLE = 40  # alpha above which a pixel counts, as in emoji_sprites
+
+
+class SpriteAugmenter:
+    """Seeded; turns an RGBA sprite into another rendering of the same object."""
+
+    def __init__(self, random: Random) -> None:
+        self.random = random
+        noise = np.random.default_rng(random.getrandbits(32))
+        self._ramps = [_shading(noise) for _ in range(RAMPS)]
+        self._warps = [_sine_warp(noise) for _ in range(WARPS)]
+        self._textures = [_texture(noise) for _ in range(RAMPS)]
+        self._flat: dict[tuple[int, int], np.ndarray] = {}
+
+    def augment(self, sprite: np.ndarray, keep_colour: bool) -> np.ndarray:
+        """Return a new premultiplied RGBA sprite, uint8 [h, w, 4], tight to alpha > 40.
+
+        ``sprite``: uint8 [h, w, 4], not premultiplied, at most 72 px. ``keep_colour``: the hue is part
+        of the truth.
+        """
+        random = self.random
+        if random.random() < 0.3:
+            sprite = self._flattened(sprite, random.choice((3, 4, 6, 8)))
+        warped = self._warp(premultiply(sprite))
+        alpha = warped[..., 3]
+        colour = unpremultiply(warped)
+        colour = self._recolour(colour, keep_colour)
+        colour = self._resurface(colour)
+        if random.random() < 0.15:
+            colour = _ink_edges(colour, alpha, random.uniform(0.3, 1.0))
+        if random.random() < 0.15:
+            alpha = self._cut_out(alpha)
+        if random.random() < 0.15:
+            alpha = cv2.convertScaleAbs(alpha, alpha=1.0) // 128 * 255  # jagged edge of a hard mask
+        if random.random() < 0.35:
+            colour, alpha = self._outline(colour, alpha, keep_colour)
+        return crop_visible(premultiply(np.dstack((colour, alpha))))
+
+    def _flattened(self, sprite: np.ndarray, colours: int) -> np.ndarray:
+        """Return the sprite in few flat colours: what turns 3D and gradient art into flat art."""
+        key = (id(sprite), colours)  # the base sprites live as long as this object's owner
+        if key not in self._flat:
+            smooth = cv2.medianBlur(np.ascontiguousarray(sprite[..., :3]), 5)
+            # Invisible pixels would cost palette entries: paint them in the mean visible colour.
+            visible = sprite[..., 3] > VISIBLE
+            smooth[~visible] = smooth[visible].mean(0)
+            image = Image.fromarray(smooth).quantize(colours, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
+            self._flat[key] = np.dstack((np.asarray(image.convert("RGB")), sprite[..., 3]))
+        return self._flat[key]
+
+    def _warp(self, sprite: np.ndarray) -> np.ndarray:
+        """Rotate, shear, stretch and bend a premultiplied sprite; uint8 [120, 120, 4]."""
+        random = self.random
+        height, width = sprite.shape[:2]
+        angle = np.deg2rad(random.gauss(0, 9) if random.random() < 0.8 else random.uniform(-20, 20))
+        angle = float(np.clip(angle, -0.35, 0.35))
+        stretch = 2 ** random.uniform(-0.2, 0.2)  # aspect 0.75 to 1.33 in all
+        shear = random.uniform(-0.15, 0.15)
+        cos, sin = np.cos(angle), np.sin(angle)
+        # destination = rotation · shear · stretch; the warp needs the way back.
+        forward = np.array([[cos, -sin], [sin, cos]]) @ np.array([[stretch, shear], [0, 1 / stretch]])
+        if random.random() < 0.35:
+            back = np.linalg.inv(forward).astype(np.float32)
+            grid_x, grid_y = random.choice(self._warps)
+            map_x = back[0, 0] * grid_x + back[0, 1] * grid_y + np.float32((width - 1) / 2)
+            map_y = back[1, 0] * grid_x + back[1, 1] * grid_y + np.float32((height - 1) / 2)
+            return cv2.remap(sprite, map_x, map_y, cv2.INTER_LINEAR)
+        offset = np.array([(CANVAS - 1) / 2] * 2) - forward @ np.array([(width - 1) / 2, (height - 1) / 2])
+        matrix = np.hstack((forward, offset[:, None]))
+        return cv2.warpAffine(sprite, matrix, (CANVAS, CANVAS), flags=cv2.INTER_LINEAR)
+
+    def _recolour(self, colour: np.ndarray, keep_colour: bool) -> np.ndarray:
+        random = self.random
+        if not keep_colour and random.random() < 0.12:
+            grey = cv2.cvtColor(colour, cv2.COLOR_RGB2GRAY)
+            colour = cv2.cvtColor(grey, cv2.COLOR_GRAY2RGB)
+        elif random.random() < 0.6:
+            hsv = cv2.cvtColor(colour, cv2.COLOR_RGB2HSV)
+            table = np.empty((1, 256, 3), np.uint8)
+            levels = np.arange(256)
+            shift = 0.0
+            if not keep_colour:
+                shift = random.uniform(-90, 90) if random.random() < 0.2 else random.gauss(0, 10)
+            table[0, :, 0] = (levels + shift) % 180  # OpenCV's hue counts half degrees
+            strength = random.uniform(0.75, 1.25) if keep_colour else random.uniform(0.3, 1.7)
+            table[0, :, 1] = np.clip(levels * strength, 0, 255)
+            table[0, :, 2] = levels
+            colour = cv2.cvtColor(cv2.LUT(hsv, table), cv2.COLOR_HSV2RGB)
+        if random.random() < 0.7:
+            colour = cv2.LUT(colour, self._tone_table(keep_colour))
+        return colour
+
+    def _tone_table(self, keep_colour: bool) -> np.ndarray:
+        """Return contrast, brightness, gamma, channel gain and posterising as one table, uint8 [1, 256, 3]."""
+        random = self.random
+        strength = 0.4 if keep_colour else 1.0
+        levels = np.linspace(0, 1, 256)
+        contrast = 1 + strength * random.uniform(-0.4, 0.5)
+        tone = (levels - 0.5) * contrast + 0.5 + strength * random.uniform(-0.15, 0.15)
+        tone = np.clip(tone, 0, 1) ** (2 ** (strength * random.uniform(-0.7, 0.7)))
+        if not keep_colour and random.random() < 0.2:
+            steps = random.randint(2, 5)
+            tone = np.round(tone * steps) / steps
+        gains = np.array([1 + 0.5 * strength * random.uniform(-0.35, 0.35) for _ in range(3)])
+        return (255 * np.clip(tone[:, None] * gains, 0, 1)).astype(np.uint8)[None]
+
+    def _resurface(self, colour: np.ndarray) -> np.ndarray:
+        """Add shading or texture; blur or sharpen."""
+        random = self.random
+        choice = random.random()
+        if choice < 0.25:
+            colour = cv2.multiply(colour, random.choice(self._ramps), scale=1 / 160)
+        elif choice < 0.4:
+            colour = cv2.multiply(colour, random.choice(self._textures), scale=1 / 160)
+        choice = random.random()
+        if choice < 0.15:
+            colour = cv2.GaussianBlur(colour, (0, 0), random.uniform(0.6, 2.2))
+        elif choice < 0.35:
+            blurred = cv2.GaussianBlur(colour, (0, 0), random.uniform(1, 3))
+            amount = random.uniform(0.3, 1.5)
+            colour = cv2.addWeighted(colour, 1 + amount, blurred, -amount, 0)
+        return colour
+
+    def _cut_out(self, alpha: np.ndarray) -> np.ndarray:
+        """Erase one to three small round or square pieces."""
+        random = self.random
+        alpha = alpha.copy()
+        margin = CANVAS // 2 - 30
+        for _ in range(random.randint(1, 3)):
+            x, y = random.randint(margin, CANVAS - margin), random.randint(margin, CANVAS - margin)
+            radius = random.randint(3, 9)
+            if random.random() < 0.5:
+                cv2.circle(alpha, (x, y), radius, 0, -1)
+            else:
+                cv2.rectangle(alpha, (x - radius, y - radius), (x + radius, y + radius), 0, -1)
+        return alpha
+
+    def _outline(self, colour: np.ndarray, alpha: np.ndarray, keep_colour: bool) -> tuple[np.ndarray, np.ndarray]:
+        random = self.random
+        width = random.choice((1, 1, 2, 2, 3, 4))
+        kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * width + 1, 2 * width + 1))
+        grown = cv2.dilate(alpha, kernel)
+        choice = random.random()
+        if choice < 0.55:
+            ink = tuple(random.randint(0, 50) for _ in range(3))
+        elif choice < 0.75 or keep_colour:
+            ink = (random.randint(200, 255),) * 3
+        else:
+            ink = tuple(random.randint(0, 255) for _ in range(3))
+        weight = cv2.merge((alpha, alpha, alpha))
+        paper = np.full(colour.shape, ink, np.uint8)
+        inked = cv2.add(
+            cv2.multiply(colour, weight, scale=1 / 255), cv2.multiply(paper, cv2.bitwise_not(weight), scale=1 / 255)
+        )
+        return inked, grown
+
+
+def premultiply(sprite: np.ndarray) -> np.ndarray:
+    """Return RGBA uint8 [h, w, 4] with colours multiplied by alpha, so that resizing makes no fringe."""
+    alpha = np.ascontiguousarray(sprite[..., 3])
+    opaque = np.full_like(alpha, 255)
+    return cv2.multiply(sprite, cv2.merge((alpha, alpha, alpha, opaque)), scale=1 / 255)
+
+
+def unpremultiply(sprite: np.ndarray) -> np.ndarray:
+    """Return the plain colours of a premultiplied sprite, uint8 [h, w, 3]; black where it is invisible."""
+    alpha = np.ascontiguousarray(sprite[..., 3])
+    return cv2.divide(np.ascontiguousarray(sprite[..., :3]), cv2.merge((alpha, alpha, alpha)), scale=255)
+
+
+def crop_visible(sprite: np.ndarray) -> np.ndarray:
+    """Return the sprite cropped tight to alpha > 40. Raises ``ValueError`` when nothing is visible."""
+    x, y, width, height = cv2.boundingRect(cv2.compare(sprite[..., 3], VISIBLE, cv2.CMP_GT))
+    if not width:
+        raise ValueError("the sprite has no visible pixel")
+    return np.ascontiguousarray(sprite[y : y + height, x : x + width])
+
+
+def _ink_edges(colour: np.ndarray, alpha: np.ndarray, strength: float) -> np.ndarray:
+    """Draw dark lines where colours meet, as line-art styles do."""
+    edges = cv2.Canny(colour, 60, 140)
+    edges = cv2.GaussianBlur(cv2.dilate(edges, np.ones((2, 2), np.uint8)), (3, 3), 0)
+    edges = cv2.bitwise_and(edges, alpha)
+    shade = cv2.bitwise_not(cv2.convertScaleAbs(edges, alpha=strength))
+    return cv2.multiply(colour, cv2.merge((shade, shade, shade)), scale=1 / 255)
+
+
+def _shading(noise: np.random.Generator) -> np.ndarray:
+    """Return a soft light, uint8 [120, 120, 3] around 160 = unchanged."""
+    y, x = np.mgrid[-1 : 1 : CANVAS * 1j, -1 : 1 : CANVAS * 1j]
+    angle = noise.uniform(0, 2 * np.pi)
+    if noise.random() < 0.5:
+        light = np.cos(angle) * x + np.sin(angle) * y
+    else:
+        light = 0.7 - 1.4 * np.hypot(x - 0.4 * np.cos(angle), y - 0.4 * np.sin(angle))
+    factor = np.clip(1 + noise.uniform(0.3, 0.9) * light, 0.4, 1.55)
+    return np.repeat((160 * factor).astype(np.uint8)[..., None], 3, 2)
+
+
+def _texture(noise: np.random.Generator) -> np.ndarray:
+    """Return fine grain or hatching, uint8 [120, 120, 3] around 160 = unchanged."""
+    if noise.random() < 0.6:
+        cells = int(noise.integers(15, CANVAS + 1))
+        grain = cv2.resize(noise.normal(0, 1, (cells, cells)), (CANVAS, CANVAS), interpolation=cv2.INTER_LINEAR)
+    else:
+        y, x = np.mgrid[0:CANVAS, 0:CANVAS]
+        angle, period = noise.uniform(0, np.pi), noise.uniform(3, 10)
+        grain = np.sin(2 * np.pi / period * (np.cos(angle) * x + np.sin(angle) * y))
+    factor = np.clip(1 + noise.uniform(0.08, 0.25) * grain, 0.4, 1.55)
+    return np.repeat((160 * factor).astype(np.uint8)[..., None], 3, 2)
+
+
+def _sine_warp(noise: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Return centred, wavy coordinates (x, y), float32 [120, 120] each."""
+    axis = np.arange(CANVAS, dtype=np.float32) - (CANVAS - 1) / 2
+    x, y = np.meshgrid(axis, axis)
+    amplitude = noise.uniform(1, 4, 2)
+    period = noise.uniform(30, 90, 2)
+    phase = noise.uniform(0, 2 * np.pi, 2)
+    wavy_x = x + amplitude[0] * np.sin(2 * np.pi * y / period[0] + phase[0])
+    wavy_y = y + amplitude[1] * np.sin(2 * np.pi * x / period[1] + phase[1])
+    return wavy_x.astype(np.float32), wavy_y.astype(np.float32)
