@@ -58,7 +58,7 @@ def _parse_class(index: int, entry: dict) -> EmojiClass:
     labels = entry["cldr"]
     colours = entry.get("colors") or [None] * len(codepoints)
     if not len(codepoints) == len(labels) == len(colours):
-        raise ValueError(f"class {entry['name']!r} in {CLASSES_FILE.name}: drawings, labels and colours differ")
+        raise ValueError(f"class {entry['name']!r}: drawings, labels and colours do not line up")
     return EmojiClass(
         index=index,
         name=entry["name"],

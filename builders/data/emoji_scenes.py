@@ -20,23 +20,25 @@ from builders.data.emoji_sprites import SOURCES, load_sprites
 from builders.data.scene_backgrounds import Backgrounds
 from builders.data.scene_grammar import AmbiguousLayout, Box, ObjectGroup, caption_of
 from builders.data.scene_layout import Place, plan_layout
-from builders.data.sprite_augmentation import VISIBLE, SpriteAugmenter, crop_visible, premultiply, unpremultiply
+from builders.data.sprite_augmentation import VISIBLE, SpriteAugmenter, crop_visible, premultiply
 
 PATCH = 16  # pixels; side of one cell of the patch labels
 PATCH_SHARE = 0.2  # a sprite labels a patch when it covers more than this share of it
 BANK_DEPTH = 4  # augmented renderings kept per drawing
 BANK_REFRESH = 0.3  # chance that a use draws a new rendering once the bank is full
+RIM_KERNEL = np.ones((5, 5), np.uint8)  # the edge is two pixels deep
 RIM_POINTS = 24  # pixels along a sprite's edge that the contrast check looks at
 CONTRAST_STEP = 40  # least difference of the most different channel, of 255
 CONTRAST_SHARE = 0.6  # of the rim points that must differ by that much
 BACKGROUND_TRIES = 12
 LAYOUT_TRIES = 20
+LEVELS = np.linspace(0, 1, 256)
 DIRECTION_WORDS = frozenset({"left", "right", "east", "west"})  # classes that would change when mirrored
 
 
 @dataclass(frozen=True)
 class SceneObject:
-    """One sprite in a scene. ``box`` is tight to its visible pixels (alpha > 40); ``group`` indexes the groups."""
+    """One sprite. ``box`` is tight to its visible pixels (alpha > 40); ``group`` indexes the groups."""
 
     class_index: int
     name: str
@@ -63,7 +65,7 @@ class Scene:
 
 @dataclass(frozen=True)
 class SceneBatch:
-    """``images`` uint8 [n, size, size, 3]; ``patch_labels`` int16 [n, size/16, size/16]; the rest has length n."""
+    """``images`` uint8 [n, size, size, 3]; ``patch_labels`` int16 [n, size/16, size/16]; lists: length n."""
 
     images: np.ndarray
     captions: list[str]
@@ -207,21 +209,18 @@ class SceneGenerator:
         labels = np.zeros((grid, grid), np.int16)
         best = np.full((grid, grid), np.uint8(255 * PATCH_SHARE))
         for number, choice in enumerate(choices):
+            emoji_class, colour = choice.emoji_class, choice.drawing.colour
             boxes = []
             for sprite, place, mirror in zip(choice.sprites, plan[number], mirrored[number], strict=True):
-                box = self._paste(image, sprite, place, mirror, labels, best, choice.emoji_class.index + 1)
+                alpha = self._paste(image, sprite, place, mirror)
+                _label(alpha, place, labels, best, emoji_class.index + 1)
+                box = _visible_box(alpha, place)
                 boxes.append(box)
                 objects.append(
-                    SceneObject(
-                        choice.emoji_class.index, choice.emoji_class.name, choice.drawing.colour, box, number, choice.style
-                    )
+                    SceneObject(emoji_class.index, emoji_class.name, colour, box, number, choice.style)
                 )
             union = (*(min(b[i] for b in boxes) for i in (0, 1)), *(max(b[i] for b in boxes) for i in (2, 3)))
-            groups.append(
-                ObjectGroup(
-                    choice.emoji_class.index, choice.emoji_class.name, choice.drawing.colour, len(boxes), union
-                )
-            )
+            groups.append(ObjectGroup(emoji_class.index, emoji_class.name, colour, len(boxes), union))
         try:
             caption = caption_of(groups, self.size)
         except AmbiguousLayout:
@@ -252,56 +251,32 @@ class SceneGenerator:
                 return image
         return None
 
-    def _paste(
-        self,
-        image: np.ndarray,
-        sprite: _Sprite,
-        place: Place,
-        mirror: bool,
-        labels: np.ndarray,
-        best: np.ndarray,
-        label: int,
-    ) -> Box:
-        """Draw one sprite into the image, note the patches it covers, return its visible box."""
-        shrinking = place.width * place.height < sprite.pixels.shape[0] * sprite.pixels.shape[1]
-        pixels = cv2.resize(
-            sprite.pixels,
-            (place.width, place.height),
-            interpolation=cv2.INTER_AREA if shrinking else cv2.INTER_LINEAR,
-        )
+    def _paste(self, image: np.ndarray, sprite: _Sprite, place: Place, mirror: bool) -> np.ndarray:
+        """Draw one sprite into the image; return its alpha, uint8 [place.height, place.width]."""
+        pixels = sprite.pixels
+        height, width = pixels.shape[:2]
+        if 2 * place.height < height or 2 * place.width < width:
+            # Bilinear scaling below one half skips pixels: average them in twos first.
+            halves = max(1, width // 2), max(1, height // 2)
+            pixels = cv2.resize(pixels, halves, interpolation=cv2.INTER_AREA)
+        pixels = cv2.resize(pixels, (place.width, place.height), interpolation=cv2.INTER_LINEAR)
         if mirror:
             pixels = cv2.flip(pixels, 1)
-        colour, alpha = pixels[..., :3], np.ascontiguousarray(pixels[..., 3])
+        colour, alpha = cv2.cvtColor(pixels, cv2.COLOR_RGBA2RGB), cv2.extractChannel(pixels, 3)
         window = image[place.y : place.y + place.height, place.x : place.x + place.width]
         clear = cv2.bitwise_not(alpha)
         window[:] = cv2.add(colour, cv2.multiply(window, cv2.merge((clear, clear, clear)), scale=1 / 255))
-        self._label(alpha, place, labels, best, label)
-        left, top, width, height = cv2.boundingRect(cv2.compare(alpha, VISIBLE, cv2.CMP_GT))
-        x, y = place.x + left, place.y + top
-        return float(x), float(y), float(x + width), float(y + height)
-
-    def _label(self, alpha: np.ndarray, place: Place, labels: np.ndarray, best: np.ndarray, label: int) -> None:
-        """Write ``label`` into the patches of which this sprite covers more than any before it."""
-        top, left = place.y // PATCH, place.x // PATCH
-        bottom, right = -(-(place.y + place.height) // PATCH), -(-(place.x + place.width) // PATCH)
-        cover = np.zeros(((bottom - top) * PATCH, (right - left) * PATCH), np.uint8)
-        y, x = place.y - top * PATCH, place.x - left * PATCH
-        cover[y : y + place.height, x : x + place.width] = alpha
-        share = cv2.resize(cover, (right - left, bottom - top), interpolation=cv2.INTER_AREA)
-        window = np.s_[top:bottom, left:right]
-        more = share > best[window]
-        labels[window][more] = label
-        best[window][more] = share[more]
+        return alpha
 
     def _degrade(self, image: np.ndarray) -> np.ndarray:
         """Spoil a picture as cameras and codecs do: tone, blur, noise, JPEG."""
         random = self._random
         if random.random() < 0.4:
-            levels = np.linspace(0, 1, 256) * random.uniform(0.75, 1.2) + random.uniform(-0.1, 0.1)
+            levels = LEVELS * random.uniform(0.75, 1.2) + random.uniform(-0.1, 0.1)
             levels = np.clip(levels, 0, 1) ** (2 ** random.uniform(-0.4, 0.4))
             image = cv2.LUT(image, (255 * levels).astype(np.uint8))
         if random.random() < 0.15:
-            image = cv2.GaussianBlur(image, (0, 0), random.uniform(0.4, 1.1))
+            image = cv2.GaussianBlur(image, (3, 3), random.uniform(0.4, 1.1))
         if random.random() < 0.25:
             grain = random.choice(self._grain)
             image = cv2.add(image, grain, dtype=cv2.CV_8U)
@@ -309,6 +284,29 @@ class SceneGenerator:
             _, code = cv2.imencode(".jpg", image, (cv2.IMWRITE_JPEG_QUALITY, random.randint(25, 90)))
             image = cv2.imdecode(code, cv2.IMREAD_COLOR)
         return image
+
+
+def _visible_box(alpha: np.ndarray, place: Place) -> Box:
+    left, top, width, height = cv2.boundingRect(cv2.compare(alpha, VISIBLE, cv2.CMP_GT))
+    x, y = place.x + left, place.y + top
+    return float(x), float(y), float(x + width), float(y + height)
+
+
+def _label(alpha: np.ndarray, place: Place, labels: np.ndarray, best: np.ndarray, label: int) -> None:
+    """Write ``label`` into the patches of which this sprite covers more than any before it.
+
+    ``best``: uint8, like ``labels``; the coverage (255 = whole patch) that a sprite has to exceed.
+    """
+    top, left = place.y // PATCH, place.x // PATCH
+    bottom, right = -(-(place.y + place.height) // PATCH), -(-(place.x + place.width) // PATCH)
+    cover = np.zeros(((bottom - top) * PATCH, (right - left) * PATCH), np.uint8)
+    y, x = place.y - top * PATCH, place.x - left * PATCH
+    cover[y : y + place.height, x : x + place.width] = alpha
+    share = cv2.resize(cover, (right - left, bottom - top), interpolation=cv2.INTER_AREA)
+    window = np.s_[top:bottom, left:right]
+    more = share > best[window]
+    labels[window][more] = label
+    best[window][more] = share[more]
 
 
 def _styles_of(
@@ -336,17 +334,18 @@ def _shape(sprite: _Sprite) -> tuple[float, float]:
 
 def _prepare(pixels: np.ndarray) -> _Sprite:
     """Sample the edge of a premultiplied sprite."""
-    solid = cv2.compare(pixels[..., 3], 160, cv2.CMP_GT)
-    inner = cv2.erode(solid, np.ones((5, 5), np.uint8), borderType=cv2.BORDER_CONSTANT, borderValue=0)
+    solid = cv2.compare(cv2.extractChannel(pixels, 3), 160, cv2.CMP_GT)
+    inner = cv2.erode(solid, RIM_KERNEL, borderType=cv2.BORDER_CONSTANT, borderValue=0)
     ys, xs = np.nonzero(solid & ~inner)
     if len(ys) == 0:
         ys, xs = np.nonzero(pixels[..., 3] > VISIBLE)
     # Evenly spread over the row-major list of edge pixels: no random numbers, so results stay reproducible.
-    chosen = np.linspace(0, len(ys) - 1, RIM_POINTS).round().astype(np.intp)
+    chosen = np.arange(RIM_POINTS) * (len(ys) - 1) // (RIM_POINTS - 1)
     ys, xs = ys[chosen], xs[chosen]
     height, width = pixels.shape[:2]
     rim = np.stack((ys / max(1, height - 1), xs / max(1, width - 1)), 1).astype(np.float32)
-    return _Sprite(pixels, rim, unpremultiply(pixels)[ys, xs].astype(np.int16))
+    edge = pixels[ys, xs].astype(np.int16)
+    return _Sprite(pixels, rim, edge[:, :3] * 255 // np.maximum(edge[:, 3:], 1))
 
 
 def _grain(random: Random, size: int) -> list[np.ndarray]:

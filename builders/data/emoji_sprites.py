@@ -108,7 +108,8 @@ def fetch_package(source: StyleSource, folder: Path) -> dict[str, bytes]:
 
     Raises ``RuntimeError`` with npm's message when the download fails.
     """
-    command = ["npm", "pack", f"{source.package}@{source.version}", "--silent", "--pack-destination", str(folder)]
+    wanted = f"{source.package}@{source.version}"
+    command = ["npm", "pack", wanted, "--silent", "--pack-destination", str(folder)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"`{' '.join(command)}` failed: {done.stderr.strip()}")
@@ -172,7 +173,7 @@ def render_style(style: str, folder: Path) -> dict[str, np.ndarray]:
 
 
 def write_atlas(sprites: dict[str, np.ndarray], path: Path) -> dict[str, tuple[int, int, int, int]]:
-    """Write sprites into one lossless WebP of 72 px cells; return ``{codepoint: (x, y, width, height)}`` in pixels."""
+    """Write sprites into one lossless WebP of 72 px cells; return their (x, y, width, height) in pixels."""
     rows = -(-len(sprites) // ATLAS_COLUMNS)
     atlas = np.zeros((rows * SPRITE_SIDE, ATLAS_COLUMNS * SPRITE_SIDE, 4), np.uint8)
     places: dict[str, tuple[int, int, int, int]] = {}
@@ -187,7 +188,7 @@ def write_atlas(sprites: dict[str, np.ndarray], path: Path) -> dict[str, tuple[i
 
 
 def build_atlases(styles: Sequence[str], output: Path) -> None:
-    """Render ``styles`` into ``output``: ``STYLE.webp`` each and one ``index.json`` (others' entries stay)."""
+    """Render ``styles`` into ``output``: a ``STYLE.webp`` each, and their places into ``index.json``."""
     output.mkdir(parents=True, exist_ok=True)
     index_path = output / INDEX_FILE
     index = json.loads(index_path.read_text(encoding="utf-8"))["styles"] if index_path.exists() else {}
@@ -200,9 +201,9 @@ def build_atlases(styles: Sequence[str], output: Path) -> None:
         + "\n}"
         for style in sorted(index)
     ]
-    packages = json.dumps({style: f"{SOURCES[style].package}@{SOURCES[style].version}" for style in sorted(index)})
-    text = f'{{"sprite_side": {SPRITE_SIDE},\n"packages": {packages},\n"styles": {{\n' + ",\n".join(lines) + "\n}}\n"
-    index_path.write_text(text, encoding="utf-8")
+    packages = {style: f"{SOURCES[style].package}@{SOURCES[style].version}" for style in sorted(index)}
+    head = f'{{"sprite_side": {SPRITE_SIDE},\n"packages": {json.dumps(packages)},\n"styles": {{\n'
+    index_path.write_text(head + ",\n".join(lines) + "\n}}\n", encoding="utf-8")
 
 
 def main() -> None:
@@ -214,7 +215,7 @@ def main() -> None:
     arguments = parser.parse_args()
     for style in arguments.styles:
         if not SOURCES[style].committed and arguments.output.resolve() == DATA_DIR:
-            parser.error(f"{style} is share-alike and stays out of the repository: choose another --output folder")
+            parser.error(f"{style} is share-alike and stays out of the repository: name an --output folder")
     build_atlases(arguments.styles, arguments.output)
 
 

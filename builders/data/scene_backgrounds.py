@@ -16,6 +16,12 @@ KINDS = ("plain", "gradient", "noise", "stripes", "blobs", "halves")
 FIELDS_PER_KIND = 40
 FIELD_SCALE = 1.5  # side of a field over side of the image
 
+# How much of the second colour each field value takes, float32 [256, 1].
+_EVEN = np.linspace(0, 1, 256, dtype=np.float32)[:, None]
+_SHARP = (_EVEN > 0.5).astype(np.float32)
+MIXES = {"gradient": _EVEN, "noise": _EVEN, "stripes": _SHARP, "halves": _SHARP}
+BLOB_MIXES = [np.minimum(np.floor(_EVEN * levels), levels - 1) / (levels - 1) for levels in (2, 3, 4)]
+
 
 class Backgrounds:
     """Seeded source of backgrounds, uint8 [size, size, 3] RGB."""
@@ -60,13 +66,8 @@ class Backgrounds:
             other = np.clip(base + np.array([random.gauss(0, 45) for _ in range(3)]), 0, 255)
         else:
             other = np.array(random_colour(random), np.float32)
-        mix = np.linspace(0, 1, 256, dtype=np.float32)[:, None]
-        if kind == "blobs":
-            mix = np.floor(mix * random.randint(2, 4)) / 3
-        elif kind in ("stripes", "halves"):
-            mix = (mix > 0.5).astype(np.float32)
-        palette = base + np.clip(mix, 0, 1) * (other - base)
-        return palette.astype(np.uint8)[:, None]
+        mix = random.choice(BLOB_MIXES) if kind == "blobs" else MIXES[kind]
+        return (base + mix * (other - base)).astype(np.uint8)[:, None]
 
 
 def random_colour(random: Random) -> tuple[int, int, int]:
@@ -76,14 +77,20 @@ def random_colour(random: Random) -> tuple[int, int, int]:
         value = random.uniform(0.94, 1)
         red, green, blue = value, value, value
     elif kind < 0.22:
-        red, green, blue = colorsys.hsv_to_rgb(random.random(), random.uniform(0, 0.6), random.uniform(0, 0.25))
+        red, green, blue = _hsv(random, (0, 0.6), (0, 0.25))
     elif kind < 0.32:
         red = green = blue = random.uniform(0.1, 0.95)
     elif kind < 0.65:
-        red, green, blue = colorsys.hsv_to_rgb(random.random(), random.uniform(0.1, 0.4), random.uniform(0.75, 1))
+        red, green, blue = _hsv(random, (0.1, 0.4), (0.75, 1))
     else:
-        red, green, blue = colorsys.hsv_to_rgb(random.random(), random.uniform(0.3, 1), random.uniform(0.25, 1))
+        red, green, blue = _hsv(random, (0.3, 1), (0.25, 1))
     return round(255 * red), round(255 * green), round(255 * blue)
+
+
+def _hsv(
+    random: Random, saturation: tuple[float, float], value: tuple[float, float]
+) -> tuple[float, float, float]:
+    return colorsys.hsv_to_rgb(random.random(), random.uniform(*saturation), random.uniform(*value))
 
 
 def _ramp(noise: np.random.Generator, side: int) -> np.ndarray:

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import pairwise
 from typing import Protocol
 
 from builders.data.emoji_classes import EmojiClass, load_classes
@@ -122,7 +123,7 @@ def caption_of(groups: Sequence[ObjectGroup], size: int) -> str:
         words, subject, other = relation(*groups)
         return f"{phrase_of(subject)} {words} {phrase_of(other)}"
     ordered = sorted(groups, key=lambda group: group.centre[0])
-    for left, right in zip(ordered, ordered[1:], strict=False):
+    for left, right in pairwise(ordered):
         if right.centre[0] - left.centre[0] < ORDER_MARGIN * size:
             raise AmbiguousLayout("two groups stand too nearly one above the other to be put in order")
     phrases = [phrase_of(group) for group in ordered]

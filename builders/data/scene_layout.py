@@ -20,7 +20,6 @@ SIDE_RANGES = {
     3: {1: (24, 46), 2: (20, 36), 3: (18, 30), 4: (18, 28)},
     4: {1: (22, 40), 2: (18, 30), 3: (16, 26), 4: (16, 24)},
 }
-MIN_SIDE = 14  # pixels at the reference size; below that no layout shrinks a sprite
 MARGIN = 1  # pixels that stay free at the border
 SAFETY = 1.06  # rendered boxes differ from planned ones by a pixel; plan the relation that much clearer
 TRIES = 24
@@ -74,7 +73,9 @@ class _Cluster:
         ]
 
 
-def plan_layout(random: Random, shapes: Sequence[Sequence[tuple[float, float]]], size: int) -> list[list[Place]]:
+def plan_layout(
+    random: Random, shapes: Sequence[Sequence[tuple[float, float]]], size: int
+) -> list[list[Place]]:
     """Return the rectangles of every group's objects inside a ``size`` x ``size`` image.
 
     ``shapes[g][i]`` is the shape of object i of group g. Two groups come out clearly side by side or

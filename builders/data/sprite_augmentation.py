@@ -7,6 +7,7 @@ state a colour keep their hue.
 
 from __future__ import annotations
 
+import math
 from random import Random
 
 import cv2
@@ -14,9 +15,13 @@ import numpy as np
 from PIL import Image
 
 CANVAS = 120  # pixels; holds a 72 px sprite turned, sheared and outlined
-RAMPS = 48  # ready-made shading pictures
+LIGHTS = 48  # ready-made shading pictures, and half as many textures
 WARPS = 48  # ready-made sine warps
+FLAT_COLOURS = (4, 8)  # palette sizes of the flattened renderings
+OUTLINE_WIDTHS = (1, 1, 2, 2, 3, 4)  # pixels
 VISIBLE = 40  # alpha above which a pixel counts, as in emoji_sprites
+LEVELS = np.arange(256)
+UNLIT = 160  # value of a shading picture that changes nothing
 
 
 class SpriteAugmenter:
@@ -25,66 +30,69 @@ class SpriteAugmenter:
     def __init__(self, random: Random) -> None:
         self.random = random
         noise = np.random.default_rng(random.getrandbits(32))
-        self._ramps = [_shading(noise) for _ in range(RAMPS)]
+        self._lights = [_shading(noise) for _ in range(LIGHTS)]
+        self._lights += [_texture(noise) for _ in range(LIGHTS // 2)]
         self._warps = [_sine_warp(noise) for _ in range(WARPS)]
-        self._textures = [_texture(noise) for _ in range(RAMPS)]
         self._flat: dict[tuple[int, int], np.ndarray] = {}
 
     def augment(self, sprite: np.ndarray, keep_colour: bool) -> np.ndarray:
         """Return a new premultiplied RGBA sprite, uint8 [h, w, 4], tight to alpha > 40.
 
-        ``sprite``: uint8 [h, w, 4], not premultiplied, at most 72 px. ``keep_colour``: the hue is part
-        of the truth.
+        ``sprite``: uint8 [h, w, 4], not premultiplied, at most 72 px; it has to outlive this object.
+        ``keep_colour``: the hue is part of the truth.
         """
         random = self.random
         if random.random() < 0.3:
-            sprite = self._flattened(sprite, random.choice((3, 4, 6, 8)))
-        warped = self._warp(premultiply(sprite))
-        alpha = warped[..., 3]
-        colour = unpremultiply(warped)
+            sprite = self._flattened(sprite, random.choice(FLAT_COLOURS))
+        warped = crop_visible(self._warp(premultiply(sprite)), OUTLINE_WIDTHS[-1] + 1)
+        alpha = cv2.extractChannel(warped, 3)
+        colour = cv2.cvtColor(cv2.cvtColor(warped, cv2.COLOR_mRGBA2RGBA), cv2.COLOR_RGBA2RGB)
         colour = self._recolour(colour, keep_colour)
         colour = self._resurface(colour)
         if random.random() < 0.15:
             colour = _ink_edges(colour, alpha, random.uniform(0.3, 1.0))
         if random.random() < 0.15:
-            alpha = self._cut_out(alpha)
+            self._cut_out(alpha)
         if random.random() < 0.15:
-            alpha = cv2.convertScaleAbs(alpha, alpha=1.0) // 128 * 255  # jagged edge of a hard mask
+            _, alpha = cv2.threshold(alpha, 127, 255, cv2.THRESH_BINARY)  # the jagged edge of a hard mask
+        sprite = premultiply(cv2.merge((*cv2.split(colour), alpha)))
         if random.random() < 0.35:
-            colour, alpha = self._outline(colour, alpha, keep_colour)
-        return crop_visible(premultiply(np.dstack((colour, alpha))))
+            sprite = self._outline(sprite, alpha, keep_colour)
+        return crop_visible(sprite)
 
     def _flattened(self, sprite: np.ndarray, colours: int) -> np.ndarray:
         """Return the sprite in few flat colours: what turns 3D and gradient art into flat art."""
-        key = (id(sprite), colours)  # the base sprites live as long as this object's owner
+        key = (id(sprite), colours)
         if key not in self._flat:
             smooth = cv2.medianBlur(np.ascontiguousarray(sprite[..., :3]), 5)
             # Invisible pixels would cost palette entries: paint them in the mean visible colour.
             visible = sprite[..., 3] > VISIBLE
             smooth[~visible] = smooth[visible].mean(0)
-            image = Image.fromarray(smooth).quantize(colours, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
-            self._flat[key] = np.dstack((np.asarray(image.convert("RGB")), sprite[..., 3]))
+            image = Image.fromarray(smooth).quantize(colours, dither=Image.Dither.NONE).convert("RGB")
+            self._flat[key] = np.dstack((np.asarray(image), sprite[..., 3]))
         return self._flat[key]
 
     def _warp(self, sprite: np.ndarray) -> np.ndarray:
         """Rotate, shear, stretch and bend a premultiplied sprite; uint8 [120, 120, 4]."""
         random = self.random
         height, width = sprite.shape[:2]
-        angle = np.deg2rad(random.gauss(0, 9) if random.random() < 0.8 else random.uniform(-20, 20))
-        angle = float(np.clip(angle, -0.35, 0.35))
+        angle = math.radians(max(-20.0, min(20.0, random.gauss(0, 10))))
         stretch = 2 ** random.uniform(-0.2, 0.2)  # aspect 0.75 to 1.33 in all
         shear = random.uniform(-0.15, 0.15)
-        cos, sin = np.cos(angle), np.sin(angle)
+        cos, sin = math.cos(angle), math.sin(angle)
         # destination = rotation · shear · stretch; the warp needs the way back.
         forward = np.array([[cos, -sin], [sin, cos]]) @ np.array([[stretch, shear], [0, 1 / stretch]])
         if random.random() < 0.35:
-            back = np.linalg.inv(forward).astype(np.float32)
-            grid_x, grid_y = random.choice(self._warps)
-            map_x = back[0, 0] * grid_x + back[0, 1] * grid_y + np.float32((width - 1) / 2)
-            map_y = back[1, 0] * grid_x + back[1, 1] * grid_y + np.float32((height - 1) / 2)
+            (xx, xy), (yx, yy) = forward.tolist()  # determinant 1: the inverse needs no division
+            map_x, map_y = cv2.split(
+                cv2.transform(
+                    random.choice(self._warps),
+                    np.array([[yy, -xy, (width - 1) / 2], [-yx, xx, (height - 1) / 2]]),
+                )
+            )
             return cv2.remap(sprite, map_x, map_y, cv2.INTER_LINEAR)
         offset = np.array([(CANVAS - 1) / 2] * 2) - forward @ np.array([(width - 1) / 2, (height - 1) / 2])
-        matrix = np.hstack((forward, offset[:, None]))
+        matrix = np.column_stack((forward, offset))
         return cv2.warpAffine(sprite, matrix, (CANVAS, CANVAS), flags=cv2.INTER_LINEAR)
 
     def _recolour(self, colour: np.ndarray, keep_colour: bool) -> np.ndarray:
@@ -95,26 +103,24 @@ class SpriteAugmenter:
         elif random.random() < 0.6:
             hsv = cv2.cvtColor(colour, cv2.COLOR_RGB2HSV)
             table = np.empty((1, 256, 3), np.uint8)
-            levels = np.arange(256)
             shift = 0.0
             if not keep_colour:
                 shift = random.uniform(-90, 90) if random.random() < 0.2 else random.gauss(0, 10)
-            table[0, :, 0] = (levels + shift) % 180  # OpenCV's hue counts half degrees
+            table[0, :, 0] = (LEVELS + shift) % 180  # OpenCV's hue counts half degrees
             strength = random.uniform(0.75, 1.25) if keep_colour else random.uniform(0.3, 1.7)
-            table[0, :, 1] = np.clip(levels * strength, 0, 255)
-            table[0, :, 2] = levels
+            table[0, :, 1] = np.clip(LEVELS * strength, 0, 255)
+            table[0, :, 2] = LEVELS
             colour = cv2.cvtColor(cv2.LUT(hsv, table), cv2.COLOR_HSV2RGB)
         if random.random() < 0.7:
             colour = cv2.LUT(colour, self._tone_table(keep_colour))
         return colour
 
     def _tone_table(self, keep_colour: bool) -> np.ndarray:
-        """Return contrast, brightness, gamma, channel gain and posterising as one table, uint8 [1, 256, 3]."""
+        """Return contrast, brightness, gamma, gain and posterising in one table, uint8 [1, 256, 3]."""
         random = self.random
         strength = 0.4 if keep_colour else 1.0
-        levels = np.linspace(0, 1, 256)
         contrast = 1 + strength * random.uniform(-0.4, 0.5)
-        tone = (levels - 0.5) * contrast + 0.5 + strength * random.uniform(-0.15, 0.15)
+        tone = (LEVELS / 255 - 0.5) * contrast + 0.5 + strength * random.uniform(-0.15, 0.15)
         tone = np.clip(tone, 0, 1) ** (2 ** (strength * random.uniform(-0.7, 0.7)))
         if not keep_colour and random.random() < 0.2:
             steps = random.randint(2, 5)
@@ -125,39 +131,38 @@ class SpriteAugmenter:
     def _resurface(self, colour: np.ndarray) -> np.ndarray:
         """Add shading or texture; blur or sharpen."""
         random = self.random
-        choice = random.random()
-        if choice < 0.25:
-            colour = cv2.multiply(colour, random.choice(self._ramps), scale=1 / 160)
-        elif choice < 0.4:
-            colour = cv2.multiply(colour, random.choice(self._textures), scale=1 / 160)
+        height, width = colour.shape[:2]
+        if random.random() < 0.4:
+            light = random.choice(self._lights)
+            top, left = random.randint(0, CANVAS - height), random.randint(0, CANVAS - width)
+            colour = cv2.multiply(colour, light[top : top + height, left : left + width], scale=1 / UNLIT)
         choice = random.random()
         if choice < 0.15:
-            colour = cv2.GaussianBlur(colour, (0, 0), random.uniform(0.6, 2.2))
+            colour = cv2.stackBlur(colour, (random.choice((3, 5, 7)),) * 2)
         elif choice < 0.35:
-            blurred = cv2.GaussianBlur(colour, (0, 0), random.uniform(1, 3))
+            blurred = cv2.stackBlur(colour, (random.choice((3, 5, 9)),) * 2)
             amount = random.uniform(0.3, 1.5)
             colour = cv2.addWeighted(colour, 1 + amount, blurred, -amount, 0)
         return colour
 
-    def _cut_out(self, alpha: np.ndarray) -> np.ndarray:
-        """Erase one to three small round or square pieces."""
+    def _cut_out(self, alpha: np.ndarray) -> None:
+        """Erase one to three small round or square pieces, in place."""
         random = self.random
-        alpha = alpha.copy()
-        margin = CANVAS // 2 - 30
+        height, width = alpha.shape
         for _ in range(random.randint(1, 3)):
-            x, y = random.randint(margin, CANVAS - margin), random.randint(margin, CANVAS - margin)
+            x, y = random.randrange(width), random.randrange(height)
             radius = random.randint(3, 9)
             if random.random() < 0.5:
                 cv2.circle(alpha, (x, y), radius, 0, -1)
             else:
                 cv2.rectangle(alpha, (x - radius, y - radius), (x + radius, y + radius), 0, -1)
-        return alpha
 
-    def _outline(self, colour: np.ndarray, alpha: np.ndarray, keep_colour: bool) -> tuple[np.ndarray, np.ndarray]:
+    def _outline(self, sprite: np.ndarray, alpha: np.ndarray, keep_colour: bool) -> np.ndarray:
+        """Return the premultiplied sprite with a line around it."""
         random = self.random
-        width = random.choice((1, 1, 2, 2, 3, 4))
+        width = random.choice(OUTLINE_WIDTHS)
         kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * width + 1, 2 * width + 1))
-        grown = cv2.dilate(alpha, kernel)
+        line = cv2.subtract(cv2.dilate(alpha, kernel), alpha)
         choice = random.random()
         if choice < 0.55:
             ink = tuple(random.randint(0, 50) for _ in range(3))
@@ -165,33 +170,24 @@ class SpriteAugmenter:
             ink = (random.randint(200, 255),) * 3
         else:
             ink = tuple(random.randint(0, 255) for _ in range(3))
-        weight = cv2.merge((alpha, alpha, alpha))
-        paper = np.full(colour.shape, ink, np.uint8)
-        inked = cv2.add(
-            cv2.multiply(colour, weight, scale=1 / 255), cv2.multiply(paper, cv2.bitwise_not(weight), scale=1 / 255)
-        )
-        return inked, grown
+        return cv2.add(sprite, cv2.multiply(cv2.merge((line, line, line, line)), (*ink, 255), scale=1 / 255))
 
 
 def premultiply(sprite: np.ndarray) -> np.ndarray:
     """Return RGBA uint8 [h, w, 4] with colours multiplied by alpha, so that resizing makes no fringe."""
-    alpha = np.ascontiguousarray(sprite[..., 3])
-    opaque = np.full_like(alpha, 255)
-    return cv2.multiply(sprite, cv2.merge((alpha, alpha, alpha, opaque)), scale=1 / 255)
+    return cv2.cvtColor(sprite, cv2.COLOR_RGBA2mRGBA)
 
 
-def unpremultiply(sprite: np.ndarray) -> np.ndarray:
-    """Return the plain colours of a premultiplied sprite, uint8 [h, w, 3]; black where it is invisible."""
-    alpha = np.ascontiguousarray(sprite[..., 3])
-    return cv2.divide(np.ascontiguousarray(sprite[..., :3]), cv2.merge((alpha, alpha, alpha)), scale=255)
+def crop_visible(sprite: np.ndarray, margin: int = 0) -> np.ndarray:
+    """Return the sprite cropped to alpha > 40, with up to ``margin`` pixels around.
 
-
-def crop_visible(sprite: np.ndarray) -> np.ndarray:
-    """Return the sprite cropped tight to alpha > 40. Raises ``ValueError`` when nothing is visible."""
-    x, y, width, height = cv2.boundingRect(cv2.compare(sprite[..., 3], VISIBLE, cv2.CMP_GT))
+    Raises ``ValueError`` when nothing is visible.
+    """
+    x, y, width, height = cv2.boundingRect(cv2.compare(cv2.extractChannel(sprite, 3), VISIBLE, cv2.CMP_GT))
     if not width:
         raise ValueError("the sprite has no visible pixel")
-    return np.ascontiguousarray(sprite[y : y + height, x : x + width])
+    top, left = max(0, y - margin), max(0, x - margin)
+    return sprite[top : y + height + margin, left : x + width + margin].copy()
 
 
 def _ink_edges(colour: np.ndarray, alpha: np.ndarray, strength: float) -> np.ndarray:
@@ -204,7 +200,7 @@ def _ink_edges(colour: np.ndarray, alpha: np.ndarray, strength: float) -> np.nda
 
 
 def _shading(noise: np.random.Generator) -> np.ndarray:
-    """Return a soft light, uint8 [120, 120, 3] around 160 = unchanged."""
+    """Return a soft light, uint8 [120, 120, 3] around 160, which changes nothing."""
     y, x = np.mgrid[-1 : 1 : CANVAS * 1j, -1 : 1 : CANVAS * 1j]
     angle = noise.uniform(0, 2 * np.pi)
     if noise.random() < 0.5:
@@ -212,24 +208,24 @@ def _shading(noise: np.random.Generator) -> np.ndarray:
     else:
         light = 0.7 - 1.4 * np.hypot(x - 0.4 * np.cos(angle), y - 0.4 * np.sin(angle))
     factor = np.clip(1 + noise.uniform(0.3, 0.9) * light, 0.4, 1.55)
-    return np.repeat((160 * factor).astype(np.uint8)[..., None], 3, 2)
+    return np.repeat((UNLIT * factor).astype(np.uint8)[..., None], 3, 2)
 
 
 def _texture(noise: np.random.Generator) -> np.ndarray:
-    """Return fine grain or hatching, uint8 [120, 120, 3] around 160 = unchanged."""
+    """Return fine grain or hatching, uint8 [120, 120, 3] around 160, which changes nothing."""
     if noise.random() < 0.6:
         cells = int(noise.integers(15, CANVAS + 1))
-        grain = cv2.resize(noise.normal(0, 1, (cells, cells)), (CANVAS, CANVAS), interpolation=cv2.INTER_LINEAR)
+        grain = cv2.resize(noise.normal(0, 1, (cells, cells)), (CANVAS, CANVAS))
     else:
         y, x = np.mgrid[0:CANVAS, 0:CANVAS]
         angle, period = noise.uniform(0, np.pi), noise.uniform(3, 10)
         grain = np.sin(2 * np.pi / period * (np.cos(angle) * x + np.sin(angle) * y))
     factor = np.clip(1 + noise.uniform(0.08, 0.25) * grain, 0.4, 1.55)
-    return np.repeat((160 * factor).astype(np.uint8)[..., None], 3, 2)
+    return np.repeat((UNLIT * factor).astype(np.uint8)[..., None], 3, 2)
 
 
-def _sine_warp(noise: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Return centred, wavy coordinates (x, y), float32 [120, 120] each."""
+def _sine_warp(noise: np.random.Generator) -> np.ndarray:
+    """Return centred, wavy coordinates (x, y), float32 [120, 120, 2]."""
     axis = np.arange(CANVAS, dtype=np.float32) - (CANVAS - 1) / 2
     x, y = np.meshgrid(axis, axis)
     amplitude = noise.uniform(1, 4, 2)
@@ -237,4 +233,4 @@ def _sine_warp(noise: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     phase = noise.uniform(0, 2 * np.pi, 2)
     wavy_x = x + amplitude[0] * np.sin(2 * np.pi * y / period[0] + phase[0])
     wavy_y = y + amplitude[1] * np.sin(2 * np.pi * x / period[1] + phase[1])
-    return wavy_x.astype(np.float32), wavy_y.astype(np.float32)
+    return np.stack((wavy_x, wavy_y), 2).astype(np.float32)
