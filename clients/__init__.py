@@ -1,0 +1,1 @@
+"""Command lines and a small importable client for a served mPLUG: tritonclient, NumPy and Pillow only."""

@@ -1,0 +1,212 @@
+"""One request to one server over gRPC or HTTP, blocking or with asyncio; every failure is a `ClientError`.
+
+tritonclient's four clients differ in how they take timeouts and in what they raise. The differences end here.
+"""
+
+from __future__ import annotations
+
+import importlib
+import random
+import re
+import time
+from collections.abc import Mapping
+from types import ModuleType
+from typing import Any, Literal
+
+import numpy as np
+from tritonclient.utils import InferenceServerException, np_to_triton_dtype
+
+from clients.calls import ClientError
+
+Protocol = Literal["grpc", "http"]
+DEFAULT_URL: dict[Protocol, str] = {"grpc": "localhost:8001", "http": "localhost:8000"}
+DEFAULT_TIMEOUT = 60.0  # seconds for one request, its repetitions included
+
+#: A request that found no server, or a server too busy or not ready, is repeated this often.
+RETRIES = 3
+_FIRST_PAUSE = 0.1  # seconds before the first repetition; doubles each time
+_RETRIED = ("UNAVAILABLE", "UNREACHABLE")
+
+_LONGEST_MESSAGE = 500  # characters shown of what a server says
+_HOST_AND_PORT = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^\s:/\[\]]+):(\d{1,5})")
+_LOOPBACK = ("localhost", "127.", "[::1]")
+_MAX_MESSAGE_BYTES = 2**31 - 1
+
+# The gRPC names of what Triton's HTTP front end answers.
+_HTTP_STATUS = {
+    "400": "INVALID_ARGUMENT",
+    "404": "NOT_FOUND",
+    "409": "ALREADY_EXISTS",
+    "499": "CANCELLED",
+    "500": "INTERNAL",
+    "501": "UNIMPLEMENTED",
+    "503": "UNAVAILABLE",
+    "504": "DEADLINE_EXCEEDED",
+}
+# How gRPC words UNAVAILABLE when it is the connection that failed and not the server that said so.
+_NO_CONNECTION = re.compile(r"failed to connect|connection re|resol|dns|socket closed|recvmsg", re.I)
+
+
+class Endpoint:
+    """Where a server is and how it is talked to: what the blocking and the asyncio connection share."""
+
+    def __init__(self, url: str | None, protocol: Protocol, timeout: float) -> None:
+        if protocol not in DEFAULT_URL:
+            raise ClientError(f"protocol is {protocol!r}, it must be one of {', '.join(DEFAULT_URL)}")
+        url = DEFAULT_URL[protocol] if url is None else url
+        found = _HOST_AND_PORT.fullmatch(url)
+        if found is None or not 0 < int(found[2]) < 2**16:
+            raise ClientError(f"{url!r} is not HOST:PORT, for example {DEFAULT_URL[protocol]}")
+        if not timeout > 0:
+            raise ClientError(f"timeout is {timeout} s, it must be positive")
+        self.url, self.protocol, self.timeout = url, protocol, timeout
+        self._is_local = found[1].startswith(_LOOPBACK)
+
+    def __str__(self) -> str:
+        return f"{self.url} ({self.protocol})"
+
+    def api(self, suffix: str = "") -> ModuleType:
+        """tritonclient's module; imported on use, so that gRPC works without the packages that HTTP needs."""
+        return importlib.import_module(f"tritonclient.{self.protocol}{suffix}")
+
+    def channel_arguments(self) -> list[tuple[str, int]]:
+        """gRPC channel options; giving any replaces all of tritonclient's, its message sizes among them."""
+        return [
+            ("grpc.max_send_message_length", _MAX_MESSAGE_BYTES),
+            ("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES),
+            # gRPC waits 1 s before it looks again for a server it missed: longer than all our repetitions.
+            ("grpc.initial_reconnect_backoff_ms", int(_FIRST_PAUSE * 1000)),
+            # A proxy from the environment cannot know this machine's own address.
+            ("grpc.enable_http_proxy", 0 if self._is_local else 1),
+        ]
+
+    def call_options(self, timeout: float) -> dict[str, float]:
+        """The time limit of one call, seconds; HTTP clients take theirs once, when they are made."""
+        return {"client_timeout": timeout} if self.protocol == "grpc" else {}
+
+    def error(self, error: Exception, model: str) -> ClientError:
+        """What any of tritonclient's clients raised, as one line and one status."""
+        if isinstance(error, InferenceServerException) and error.status() is not None:
+            said = " ".join((error.message() or "").split())[:_LONGEST_MESSAGE]
+            status = str(error.status()).removeprefix("StatusCode.")
+            status = _HTTP_STATUS.get(status, status)
+            if status == "INVALID_ARGUMENT":
+                return ClientError(said, status)
+            if status == "DEADLINE_EXCEEDED":
+                return self._late()
+            if status == "UNAVAILABLE" and self.protocol == "grpc" and _NO_CONNECTION.search(said):
+                return self._away(said)
+            return ClientError(f"{model} at {self} answered {status}: {said}", status)
+        if isinstance(error, TimeoutError):
+            return self._late()
+        return self._away(" ".join(str(error).split())[:_LONGEST_MESSAGE] or type(error).__name__)
+
+    def _away(self, detail: str) -> ClientError:
+        return ClientError(
+            f"no Triton server answers at {self}: is it running, and is that its {self.protocol} port? "
+            f"({detail})",
+            "UNREACHABLE",
+        )
+
+    def _late(self) -> ClientError:
+        return ClientError(f"no answer from {self} within {self.timeout:g} s", "DEADLINE_EXCEEDED")
+
+
+def pause_before_retry(error: ClientError, attempt: int, deadline: float) -> float:
+    """Seconds to wait after attempt number `attempt` (from 0) failed; raises `error` if it was the last.
+
+    `deadline` is in `time.monotonic()` seconds. Asking a model again is safe: requests change nothing.
+    """
+    # Spread out, so that clients turned away together do not come back together.
+    pause = _FIRST_PAUSE * 2**attempt * random.uniform(0.75, 1.25)
+    if error.status not in _RETRIED or attempt >= RETRIES or time.monotonic() + pause >= deadline:
+        raise error
+    return pause
+
+
+class Connection:
+    """A blocking connection. For one thread at a time, as tritonclient's HTTP client is."""
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        self._endpoint = endpoint
+        self._api = endpoint.api()
+        if endpoint.protocol == "grpc":
+            options: dict[str, Any] = {"channel_args": endpoint.channel_arguments()}
+        else:
+            options = {"connection_timeout": endpoint.timeout, "network_timeout": endpoint.timeout}
+        self._client = self._api.InferenceServerClient(endpoint.url, **options)
+
+    def infer(self, model: str, inputs: Mapping[str, np.ndarray], timeout: float) -> dict[str, np.ndarray]:
+        """One attempt, of at most `timeout` seconds over gRPC; HTTP keeps the connection's own timeout."""
+        tensors = _tensors(self._api, inputs)
+        options = self._endpoint.call_options(timeout)
+        try:
+            return _outputs(self._client.infer(model, tensors, **options))
+        except Exception as error:  # sockets, gevent and gRPC each raise their own
+            raise self._endpoint.error(error, model) from error
+
+    def is_ready(self, model: str | None) -> bool:
+        options = self._endpoint.call_options(self._endpoint.timeout)
+        try:
+            if model:
+                return self._client.is_model_ready(model, **options)
+            return self._client.is_server_ready(**options)
+        except Exception:  # whatever kept it from saying so, it is not ready
+            return False
+
+    def close(self) -> None:
+        self._client.close()
+
+
+class AsyncConnection:
+    """The same with asyncio. To be made inside a running event loop; any number of requests at once."""
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        self._endpoint = endpoint
+        self._api = endpoint.api()
+        if endpoint.protocol == "grpc":
+            options: dict[str, Any] = {"channel_args": endpoint.channel_arguments()}
+        else:
+            options = {"conn_timeout": endpoint.timeout}
+        self._client = endpoint.api(".aio").InferenceServerClient(endpoint.url, **options)
+
+    async def infer(
+        self, model: str, inputs: Mapping[str, np.ndarray], timeout: float
+    ) -> dict[str, np.ndarray]:
+        tensors = _tensors(self._api, inputs)
+        options = self._endpoint.call_options(timeout)
+        try:
+            return _outputs(await self._client.infer(model, tensors, **options))
+        except Exception as error:
+            raise self._endpoint.error(error, model) from error
+
+    async def is_ready(self, model: str | None) -> bool:
+        options = self._endpoint.call_options(self._endpoint.timeout)
+        try:
+            if model:
+                return await self._client.is_model_ready(model, **options)
+            return await self._client.is_server_ready(**options)
+        except Exception:
+            return False
+
+    async def close(self) -> None:
+        await self._client.close()
+
+
+def _outputs(result: Any) -> dict[str, np.ndarray]:
+    """All output tensors of tritonclient's result, by name."""
+    response = result.get_response()
+    if isinstance(response, dict):
+        names = [output["name"] for output in response.get("outputs", [])]
+    else:
+        names = [output.name for output in response.outputs]
+    return {name: result.as_numpy(name) for name in names}
+
+
+def _tensors(api: ModuleType, inputs: Mapping[str, np.ndarray]) -> list[Any]:
+    tensors = []
+    for name, array in inputs.items():
+        tensor = api.InferInput(name, list(array.shape), np_to_triton_dtype(array.dtype))
+        tensor.set_data_from_numpy(array)
+        tensors.append(tensor)
+    return tensors
