@@ -57,6 +57,9 @@ SOURCES: dict[str, StyleSource] = {
     "openmoji": StyleSource("@iconify-json/openmoji", "1.2.29", "openmoji", committed=False),
 }
 
+# Drawings left out when loading: (style, code point). The older Noto's "red" book is pink.
+OFF_COLOUR = frozenset({("noto-v1", "1f4d5")})
+
 
 def load_sprites(styles: Sequence[str], folder: Path = DATA_DIR) -> dict[str, dict[str, np.ndarray]]:
     """Return ``{style: {codepoint: sprite}}``; a sprite is RGBA uint8 [h, w, 4], long side 72 px.
@@ -74,6 +77,7 @@ def load_sprites(styles: Sequence[str], folder: Path = DATA_DIR) -> dict[str, di
         sprites[style] = {
             codepoint: atlas[y : y + height, x : x + width].copy()
             for codepoint, (x, y, width, height) in index[style].items()
+            if (style, codepoint) not in OFF_COLOUR
         }
     return sprites
 

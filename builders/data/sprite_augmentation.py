@@ -17,7 +17,7 @@ from PIL import Image
 CANVAS = 120  # pixels; holds a 72 px sprite turned, sheared and outlined
 LIGHTS = 48  # ready-made shading pictures, and half as many textures
 WARPS = 48  # ready-made sine warps
-FLAT_COLOURS = (4, 8)  # palette sizes of the flattened renderings
+FLAT_COLOURS = (5, 10)  # palette sizes of the flattened renderings
 OUTLINE_WIDTHS = (1, 1, 2, 2, 3, 4)  # pixels
 VISIBLE = 40  # alpha above which a pixel counts, as in emoji_sprites
 LEVELS = np.arange(256)
@@ -25,10 +25,14 @@ UNLIT = 160  # value of a shading picture that changes nothing
 
 
 class SpriteAugmenter:
-    """Seeded; turns an RGBA sprite into another rendering of the same object."""
+    """Seeded; turns an RGBA sprite into another rendering of the same object.
+
+    ``gentle_share`` (0..1) of the renderings are only turned and bent: the true look stays in the mix.
+    """
 
     def __init__(self, random: Random) -> None:
         self.random = random
+        self.gentle_share = 0.2
         noise = np.random.default_rng(random.getrandbits(32))
         self._lights = [_shading(noise) for _ in range(LIGHTS)]
         self._lights += [_texture(noise) for _ in range(LIGHTS // 2)]
@@ -42,15 +46,17 @@ class SpriteAugmenter:
         ``keep_colour``: the hue is part of the truth.
         """
         random = self.random
+        if random.random() < self.gentle_share:
+            return crop_visible(self._warp(premultiply(sprite)))
         if random.random() < 0.3:
             sprite = self._flattened(sprite, random.choice(FLAT_COLOURS))
         warped = crop_visible(self._warp(premultiply(sprite)), OUTLINE_WIDTHS[-1] + 1)
         alpha = cv2.extractChannel(warped, 3)
         colour = cv2.cvtColor(cv2.cvtColor(warped, cv2.COLOR_mRGBA2RGBA), cv2.COLOR_RGBA2RGB)
         colour = self._recolour(colour, keep_colour)
-        colour = self._resurface(colour)
         if random.random() < 0.15:
             colour = _ink_edges(colour, alpha, random.uniform(0.3, 1.0))
+        colour = self._resurface(colour)
         if random.random() < 0.15:
             self._cut_out(alpha)
         if random.random() < 0.15:
@@ -64,7 +70,7 @@ class SpriteAugmenter:
         """Return the sprite in few flat colours: what turns 3D and gradient art into flat art."""
         key = (id(sprite), colours)
         if key not in self._flat:
-            smooth = cv2.medianBlur(np.ascontiguousarray(sprite[..., :3]), 5)
+            smooth = cv2.medianBlur(np.ascontiguousarray(sprite[..., :3]), 3)
             # Invisible pixels would cost palette entries: paint them in the mean visible colour.
             visible = sprite[..., 3] > VISIBLE
             smooth[~visible] = smooth[visible].mean(0)
@@ -228,8 +234,8 @@ def _sine_warp(noise: np.random.Generator) -> np.ndarray:
     """Return centred, wavy coordinates (x, y), float32 [120, 120, 2]."""
     axis = np.arange(CANVAS, dtype=np.float32) - (CANVAS - 1) / 2
     x, y = np.meshgrid(axis, axis)
-    amplitude = noise.uniform(1, 4, 2)
-    period = noise.uniform(30, 90, 2)
+    amplitude = noise.uniform(1, 3.5, 2)
+    period = noise.uniform(40, 100, 2)
     phase = noise.uniform(0, 2 * np.pi, 2)
     wavy_x = x + amplitude[0] * np.sin(2 * np.pi * y / period[0] + phase[0])
     wavy_y = y + amplitude[1] * np.sin(2 * np.pi * x / period[1] + phase[1])
