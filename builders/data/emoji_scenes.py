@@ -26,10 +26,12 @@ PATCH = 16  # pixels; side of one cell of the patch labels
 PATCH_SHARE = 0.2  # a sprite labels a patch when it covers more than this share of it
 BANK_DEPTH = 4  # augmented renderings kept per drawing
 BANK_REFRESH = 0.3  # chance that a use draws a new rendering once the bank is full
-RIM_KERNEL = np.ones((5, 5), np.uint8)  # the edge is two pixels deep
-RIM_POINTS = 24  # pixels along a sprite's edge that the contrast check looks at
+EDGE_KERNEL = np.ones((5, 5), np.uint8)  # the edge is two pixels deep
+SOLID = 160  # alpha above which a pixel may be a probe
+PROBES = 20  # pixels that the contrast check looks at, along a sprite's edge and as many all over it
 CONTRAST_STEP = 40  # least difference of the most different channel, of 255
-CONTRAST_SHARE = 0.6  # of the rim points that must differ by that much
+CONTRAST_SHARE = 0.6  # of the probes along the edge, that must differ by that much
+BODY_CONTRAST_SHARE = 0.4  # of the probes all over the sprite
 BACKGROUND_TRIES = 12
 LAYOUT_TRIES = 20
 LEVELS = np.linspace(0, 1, 256)
@@ -75,11 +77,11 @@ class SceneBatch:
 
 @dataclass(frozen=True)
 class _Sprite:
-    """A rendering ready to paste: premultiplied RGBA and sample points along its edge."""
+    """A rendering ready to paste: premultiplied RGBA, and probes: first its edge, then all of it."""
 
     pixels: np.ndarray  # uint8 [h, w, 4]
-    rim: np.ndarray  # float32 [points, 2], (y, x) as shares of height and width
-    rim_colours: np.ndarray  # int16 [points, 3]
+    probes: np.ndarray  # float32 [2 * PROBES, 2], (y, x) as shares of height and width
+    colours: np.ndarray  # int32 [2 * PROBES, 3]
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,7 @@ class SceneGenerator:
 
     Difficulty may be changed between calls: ``max_groups`` (1..4), ``group_weights`` and ``count_weights``
     (chance of 1, 2, 3, 4 groups, and of as many objects in a group), ``max_count`` (1..4).
-    Raises ``ValueError`` for unknown styles and for a size that is no multiple of 16.
+    Raises ``ValueError`` for unknown styles, a size that is no multiple of 16 and maxima outside 1..4.
     """
 
     def __init__(
@@ -112,6 +114,9 @@ class SceneGenerator:
     ) -> None:
         if size % PATCH or size < 2 * PATCH:
             raise ValueError(f"size must be a multiple of {PATCH} and at least {2 * PATCH}, not {size}")
+        for name, value in (("max_groups", max_groups), ("max_count", max_count)):
+            if not 1 <= value <= 4:
+                raise ValueError(f"{name} must be 1 to 4, not {value}")
         self.size = size
         self.augment = augment
         self.max_groups = max_groups
@@ -233,21 +238,20 @@ class SceneGenerator:
         self, choices: list[_Choice], plan: list[list[Place]], mirrored: list[list[bool]]
     ) -> np.ndarray | None:
         """Return a background from which every sprite's edge stands out; None when none was found."""
-        rows, columns, colours, spans = [], [], [], []
+        rows, columns, colours = [], [], []
         for choice, places, flags in zip(choices, plan, mirrored, strict=True):
             for sprite, place, mirror in zip(choice.sprites, places, flags, strict=True):
-                share_x = 1 - sprite.rim[:, 1] if mirror else sprite.rim[:, 1]
-                rows.append(place.y + sprite.rim[:, 0] * (place.height - 1))
+                share_x = 1 - sprite.probes[:, 1] if mirror else sprite.probes[:, 1]
+                rows.append(place.y + sprite.probes[:, 0] * (place.height - 1))
                 columns.append(place.x + share_x * (place.width - 1))
-                colours.append(sprite.rim_colours)
-                spans.append(RIM_POINTS)
+                colours.append(sprite.colours)
         row, column = np.concatenate(rows).astype(np.intp), np.concatenate(columns).astype(np.intp)
-        rim_colours = np.concatenate(colours)
+        colour = np.concatenate(colours)
         for _ in range(BACKGROUND_TRIES):
             image = self._backgrounds.draw()
-            distance = np.abs(image[row, column] - rim_colours).max(1)
-            stands_out = (distance >= CONTRAST_STEP).reshape(-1, RIM_POINTS).mean(1)
-            if stands_out.min() >= CONTRAST_SHARE:
+            distance = np.abs(image[row, column] - colour).max(1)
+            edge, body = (distance >= CONTRAST_STEP).reshape(-1, 2, PROBES).mean(2).min(0)
+            if edge >= CONTRAST_SHARE and body >= BODY_CONTRAST_SHARE:
                 return image
         return None
 
@@ -333,19 +337,21 @@ def _shape(sprite: _Sprite) -> tuple[float, float]:
 
 
 def _prepare(pixels: np.ndarray) -> _Sprite:
-    """Sample the edge of a premultiplied sprite."""
-    solid = cv2.compare(cv2.extractChannel(pixels, 3), 160, cv2.CMP_GT)
-    inner = cv2.erode(solid, RIM_KERNEL, borderType=cv2.BORDER_CONSTANT, borderValue=0)
-    ys, xs = np.nonzero(solid & ~inner)
-    if len(ys) == 0:
-        ys, xs = np.nonzero(pixels[..., 3] > VISIBLE)
-    # Evenly spread over the row-major list of edge pixels: no random numbers, so results stay reproducible.
-    chosen = np.arange(RIM_POINTS) * (len(ys) - 1) // (RIM_POINTS - 1)
-    ys, xs = ys[chosen], xs[chosen]
-    height, width = pixels.shape[:2]
-    rim = np.stack((ys / max(1, height - 1), xs / max(1, width - 1)), 1).astype(np.float32)
-    edge = pixels[ys, xs].astype(np.int16)
-    return _Sprite(pixels, rim, edge[:, :3] * 255 // np.maximum(edge[:, 3:], 1))
+    """Choose the probes of a premultiplied sprite."""
+    solid = cv2.compare(cv2.extractChannel(pixels, 3), SOLID, cv2.CMP_GT)
+    if not solid.any():  # a faint sprite: take what there is
+        solid = cv2.compare(cv2.extractChannel(pixels, 3), VISIBLE, cv2.CMP_GT)
+    inner = cv2.erode(solid, EDGE_KERNEL, borderType=cv2.BORDER_CONSTANT, borderValue=0)
+    probes = []
+    for mask in (cv2.subtract(solid, inner), solid):
+        places = np.flatnonzero(mask)
+        # Evenly spread over the pixels in reading order: needs no random numbers.
+        probes.append(places[np.arange(PROBES) * (len(places) - 1) // (PROBES - 1)])
+    height, width = solid.shape
+    y, x = np.divmod(np.concatenate(probes), width)
+    shares = np.stack((y / max(1, height - 1), x / max(1, width - 1)), 1).astype(np.float32)
+    colours = pixels[y, x].astype(np.int32)
+    return _Sprite(pixels, shares, colours[:, :3] * 255 // np.maximum(colours[:, 3:], 1))
 
 
 def _grain(random: Random, size: int) -> list[np.ndarray]:

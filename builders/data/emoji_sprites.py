@@ -68,18 +68,20 @@ def load_sprites(styles: Sequence[str], folder: Path = DATA_DIR) -> dict[str, di
     has every drawing. Raises ``ValueError`` for a style that is not in ``folder``.
     """
     index = json.loads((folder / INDEX_FILE).read_text(encoding="utf-8"))["styles"]
-    sprites: dict[str, dict[str, np.ndarray]] = {}
     for style in styles:
         if style not in index:
             raise ValueError(f"no sprites of style {style!r} in {folder}; there are: {', '.join(index)}")
-        with Image.open(folder / f"{style}.webp") as image:
-            atlas = np.asarray(image.convert("RGBA"))
-        sprites[style] = {
-            codepoint: atlas[y : y + height, x : x + width].copy()
-            for codepoint, (x, y, width, height) in index[style].items()
-            if (style, codepoint) not in OFF_COLOUR
-        }
-    return sprites
+    return {style: _load_style(folder / f"{style}.webp", index[style]) for style in styles}
+
+
+def _load_style(path: Path, places: dict[str, list[int]]) -> dict[str, np.ndarray]:
+    with Image.open(path) as image:
+        atlas = np.asarray(image.convert("RGBA"))
+    return {
+        codepoint: atlas[y : y + height, x : x + width].copy()
+        for codepoint, (x, y, width, height) in places.items()
+        if (path.stem, codepoint) not in OFF_COLOUR
+    }
 
 
 def normalise(rendered: Image.Image) -> np.ndarray:

@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 
 KINDS = ("plain", "gradient", "noise", "stripes", "blobs", "halves")
-FIELDS_PER_KIND = 40
+FIELDS_PER_KIND = 32
 FIELD_SCALE = 1.5  # side of a field over side of the image
 
 # How much of the second colour each field value takes, float32 [256, 1].
