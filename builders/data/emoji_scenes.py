@@ -10,12 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from random import Random
 
 import cv2
 import numpy as np
 
-from builders.data.emoji_classes import Drawing, EmojiClass, load_classes
+from builders.data.emoji_classes import DATA_DIR, Drawing, EmojiClass, load_classes
 from builders.data.emoji_sprites import SOURCES, load_sprites
 from builders.data.scene_backgrounds import Backgrounds
 from builders.data.scene_grammar import AmbiguousLayout, Box, ObjectGroup, caption_of
@@ -99,6 +100,7 @@ class SceneGenerator:
 
     Difficulty may be changed between calls: ``max_groups`` (1..4), ``group_weights`` and ``count_weights``
     (chance of 1, 2, 3, 4 groups, and of as many objects in a group), ``max_count`` (1..4).
+    ``augment`` breaks the styles apart, for training; ``folder`` holds the sprite atlases.
     Raises ``ValueError`` for unknown styles, a size that is no multiple of 16 and maxima outside 1..4.
     """
 
@@ -111,6 +113,7 @@ class SceneGenerator:
         max_count: int = 4,
         augment: bool = False,
         seed: int = 0,
+        folder: Path = DATA_DIR,
     ) -> None:
         if size % PATCH or size < 2 * PATCH:
             raise ValueError(f"size must be a multiple of {PATCH} and at least {2 * PATCH}, not {size}")
@@ -127,7 +130,7 @@ class SceneGenerator:
         self._backgrounds = Backgrounds(size, self._random)
         self._augmenter = SpriteAugmenter(self._random)
         self._grain = _grain(self._random, size)
-        self._base = load_sprites(styles)
+        self._base = load_sprites(styles, folder)
         self._plain: dict[tuple[str, str], _Sprite] = {}
         self._bank: dict[tuple[str, str], list[_Sprite]] = {}
         self._deck: list[EmojiClass] = []

@@ -1,6 +1,6 @@
 """Six kinds of background: a picture of numbers (the field) coloured by a 256-colour palette.
 
-Fields are drawn once, larger than the image, and cut out at random places and orientations;
+Each field is drawn once, larger than the image, and cut out at random places and orientations;
 a background then costs one crop and one colour look-up.
 """
 
@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 
 KINDS = ("plain", "gradient", "noise", "stripes", "blobs", "halves")
-FIELDS_PER_KIND = 32
+FIELDS_PER_KIND = 48
 FIELD_SCALE = 1.5  # side of a field over side of the image
 
 # How much of the second colour each field value takes, float32 [256, 1].
@@ -29,18 +29,8 @@ class Backgrounds:
     def __init__(self, size: int, random: Random) -> None:
         self.size = size
         self.random = random
-        side = int(size * FIELD_SCALE)
-        noise = np.random.default_rng(random.getrandbits(32))
-        makers = {
-            "gradient": _gradient_field,
-            "noise": _noise_field,
-            "stripes": _stripe_field,
-            "blobs": _blob_field,
-            "halves": _half_field,
-        }
-        self._fields = {
-            kind: [make(noise, side) for _ in range(FIELDS_PER_KIND)] for kind, make in makers.items()
-        }
+        self._seed = random.getrandbits(32)
+        self._fields: dict[tuple[str, int], np.ndarray] = {}
 
     def draw(self, kind: str | None = None) -> np.ndarray:
         """Return a new background; ``kind`` (one of ``KINDS``) is drawn too when it is None."""
@@ -48,7 +38,7 @@ class Backgrounds:
         kind = kind or random.choice(KINDS)
         if kind == "plain":
             return np.full((self.size, self.size, 3), random_colour(random), np.uint8)
-        field = random.choice(self._fields[kind])
+        field = self._field(kind, random.randrange(FIELDS_PER_KIND))
         spare = field.shape[0] - self.size
         top, left = random.randint(0, spare), random.randint(0, spare)
         field = field[top : top + self.size, left : left + self.size]
@@ -57,6 +47,14 @@ class Backgrounds:
         if random.random() < 0.5:
             field = field[::-1]
         return cv2.applyColorMap(np.ascontiguousarray(field), self._palette(kind))
+
+    def _field(self, kind: str, number: int) -> np.ndarray:
+        """Return one of the kind's fields, uint8; drawn when first asked for, from a seed of its own."""
+        key = kind, number
+        if key not in self._fields:
+            noise = np.random.default_rng((self._seed, KINDS.index(kind), number))
+            self._fields[key] = FIELD_MAKERS[kind](noise, int(self.size * FIELD_SCALE))
+        return self._fields[key]
 
     def _palette(self, kind: str) -> np.ndarray:
         """Return the colours of the field's values, uint8 [256, 1, 3]."""
@@ -140,3 +138,12 @@ def _blob_field(noise: np.random.Generator, side: int) -> np.ndarray:
 def _half_field(noise: np.random.Generator, side: int) -> np.ndarray:
     field = _ramp(noise, side) + 0.03 * noise.uniform(0, 2) * np.sin(12 * _ramp(noise, side))
     return (255 * np.clip(0.5 + 40 * (field - noise.uniform(0.4, 0.6)), 0, 1)).astype(np.uint8)
+
+
+FIELD_MAKERS = {
+    "gradient": _gradient_field,
+    "noise": _noise_field,
+    "stripes": _stripe_field,
+    "blobs": _blob_field,
+    "halves": _half_field,
+}

@@ -34,7 +34,7 @@ def difference(image, background):
 @pytest.mark.parametrize("augment", [False, True])
 def test_the_seed_fixes_everything(augment):
     def draw(seed):
-        generator = SceneGenerator(TRAIN_STYLES, max_groups=4, augment=augment, seed=seed)
+        generator = SceneGenerator(("noto-v1", "fluent-3d"), max_groups=4, augment=augment, seed=seed)
         return [generator.batch(8), generator.batch(8)][1]
 
     first, again, other = draw(5), draw(5), draw(6)
@@ -128,8 +128,7 @@ def test_sprites_stand_out_from_what_is_behind_them(monkeypatch):
         for scene_object in scene.objects:
             x0, y0, x1, y1 = map(int, scene_object.box)
             inside = changed[y0:y1, x0:x1]
-            # Faint pixels of a smooth edge count as well, so half of the sprite is a strict demand.
-            assert (inside[inside > 0] > 30).mean() > 0.3, scene.caption
+            assert (inside[inside > 0] > 30).mean() > 0.4, scene.caption
 
 
 def test_classes_and_styles_are_balanced():
