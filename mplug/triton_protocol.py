@@ -1,0 +1,62 @@
+"""What task and stage logic and the Triton adapter promise each other; imports no Triton."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+#: What a tensor is outside Triton: an array, or for BYTES a flat list.
+Value = np.ndarray | list[bytes]
+Values = dict[str, Value]
+
+#: `await call_stage(name, inputs, output_names)` runs another model of the server and gives its outputs.
+CallStage = Callable[[str, Mapping[str, Value], Sequence[str]], Awaitable[Values]]
+
+#: A batched stage: arrays whose first axis is the batch, in and out.
+Stage = Callable[[dict[str, np.ndarray]], Mapping[str, np.ndarray]]
+
+
+class Task(Protocol):
+    """One public model's logic."""
+
+    def parse(self, inputs: Mapping[str, Value]) -> Any:
+        """Inputs to a request object; runs in a thread, several at a time. Raises InvalidRequest."""
+
+    async def run(self, request: Any, call_stage: CallStage) -> Mapping[str, Value]:
+        """Request object to outputs; calls stages. Runs on the event loop: awaits, and computes little."""
+
+
+@dataclass(frozen=True)
+class ModelContext:
+    """What a served model knows about itself when it is created."""
+
+    name: str
+    folder: Path  # of this version, where the artefacts are: DIR/NAME/1
+    config: dict[str, Any]  # config.pbtxt as Triton completed it
+    device: str = "cpu"  # "cuda:0" for an instance group of KIND_GPU
+
+    @classmethod
+    def of_arguments(cls, args: Mapping[str, str]) -> ModelContext:
+        """From what the Python backend passes to `initialize`."""
+        kind, device_id = args["model_instance_kind"], args["model_instance_device_id"]
+        return cls(
+            name=args["model_name"],
+            folder=Path(args["model_repository"]) / args["model_version"],
+            config=json.loads(args["model_config"]),
+            device=f"cuda:{device_id}" if kind == "GPU" else "cpu",
+        )
+
+    @property
+    def required_inputs(self) -> list[str]:
+        """Names of the inputs that are not optional."""
+        return [item["name"] for item in self.config["input"] if not item.get("optional")]
+
+    @property
+    def parameters(self) -> dict[str, str]:
+        """`parameters` of config.pbtxt."""
+        return {key: value["string_value"] for key, value in self.config.get("parameters", {}).items()}

@@ -1,0 +1,139 @@
+"""Real servers for the tests: `serve` starts one per repository, `scratch_repository` writes a small one."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from mplug.server import Options, TritonServer
+
+# A batched stage: one run takes SLEEP seconds whatever its batch, and tells how many rows it saw.
+SLOW_CONFIG = """
+backend: "python"
+max_batch_size: 64
+input [{ name: "X" data_type: TYPE_FP32 dims: [1] }]
+output [
+  { name: "Y" data_type: TYPE_FP32 dims: [1] },
+  { name: "ROWS" data_type: TYPE_INT32 dims: [1] }
+]
+dynamic_batching { max_queue_delay_microseconds: 5000 }
+"""
+SLOW_MODEL = """
+import time
+
+import numpy as np
+
+from mplug.errors import InvalidRequest
+from mplug.triton_adapter import StageModel
+
+SLEEP = 0.2
+
+
+class TritonPythonModel(StageModel):
+    def create(self, context):
+        return self.run
+
+    def check(self, inputs):
+        if (inputs["X"] == -1).any():
+            raise InvalidRequest("X: -1 is refused by the stage")
+
+    def run(self, inputs):
+        time.sleep(SLEEP)
+        x = inputs["X"]
+        if (x == -2).any():
+            raise RuntimeError("the stage broke\\nits second line")
+        return {"Y": x + 1, "ROWS": np.full(x.shape, len(x), np.int32)}
+"""
+
+# A task: calls the stage STEPS times, each time on what it gave.
+RELAY_CONFIG = """
+backend: "python"
+max_batch_size: 0
+input [
+  { name: "X" data_type: TYPE_FP32 dims: [1] },
+  { name: "STEPS" data_type: TYPE_INT32 dims: [1] optional: true },
+  { name: "NOTE" data_type: TYPE_STRING dims: [-1] optional: true }
+]
+output [
+  { name: "Y" data_type: TYPE_FP32 dims: [1] },
+  { name: "ROWS" data_type: TYPE_INT32 dims: [-1] },
+  { name: "NOTE" data_type: TYPE_STRING dims: [-1] },
+  { name: "PYTHON" data_type: TYPE_STRING dims: [1] }
+]
+"""
+RELAY_MODEL = """
+import sys
+
+import numpy as np
+
+from mplug.errors import InvalidRequest
+from mplug.triton_adapter import TaskModel
+
+
+class Relay:
+    def parse(self, inputs):
+        x = inputs["X"]
+        if np.isnan(x).any():
+            raise InvalidRequest("X: not a number")
+        if x[0] == -3:
+            raise RuntimeError("parse broke\\nits second line")
+        return x, int(inputs.get("STEPS", [1])[0]), inputs.get("NOTE", [])
+
+    async def run(self, request, call_stage):
+        x, steps, note = request
+        rows = []
+        for _ in range(steps):
+            outputs = await call_stage("slow", {"X": x[None]}, ["Y", "ROWS"])
+            x = outputs["Y"][0]
+            rows.append(outputs["ROWS"][0, 0])
+        if x[0] == 1000:
+            return {"Y": "not an array"}
+        if x[0] == 1001:
+            await call_stage("absent", {"X": x}, ["Y"])
+        return {"Y": x, "ROWS": np.array(rows, np.int32), "NOTE": note, "PYTHON": [sys.prefix]}
+
+
+class TritonPythonModel(TaskModel):
+    def create(self, context):
+        return Relay()
+"""
+CACHED_CONFIG = RELAY_CONFIG + "response_cache { enable: true }\n"
+
+
+def write_model(repository: Path, name: str, config: str, model: str) -> None:
+    """A Python model in a repository; `model` is the text of its model.py."""
+    folder = repository / name / "1"
+    folder.mkdir(parents=True)
+    (folder.parent / "config.pbtxt").write_text(config)
+    (folder / "model.py").write_text(textwrap.dedent(model))
+
+
+@pytest.fixture(scope="session")
+def scratch_repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Trivial models on the adapter: `slow` is a stage, `relay` and `cached` are tasks that call it."""
+    repository = tmp_path_factory.mktemp("repository")
+    write_model(repository, "slow", SLOW_CONFIG, SLOW_MODEL)
+    write_model(repository, "relay", RELAY_CONFIG, RELAY_MODEL)
+    write_model(repository, "cached", CACHED_CONFIG, RELAY_MODEL)
+    return repository
+
+
+@pytest.fixture(scope="session")
+def serve() -> Iterator[Callable[..., TritonServer]]:
+    """`serve(repository_dir)`: a running server on free ports, one per repository, until the session ends."""
+    servers: dict[tuple[Path, Options], TritonServer] = {}
+
+    def start(repository: str | Path, options: Options | None = None) -> TritonServer:
+        key = (Path(repository).resolve(), options or Options())
+        if key not in servers:
+            server = TritonServer(*key)
+            server.start()
+            servers[key] = server
+        return servers[key]
+
+    yield start
+    for server in servers.values():
+        server.stop()
