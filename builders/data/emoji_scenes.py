@@ -25,8 +25,8 @@ from builders.data.sprite_augmentation import VISIBLE, SpriteAugmenter, crop_vis
 
 PATCH = 16  # pixels; side of one cell of the patch labels
 PATCH_SHARE = 0.2  # a sprite labels a patch when it covers more than this share of it
-BANK_DEPTH = 4  # augmented renderings kept per drawing
-BANK_REFRESH = 0.3  # chance that a use draws a new rendering once the bank is full
+BANK_DEPTH = 6  # augmented renderings kept per drawing
+BANK_REFRESH = 0.2  # chance that a use draws a new rendering once the bank is full
 EDGE_KERNEL = np.ones((5, 5), np.uint8)  # the edge is two pixels deep
 SOLID = 160  # alpha above which a pixel may be a probe
 PROBES = 20  # pixels that the contrast check looks at, along a sprite's edge and as many all over it
