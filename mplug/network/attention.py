@@ -27,9 +27,11 @@ def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) ->
     """Scaled dot-product attention: `[B, H, L, D]`, `[B, H, K, D]` twice → `[B, H, L, D]`.
 
     Exported graphs get it written out: TensorRT's and OpenVINO's pattern matchers fuse the plain
-    products, and OpenVINO's own scaled_dot_product_attention is slower for one query per beam.
+    products, and OpenVINO's own scaled_dot_product_attention is slower for one query per beam. So
+    does training on a CPU, where the fused kernel's backward pass takes six times as long.
     """
-    if not torch.compiler.is_exporting():
+    training_on_cpu = query.requires_grad and query.device.type == "cpu"
+    if not (torch.compiler.is_exporting() or training_on_cpu):
         return functional.scaled_dot_product_attention(
             query, key, value, attn_mask=None if mask is None else mask.to(query.dtype)
         )

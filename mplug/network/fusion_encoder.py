@@ -24,6 +24,11 @@ class FusionEncoder(nn.Module):
             for index in range(config.fusion_layers)
         )
 
+    @property
+    def has_connected_layer(self) -> bool:
+        """Whether any layer changes the image states; published large has none."""
+        return any(layer.cross_attention is None for layer in self.layers)
+
     def forward(self, image_states: Tensor, text_states: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
         """`[B, N, W]`, `[B, L, W]`, text mask `[B, L]` → fused image `[B, N, W]`, fused text `[B, L, W]`."""
         text_mask = additive_mask(attention_mask)

@@ -1,0 +1,1 @@
+"""Offline work: data → weights → artefacts → a deployable repository."""

@@ -1,0 +1,66 @@
+"""Stages → ONNX, with the names and dynamic axes of `mplug.contract`.
+
+Weights are fp32 in the file; precision is the compiler's business.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from mplug.contract import GraphSpec, TensorSpec
+from mplug.network import MPlug
+
+#: Has Gelu and LayerNormalization as single operators, and no Attention operator yet, whose fp32
+#: kernel ONNX Runtime lacks.
+OPSET = 20
+
+def example_inputs(spec: GraphSpec, network: MPlug, *, seed: int = 0, **sizes: int) -> dict[str, Tensor]:
+    """Random inputs of a graph that its network could meet, by name.
+
+    `sizes` overrides the length of dynamic axes, by letter (see `mplug.contract`).
+    """
+    config, text = network.config, network.config.text
+    lengths = {"B": 2, "L": config.max_text_length, "S": 3, "M": 4, "T": 7, "C": 5,
+               "A": config.vision.tokens, "R": config.vision.image_size, "N": config.vision.tokens,
+               "W": text.hidden_size, "H": text.heads, "D": text.head_width, "E": config.embed_dim} | sizes
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(tensor: TensorSpec) -> Tensor:
+        shape = [axis if isinstance(axis, int) else lengths[axis] for axis in tensor.axes]
+        whole = {
+            "INPUT_IDS": (0, text.vocab_size), "TOKENS": (0, text.vocab_size), "ATTENTION_MASK": (1, 2),
+            "ENCODER_MASK": (1, 2), "POSITIONS": (0, lengths["T"]), "ANCESTRY": (-1, lengths["C"]),
+            "END_BLOCKED": (0, 2),
+        }
+        if tensor.name == "TOKEN_RANGE":
+            return torch.tensor([[0, text.vocab_size]] * shape[0], dtype=torch.int32)
+        if tensor.name in whole:
+            values = torch.randint(*whole[tensor.name], shape, generator=generator, dtype=torch.int32)
+            if tensor.name.endswith("MASK"):
+                values[0, -1] = 0  # padding in one row
+            return values
+        return torch.randn(shape, generator=generator)
+
+    return {tensor.name: draw(tensor) for tensor in spec.inputs}
+
+
+def export(spec: GraphSpec, graph: nn.Module, inputs: dict[str, Tensor], path: Path) -> None:
+    """Write a graph as one ONNX file, checked by the exporter itself."""
+    dimensions = {letter: torch.export.Dim(letter, min=1) for letter in {axis for t in spec.inputs for axis in t.axes}
+                  if isinstance(letter, str)}
+    shapes = [{index: dimensions[letter] for index, letter in tensor.dynamic_axes.items()} for tensor in spec.inputs]
+    if spec.name == "text_decoder_step":
+        shapes = [*shapes[:6], tuple(shapes[6:])]  # the caches arrive as one variadic argument
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        program = torch.onnx.export(
+            graph.eval(), tuple(inputs[name] for name in spec.input_names), dynamo=True, opset_version=OPSET,
+            dynamic_shapes=shapes, input_names=spec.input_names, output_names=spec.output_names, verbose=False,
+        )
+    program.save(path, external_data=False)

@@ -1,0 +1,31 @@
+"""Objective: name what each patch shows.
+
+Scenes that we draw ourselves come with the class under every patch. Asking the vision encoder for it
+gives dozens of answers per picture instead of one caption, which a transformer trained from nothing
+needs (compare token labelling, arXiv 2104.10858). The head is thrown away afterwards.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+#: Most patches show background; their share of the loss is held down.
+BACKGROUND_WEIGHT = 0.1
+
+
+class PatchLabelling(nn.Module):
+    """Linear head over image states, and its loss."""
+
+    def __init__(self, width: int, classes: int) -> None:
+        super().__init__()
+        self.head = nn.Linear(width, classes + 1)
+        weight = torch.ones(classes + 1)
+        weight[0] = BACKGROUND_WEIGHT
+        self.register_buffer("weight", weight, persistent=False)
+
+    def forward(self, image_states: Tensor, patch_labels: Tensor) -> Tensor:
+        """Image states `[B, 1 + g², W]`, labels `[B, g, g]` (0 background, else class + 1) → loss."""
+        logits = self.head(image_states[:, 1:]).float()
+        return functional.cross_entropy(logits.flatten(0, 1), patch_labels.flatten().long(), weight=self.weight)

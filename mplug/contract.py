@@ -1,0 +1,156 @@
+"""Names, types and shapes of every compiled graph and every stage model, once.
+
+The exporter takes its input and output names and dynamic axes from here, the runtimes bind by these
+names, and tests hold each `config.pbtxt` against them.
+
+Axes, by the letters that name them:
+    B batch · R image side, pixels · N image states · L text tokens · W hidden width · E width of the
+    contrastive space · S slots · M beams · T positions that the cache holds · C cache columns per
+    position · H heads · D head width · K candidates that a beam offers for its next token · A all
+    states that the decoder reads
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+#: Next tokens that the step returns per beam. A search with n beams needs n of each beam, so this is
+#: also the most beams that a request may ask for.
+MAX_BEAMS = 16
+
+#: Types of tensors, by Triton's names.
+NUMPY_TYPES = {"FP32": "float32", "INT32": "int32"}
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One input or output: its name, its Triton type, and a letter or a number per axis."""
+
+    name: str
+    dtype: str
+    axes: tuple[str | int, ...]
+
+    @property
+    def dynamic_axes(self) -> dict[int, str]:
+        """Axes that vary from run to run, by index."""
+        return {index: axis for index, axis in enumerate(self.axes) if isinstance(axis, str) and axis in DYNAMIC}
+
+
+#: Axes that vary from run to run; the others are fixed by the checkpoint.
+DYNAMIC = frozenset("BLSMTCA")
+
+
+@dataclass(frozen=True)
+class GraphSpec:
+    """One graph that is exported and compiled."""
+
+    name: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+    @property
+    def input_names(self) -> list[str]:
+        return [spec.name for spec in self.inputs]
+
+    @property
+    def output_names(self) -> list[str]:
+        return [spec.name for spec in self.outputs]
+
+
+VISION_ENCODER = GraphSpec(
+    "vision_encoder",
+    inputs=(TensorSpec("PIXEL_VALUES", "FP32", ("B", 3, "R", "R")),),
+    outputs=(TensorSpec("IMAGE_STATES", "FP32", ("B", "N", "W")), TensorSpec("IMAGE_PROJECTION", "FP32", ("B", "E"))),
+)
+
+TEXT_ENCODER = GraphSpec(
+    "text_encoder",
+    inputs=(TensorSpec("INPUT_IDS", "INT32", ("B", "L")), TensorSpec("ATTENTION_MASK", "INT32", ("B", "L"))),
+    outputs=(TensorSpec("TEXT_STATES", "FP32", ("B", "L", "W")), TensorSpec("TEXT_PROJECTION", "FP32", ("B", "E"))),
+)
+
+FUSION_ENCODER = GraphSpec(
+    "fusion_encoder",
+    inputs=(
+        TensorSpec("IMAGE_STATES", "FP32", ("B", "A", "W")),
+        TensorSpec("TEXT_STATES", "FP32", ("B", "L", "W")),
+        TensorSpec("ATTENTION_MASK", "INT32", ("B", "L")),
+    ),
+    outputs=(
+        TensorSpec("FUSED_IMAGE_STATES", "FP32", ("B", "A", "W")),
+        TensorSpec("FUSED_TEXT_STATES", "FP32", ("B", "L", "W")),
+        TensorSpec("MATCH_LOGITS", "FP32", ("B", 2)),
+    ),
+)
+
+#: Outputs that only checkpoints with the head behind them have.
+OPTIONAL_OUTPUTS = {
+    "IMAGE_PROJECTION": "vision_projection",
+    "TEXT_PROJECTION": "text_projection",
+    "MATCH_LOGITS": "match_head",
+}
+
+ENCODERS = {spec.name: spec for spec in (VISION_ENCODER, TEXT_ENCODER, FUSION_ENCODER)}
+
+
+def decoder_prefill(layers: int) -> GraphSpec:
+    """Encoder states → cross-attention keys and values of every layer, once per request."""
+    return GraphSpec(
+        "text_decoder_prefill",
+        inputs=(TensorSpec("ENCODER_STATES", "FP32", ("S", "A", "W")),),
+        outputs=tuple(
+            TensorSpec(f"CROSS_{kind}_{layer}", "FP32", ("S", "H", "A", "D"))
+            for layer in range(layers)
+            for kind in ("KEY", "VALUE")
+        ),
+    )
+
+
+def decoder_step(layers: int) -> GraphSpec:
+    """One token for every beam of every slot; see `mplug.network.text_decoder.TextDecoder.step`."""
+    return GraphSpec(
+        "text_decoder_step",
+        inputs=(
+            TensorSpec("TOKENS", "INT32", ("S", "M")),
+            TensorSpec("POSITIONS", "INT32", ("S",)),
+            TensorSpec("ANCESTRY", "INT32", ("S", "M", "T")),
+            TensorSpec("ENCODER_MASK", "INT32", ("S", "A")),
+            #: 1 where `[SEP]` may not be chosen yet.
+            TensorSpec("END_BLOCKED", "INT32", ("S",)),
+            #: First and one past the last token that may be chosen.
+            TensorSpec("TOKEN_RANGE", "INT32", ("S", 2)),
+            *(
+                TensorSpec(f"PAST_{kind}_{layer}", "FP32", ("S", "H", "T", "C", "D"))
+                for layer in range(layers)
+                for kind in ("KEY", "VALUE")
+            ),
+            *(
+                TensorSpec(f"CROSS_{kind}_{layer}", "FP32", ("S", "H", "A", "D"))
+                for layer in range(layers)
+                for kind in ("KEY", "VALUE")
+            ),
+        ),
+        outputs=(
+            TensorSpec("NEXT_TOKENS", "INT32", ("S", "M", "K")),
+            TensorSpec("LOG_PROBABILITIES", "FP32", ("S", "M", "K")),
+            #: Keys and values of this step, layer by layer, key before value.
+            TensorSpec("WRITTEN", "FP32", (2 * layers, "S", "H", "M", "D")),
+        ),
+    )
+
+
+#: What the served model `text_decoder` takes and gives; optional inputs end with a question mark.
+TEXT_DECODER_MODEL = {
+    "inputs": {
+        "ENCODER_STATES": ("FP32", [-1, -1]),
+        "ENCODER_MASK?": ("INT32", [-1]),
+        "PROMPT_IDS?": ("INT32", [-1]),
+        "NUM_BEAMS?": ("INT32", [1]),
+        "MIN_LENGTH?": ("INT32", [1]),
+        "MAX_LENGTH?": ("INT32", [1]),
+        "NUM_RETURN?": ("INT32", [1]),
+        "LENGTH_PENALTY?": ("FP32", [1]),
+        "TOKEN_RANGE?": ("INT32", [2]),
+    },
+    "outputs": {"TOKEN_IDS": ("INT32", [-1, -1]), "SCORE": ("FP32", [-1])},
+}

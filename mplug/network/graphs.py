@@ -1,0 +1,123 @@
+"""The graphs that are compiled and served: a stage each, with the heads that read it.
+
+The decoder becomes two: its prefill (cross-attention keys and values, once per request) and its step,
+which also chooses the likeliest next tokens, so that tokens and scores are all that leave it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from mplug.contract import ENCODERS, MAX_BEAMS, OPTIONAL_OUTPUTS, GraphSpec, decoder_prefill, decoder_step
+from mplug.network.mplug import MPlug
+
+#: Lowest log-probability: a blocked end token, as the published search sets it.
+BLOCKED = -1e20
+#: Added to the logits of tokens outside the allowed range, as the published grounding code does.
+OUT_OF_RANGE = -10_000.0
+
+
+class VisionEncoderGraph(nn.Module):
+    """`vision_encoder`, with the contrastive projection of its class token where there is one."""
+
+    def __init__(self, network: MPlug) -> None:
+        super().__init__()
+        self.encoder = network.vision_encoder
+        self.projection = getattr(network, "vision_projection", None)
+
+    def forward(self, pixel_values: Tensor) -> tuple[Tensor, ...]:
+        states = self.encoder(pixel_values)
+        return (states,) if self.projection is None else (states, self.projection(states[:, 0]))
+
+
+class TextEncoderGraph(nn.Module):
+    """`text_encoder`, with the contrastive projection of `[CLS]` where there is one."""
+
+    def __init__(self, network: MPlug) -> None:
+        super().__init__()
+        self.encoder = network.text_encoder
+        self.projection = getattr(network, "text_projection", None)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, ...]:
+        states = self.encoder(input_ids, attention_mask)
+        return (states,) if self.projection is None else (states, self.projection(states[:, 0]))
+
+
+class FusionEncoderGraph(nn.Module):
+    """`fusion_encoder`, with the image-text matching head where there is one."""
+
+    def __init__(self, network: MPlug) -> None:
+        super().__init__()
+        self.encoder = network.fusion_encoder
+        self.head = getattr(network, "match_head", None)
+
+    def forward(self, image_states: Tensor, text_states: Tensor, attention_mask: Tensor) -> tuple[Tensor, ...]:
+        image, text = self.encoder(image_states, text_states, attention_mask)
+        if not self.encoder.has_connected_layer:
+            image = image + 0.0  # an output of its own: compilers dislike an input that is also an output
+        return (image, text) if self.head is None else (image, text, self.head(text[:, 0]))
+
+
+class DecoderPrefillGraph(nn.Module):
+    """The decoder's cross-attention keys and values."""
+
+    def __init__(self, network: MPlug) -> None:
+        super().__init__()
+        self.decoder = network.text_decoder
+
+    def forward(self, encoder_states: Tensor) -> tuple[Tensor, ...]:
+        return tuple(tensor for pair in self.decoder.prefill(encoder_states) for tensor in pair)
+
+
+class DecoderStepGraph(nn.Module):
+    """The decoder's step, and the choice of the likeliest next tokens of every beam."""
+
+    def __init__(self, network: MPlug, end_id: int) -> None:
+        super().__init__()
+        self.decoder = network.text_decoder
+        self.end_id = end_id
+        self.layers = network.config.text.text_decode_layers
+        self.candidates = min(MAX_BEAMS, network.config.text.vocab_size)
+
+    def forward(self, tokens: Tensor, positions: Tensor, ancestry: Tensor, encoder_mask: Tensor, end_blocked: Tensor,
+                token_range: Tensor, *caches: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        pairs = list(zip(caches[::2], caches[1::2], strict=True))
+        logits, written = self.decoder.step(
+            tokens, positions, ancestry, encoder_mask, pairs[: self.layers], pairs[self.layers :]
+        )
+        vocabulary = torch.arange(logits.shape[-1], device=logits.device, dtype=torch.int32)
+        outside = (vocabulary < token_range[:, :1]) | (vocabulary >= token_range[:, 1:])  # [S, V]
+        logits = logits.float() + torch.where(outside, OUT_OF_RANGE, 0.0)[:, None, :]
+        log_probabilities = torch.log_softmax(logits, dim=-1)
+        blocked = (vocabulary == self.end_id) & (end_blocked[:, None] > 0)
+        log_probabilities = log_probabilities + torch.where(blocked, BLOCKED, 0.0)[:, None, :]
+        best = torch.topk(log_probabilities, self.candidates, dim=-1)
+        keys_and_values = torch.stack([tensor for pair in written for tensor in pair])
+        return best.indices.to(torch.int32), best.values, keys_and_values
+
+
+def graphs_of(network: MPlug, end_id: int) -> Iterator[tuple[GraphSpec, nn.Module]]:
+    """The graphs that this checkpoint needs, each with its specification, in the order of the flow.
+
+    `end_id` is the id of `[SEP]`.
+    """
+    makers = {"vision_encoder": VisionEncoderGraph, "text_encoder": TextEncoderGraph,
+              "fusion_encoder": FusionEncoderGraph}
+    for name, maker in makers.items():
+        if hasattr(network, name):
+            yield _with_heads_of(network, ENCODERS[name]), maker(network)
+    if hasattr(network, "text_decoder"):
+        layers = network.config.text.text_decode_layers
+        yield decoder_prefill(layers), DecoderPrefillGraph(network)
+        yield decoder_step(layers), DecoderStepGraph(network, end_id)
+
+
+def _with_heads_of(network: MPlug, spec: GraphSpec) -> GraphSpec:
+    outputs = tuple(
+        output for output in spec.outputs
+        if output.name not in OPTIONAL_OUTPUTS or hasattr(network, OPTIONAL_OUTPUTS[output.name])
+    )
+    return GraphSpec(spec.name, spec.inputs, outputs)

@@ -1,0 +1,116 @@
+"""What a runtime offers, and how the one that a stage was built for is found.
+
+A stage's folder holds `stage.json` beside its artefacts; it names the runtime, the precision and the
+sizes that cannot be read off the artefact.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+#: Runtimes by the name of the `--target` they serve. Imported on use, so that a served CPU process
+#: loads neither torch nor TensorRT.
+RUNTIMES = {
+    "openvino": "mplug.runtime.openvino",
+    "torch": "mplug.runtime.torch",
+}
+
+STAGE_FILE = "stage.json"
+#: Threads that one stage may use; unset, the runtime takes every core that this process may run on.
+THREADS_VARIABLE = "MPLUG_THREADS"
+
+
+class RuntimeUnavailable(RuntimeError):
+    """An artefact cannot be run here; the message says why and what to do."""
+
+
+@dataclass(frozen=True)
+class StageInfo:
+    """What `stage.json` says."""
+
+    folder: Path
+    target: str
+    precision: str
+    sizes: dict[str, int]  #: for the decoder: layers, heads, head_width, vocab_size, max_positions …
+    defaults: dict[str, Any]  #: for the decoder: generation lengths and special ids
+
+    @classmethod
+    def read(cls, folder: Path) -> StageInfo:
+        """Read it from a stage's version folder. Raises RuntimeUnavailable if it is not there."""
+        path = folder / STAGE_FILE
+        try:
+            document = json.loads(path.read_text())
+        except FileNotFoundError:
+            raise RuntimeUnavailable(f"{path} is missing: this folder was not made by builders/build.py") from None
+        return cls(folder, document["target"], document["precision"], document["sizes"], document["defaults"])
+
+
+class Graph(Protocol):
+    """A compiled graph: arrays by name in, arrays by name out (names and shapes: `mplug.contract`)."""
+
+    def __call__(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]: ...
+
+
+class Decoder(Protocol):
+    """The decoder with its KV cache, which never leaves it. Slots hold one request each."""
+
+    def reserve(self, slots: int, positions: int, columns: int, states: int) -> None:
+        """Make room, keeping what is held: slots, cached positions, beams, encoder states."""
+
+    def admit(self, slot: int, encoder_states: np.ndarray) -> None:
+        """Compute and keep the cross-attention keys and values of states `[A, W]`."""
+
+    def move(self, source: int, target: int) -> None:
+        """Move a slot's caches to another slot."""
+
+    def step(self, tokens: np.ndarray, positions: np.ndarray, ancestry: np.ndarray, encoder_mask: np.ndarray,
+             end_blocked: np.ndarray, token_range: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """One step of the first S slots: next tokens and log-probabilities `[S, M, K]` (inputs: contract)."""
+
+
+class Runtime(Protocol):
+    """One kind of artefact."""
+
+    def open_graph(self, info: StageInfo, name: str) -> Graph: ...
+
+    def open_decoder(self, info: StageInfo) -> Decoder: ...
+
+
+def open_runtime(target: str) -> Runtime:
+    """The runtime of a target. Raises RuntimeUnavailable listing the choices, or naming what is not installed."""
+    if target not in RUNTIMES:
+        raise RuntimeUnavailable(f"unknown runtime {target!r}; known: {', '.join(RUNTIMES)}")
+    try:
+        return importlib.import_module(RUNTIMES[target])
+    except ImportError as error:
+        raise RuntimeUnavailable(f"the runtime {target!r} needs a package that is not installed: {error}") from error
+
+
+def open_graph(folder: Path, name: str) -> Graph:
+    """Open the graph `name` of a stage's version folder with the runtime it was built for."""
+    info = StageInfo.read(folder)
+    return open_runtime(info.target).open_graph(info, name)
+
+
+def open_decoder(folder: Path) -> Decoder:
+    """Open the decoder of a stage's version folder with the runtime it was built for."""
+    info = StageInfo.read(folder)
+    return open_runtime(info.target).open_decoder(info)
+
+
+def threads() -> int:
+    """Threads for one stage: MPLUG_THREADS, or the cores that this process may use."""
+    configured = os.environ.get(THREADS_VARIABLE, "")
+    if not configured:
+        return len(os.sched_getaffinity(0))
+    if not configured.isdecimal() or int(configured) < 1:
+        raise RuntimeUnavailable(f"{THREADS_VARIABLE} is {configured!r}, not a number of threads")
+    return int(configured)

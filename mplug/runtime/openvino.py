@@ -1,0 +1,120 @@
+"""Stages as OpenVINO IR, on a CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import openvino
+
+from mplug.contract import GraphSpec, decoder_prefill, decoder_step
+from mplug.runtime.host_decoder import HostDecoder
+from mplug.runtime.interface import RuntimeUnavailable, StageInfo, threads
+
+PRECISIONS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
+#: Precision → the CPU's capability that it needs.
+CAPABILITIES = {"bf16": "BF16", "fp16": "FP16"}
+
+
+def supported(precision: str) -> bool:
+    """Whether this machine's CPU computes in `precision`."""
+    return precision == "fp32" or CAPABILITIES[precision] in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+
+
+def best_precision() -> str:
+    """What `auto` means here: bf16 where the CPU has it, else fp32."""
+    return "bf16" if supported("bf16") else "fp32"
+
+
+def open_graph(info: StageInfo, name: str) -> OpenVinoGraph:
+    """Compile `name`.xml of a stage."""
+    return OpenVinoGraph(info, name)
+
+
+def open_decoder(info: StageInfo) -> OpenVinoDecoder:
+    """Compile the decoder's two graphs."""
+    return OpenVinoDecoder(info)
+
+
+def _compile(model: openvino.Model, info: StageInfo) -> openvino.CompiledModel:
+    if not supported(info.precision):
+        raise RuntimeUnavailable(f"{info.folder}: was built for {info.precision}, which this CPU does not compute; "
+                                 "build again with --precision fp32")
+    return openvino.Core().compile_model(model, "CPU", {
+        "INFERENCE_PRECISION_HINT": PRECISIONS[info.precision],
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_NUM_THREADS": threads(),
+        # Pinned threads of stages that run at the same time would share cores and leave others idle.
+        "ENABLE_CPU_PINNING": False,
+    })
+
+
+class OpenVinoGraph:
+    """One compiled graph; calls must not overlap."""
+
+    def __init__(self, info: StageInfo, name: str) -> None:
+        self._request = _compile(openvino.Core().read_model(info.folder / f"{name}.xml"), info).create_infer_request()
+        self._names = [output.any_name for output in self._request.model_outputs]
+
+    def __call__(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        results = self._request.infer(dict(inputs), share_inputs=True, share_outputs=False)
+        return {name: results[index] for index, name in enumerate(self._names)}
+
+
+class OpenVinoDecoder(HostDecoder):
+    """The decoder on a CPU; its caches are bf16 where the precision is, and read in place."""
+
+    def __init__(self, info: StageInfo) -> None:
+        sizes = info.sizes
+        self._half = info.precision == "bf16"
+        # numpy has no bf16: the cache's bits travel as uint16, and are only ever copied.
+        super().__init__(layers=sizes["layers"], heads=sizes["heads"], head_width=sizes["head_width"],
+                         cache_dtype=np.dtype(np.uint16 if self._half else np.float32))
+        self._prefill_spec, self._step_spec = decoder_prefill(sizes["layers"]), decoder_step(sizes["layers"])
+        self._prefill_request = self._open(info, "prefill", self._prefill_spec)
+        self._step_request = self._open(info, "step", self._step_spec)
+        self._bound: list[tuple[str, np.ndarray]] = []
+        self._bound_slots = 0
+
+    def _open(self, info: StageInfo, name: str, spec: GraphSpec) -> openvino.InferRequest:
+        model = openvino.Core().read_model(info.folder / f"{name}.xml")
+        if self._half:
+            processor = openvino.preprocess.PrePostProcessor(model)
+            for tensor in spec.inputs:
+                if tensor.name.startswith(("PAST_", "CROSS_")):
+                    processor.input(tensor.name).tensor().set_element_type(openvino.Type.bf16)
+            for tensor in spec.outputs:
+                if tensor.name.startswith("CROSS_") or tensor.name == "WRITTEN":
+                    processor.output(tensor.name).tensor().set_element_type(openvino.Type.bf16)
+            model = processor.build()
+        return _compile(model, info).create_infer_request()
+
+    def _tensor(self, array: np.ndarray) -> openvino.Tensor:
+        """A view of a cache array, without a copy."""
+        if self._half:
+            return openvino.Tensor(array, openvino.Shape(array.shape), openvino.Type.bf16)
+        return openvino.Tensor(array, shared_memory=True)
+
+    def _bits(self, tensor: openvino.Tensor) -> np.ndarray:
+        return tensor.data.view(np.uint16) if self._half else tensor.data
+
+    def _bind(self, past: list[np.ndarray], cross: list[np.ndarray]) -> None:
+        names = [tensor.name for tensor in self._step_spec.inputs if tensor.name.startswith(("PAST_", "CROSS_"))]
+        self._bound = list(zip(names, [*past, *cross], strict=True))
+        self._bound_slots = 0
+
+    def _prefill(self, encoder_states: np.ndarray) -> list[np.ndarray]:
+        self._prefill_request.infer({"ENCODER_STATES": encoder_states}, share_inputs=True)
+        return [self._bits(self._prefill_request.get_tensor(name)) for name in self._prefill_spec.output_names]
+
+    def _run_step(self, inputs: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        slots = inputs["TOKENS"].shape[0]
+        if slots != self._bound_slots:
+            for name, array in self._bound:
+                self._step_request.set_tensor(name, self._tensor(array[:slots]))
+            self._bound_slots = slots
+        self._step_request.infer(inputs, share_inputs=True)
+        next_tokens, log_probabilities, written = (
+            self._step_request.get_tensor(name) for name in self._step_spec.output_names
+        )
+        return next_tokens.data, log_probabilities.data, self._bits(written)
