@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         dropped = server.stop(hurry=signals.several)
         return _fail(f"{dropped} requests were still in flight and were dropped") if dropped else 0
     finally:
-        server.stop(hurry=signals.several)
+        server.stop(hurry=signals.several, finalize=not arguments.run)
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:

@@ -124,7 +124,7 @@ class TritonServer:
         """
         _require_repository(self.repository)
         self.options = _with_ports(self.options)
-        self._scratch = Path(tempfile.mkdtemp(prefix="mplug-server-"))
+        self._scratch = Path(tempfile.mkdtemp(prefix=f"mplug-server-{os.getpid()}-"))
         try:
             install = find_triton(self._scratch, self.options.tritonserver)
             environment = install.environment | {
@@ -148,17 +148,19 @@ class TritonServer:
             self._end()
             raise
 
-    def stop(self, hurry: Callable[[], bool] = lambda: False) -> int:
+    def stop(self, hurry: Callable[[], bool] = lambda: False, finalize: bool = True) -> int:
         """Drain and end the server; safe to call again. Returns how many requests had to be dropped.
 
-        `hurry`: asked while draining; True gives up the rest of the wait.
+        `hurry`: asked while draining; True gives up the rest of the wait. `finalize`: let the models close,
+        which takes Triton 2 s at least; without it the server is killed once nothing is in flight.
         """
         dropped = 0
         if self.exit_code is None and self._process is not None:
             dropped = self._drain(hurry)
-            self._process.send_signal(signal.SIGTERM)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self._process.wait(EXIT_SECONDS + 5)
+            if finalize:
+                self._process.send_signal(signal.SIGTERM)
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    self._process.wait(EXIT_SECONDS + 5)
         self._end()
         return dropped
 
@@ -368,6 +370,8 @@ def _with_ports(options: Options) -> Options:
             port = next(p for p in candidates if p not in chosen.values() and _is_free(options.host, p))
         elif not _is_free(options.host, port):
             flag = f"--{name.replace('_', '-')}"
-            raise ServerError(f"port {port} on {options.host} is occupied: end what uses it or choose {flag}")
+            raise ServerError(
+                f"port {port} on {options.host} is occupied: end what uses it or choose another {flag}"
+            )
         chosen[name] = port
     return replace(options, **chosen)

@@ -103,8 +103,7 @@ class TritonPythonModel(TaskModel):
 CACHED_CONFIG = RELAY_CONFIG + "response_cache { enable: true }\n"
 
 
-def write_model(repository: Path, name: str, config: str, model: str) -> None:
-    """A Python model in a repository; `model` is the text of its model.py."""
+def _write_model(repository: Path, name: str, config: str, model: str) -> None:
     folder = repository / name / "1"
     folder.mkdir(parents=True)
     (folder.parent / "config.pbtxt").write_text(config)
@@ -112,12 +111,18 @@ def write_model(repository: Path, name: str, config: str, model: str) -> None:
 
 
 @pytest.fixture(scope="session")
+def write_model() -> Callable[[Path, str, str, str], None]:
+    """`write_model(repository, name, config, model)`: a Python model; `model` is the text of its model.py."""
+    return _write_model
+
+
+@pytest.fixture(scope="session")
 def scratch_repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Trivial models on the adapter: `slow` is a stage, `relay` and `cached` are tasks that call it."""
     repository = tmp_path_factory.mktemp("repository")
-    write_model(repository, "slow", SLOW_CONFIG, SLOW_MODEL)
-    write_model(repository, "relay", RELAY_CONFIG, RELAY_MODEL)
-    write_model(repository, "cached", CACHED_CONFIG, RELAY_MODEL)
+    _write_model(repository, "slow", SLOW_CONFIG, SLOW_MODEL)
+    _write_model(repository, "relay", RELAY_CONFIG, RELAY_MODEL)
+    _write_model(repository, "cached", CACHED_CONFIG, RELAY_MODEL)
     return repository
 
 

@@ -1,0 +1,297 @@
+"""`python -m mplug.server`: ready, signals, crashes, models that fail to load, and nothing left behind."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tritonclient.grpc as triton_grpc
+import tritonclient.http as triton_http
+from tritonclient.utils import InferenceServerException
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+FREE_PORTS = ["--http-port", "0", "--grpc-port", "0", "--metrics-port", "0"]
+
+
+class Launched:
+    """A `python -m mplug.server` process and what it prints."""
+
+    def __init__(self, *arguments: str | Path) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "mplug.server", *map(str, arguments)],
+            cwd=CHECKOUT,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self.errors: list[str] = []
+        self._reader = threading.Thread(target=lambda: self.errors.extend(self.process.stderr), daemon=True)
+        self._reader.start()
+
+    def wait_ready(self) -> None:
+        self.ready_line = self.process.stdout.readline()
+        assert "ready" in self.ready_line, self.end()
+        self.http_url = re.search(r" at http://(\S+),", self.ready_line).group(1)
+        self.grpc_url = re.search(r"grpc (\S+),", self.ready_line).group(1)
+
+    def end(self, number: int | None = None, seconds: float = 40) -> tuple[int, str]:
+        """Exit code and standard error, after a signal if one is given."""
+        if number is not None:
+            self.process.send_signal(number)
+        code = self.process.wait(seconds)
+        self._reader.join(5)
+        return code, "".join(self.errors)
+
+    def served_by(self) -> list[int]:
+        """Process ids of tritonserver and its stubs: the launcher's descendants."""
+        parents = {}
+        for entry in Path("/proc").glob("[0-9]*/stat"):
+            try:
+                fields = entry.read_text().rpartition(")")[2].split()
+            except OSError:  # ended meanwhile
+                continue
+            parents[int(entry.parent.name)] = int(fields[1])
+        found = [self.process.pid]
+        for pid in found:
+            found += [child for child, parent in parents.items() if parent == pid]
+        return found[1:]
+
+    def left_overs(self) -> list[str]:
+        """Shared memory and scratch folders of the launcher."""
+        shared = Path("/dev/shm").glob(f"mplug_{self.process.pid}_*")
+        scratch = Path(tempfile.gettempdir()).glob(f"mplug-server-{self.process.pid}-*")
+        return [str(path) for path in (*shared, *scratch)]
+
+
+@contextmanager
+def launched(*arguments: str | Path) -> Iterator[Launched]:
+    server = Launched(*arguments)
+    try:
+        yield server
+    finally:
+        if server.process.poll() is None:
+            server.process.kill()
+            server.process.wait()
+
+
+def relay(url: str, x: float, steps: int) -> float:
+    """The scratch task's answer, over gRPC."""
+    inputs = []
+    for name, array in (("X", np.array([x], np.float32)), ("STEPS", np.array([steps], np.int32))):
+        inputs.append(triton_grpc.InferInput(name, [1], {"f": "FP32", "i": "INT32"}[array.dtype.kind]))
+        inputs[-1].set_data_from_numpy(array)
+    with triton_grpc.InferenceServerClient(url) as client:
+        return float(client.infer("relay", inputs).as_numpy("Y")[0])
+
+
+def running(pids: list[int]) -> list[int]:
+    """Those that still run; a zombie does not."""
+    alive = []
+    for pid in pids:
+        try:
+            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        except OSError:
+            continue
+        if state != "Z":
+            alive.append(pid)
+    return alive
+
+
+def wait_gone(pids: list[int], seconds: float = 10) -> None:
+    deadline = time.monotonic() + seconds
+    while running(pids):
+        assert time.monotonic() < deadline, f"still running: {running(pids)}"
+        time.sleep(0.05)
+
+
+def wait_in_flight(url: str, count: int, seconds: float = 20) -> None:
+    """Until the slow stage has begun with so many requests' first steps."""
+    deadline = time.monotonic() + seconds
+    with triton_grpc.InferenceServerClient(url) as client:
+        while client.get_inference_statistics("slow").model_stats[0].inference_count < count:
+            assert time.monotonic() < deadline, "the requests did not reach the stage"
+            time.sleep(0.02)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_drains_and_leaves_nothing(scratch_repository: Path, number: int) -> None:
+    with launched(scratch_repository, *FREE_PORTS) as server:
+        server.wait_ready()
+        assert all(name in server.ready_line for name in ("slow", "relay", "cached"))
+        served = server.served_by()
+        assert len(served) >= 4  # tritonserver and three stubs
+        assert server.left_overs()
+        # An idle connection, as a pool or a load balancer holds it, must not keep the server from ending.
+        idle = triton_http.InferenceServerClient(server.http_url)
+        assert idle.is_server_ready()
+        with ThreadPoolExecutor(8) as pool:
+            answers = [pool.submit(relay, server.grpc_url, x, 6) for x in range(8)]
+            wait_in_flight(server.grpc_url, 8)
+            server.process.send_signal(number)
+            time.sleep(0.3)  # the launcher sees the signal; the requests need a second more
+            with pytest.raises(InferenceServerException) as refused:
+                relay(server.grpc_url, 0, 1)
+            assert refused.value.status() == "StatusCode.UNAVAILABLE"
+            assert "shutting down" in refused.value.message()
+            assert [answer.result(30) for answer in answers] == [x + 6 for x in range(8)]
+        code, errors = server.end()
+        idle.close()
+        assert (code, errors) == (0, "")
+        wait_gone(served)
+        assert server.left_overs() == []
+
+
+def test_a_second_signal_does_not_wait(scratch_repository: Path) -> None:
+    with launched(scratch_repository, *FREE_PORTS) as server:
+        server.wait_ready()
+        served = server.served_by()
+        with ThreadPoolExecutor(1) as pool:
+            answer = pool.submit(relay, server.grpc_url, 0, 100)  # 20 s
+            wait_in_flight(server.grpc_url, 1)
+            began = time.monotonic()
+            server.process.send_signal(signal.SIGTERM)
+            time.sleep(0.3)
+            code, errors = server.end(signal.SIGTERM)
+            with pytest.raises(InferenceServerException):
+                answer.result(30)
+        assert time.monotonic() - began < 15
+        assert code == 1
+        assert re.search(r"error: \d+ requests were still in flight", errors)
+        wait_gone(served)
+        assert server.left_overs() == []
+
+
+def test_a_killed_tritonserver_is_told_and_its_port_can_be_served_again(scratch_repository: Path) -> None:
+    with launched(scratch_repository, *FREE_PORTS) as server:
+        server.wait_ready()
+        http_port = server.http_url.rpartition(":")[2]
+        served = server.served_by()
+        tritonserver = next(
+            pid for pid in served if Path(f"/proc/{pid}/comm").read_text() == "tritonserver\n"
+        )
+        os.kill(tritonserver, signal.SIGKILL)
+        code, errors = server.end()
+        assert code == 1
+        assert "error: tritonserver was ended by SIGKILL" in errors
+        wait_gone(served)
+        assert server.left_overs() == []
+    with launched(scratch_repository, *FREE_PORTS, "--http-port", http_port) as server:
+        server.wait_ready()
+        assert server.http_url.endswith(f":{http_port}")
+        assert relay(server.grpc_url, 1, 1) == 2
+        assert server.end(signal.SIGTERM)[0] == 0
+
+
+def test_a_killed_launcher_takes_its_server_along(scratch_repository: Path) -> None:
+    with launched(scratch_repository, *FREE_PORTS) as server:
+        server.wait_ready()
+        served = server.served_by()
+        server.end(signal.SIGKILL)
+        wait_gone(served, seconds=20)
+        for folder in Path(tempfile.gettempdir()).glob(f"mplug-server-{server.process.pid}-*"):
+            shutil.rmtree(folder)  # nobody was left to do it
+        assert server.left_overs() == []
+
+
+CONFIG = """
+backend: "python"
+max_batch_size: 0
+input [{ name: "X" data_type: TYPE_FP32 dims: [1] }]
+output [{ name: "Y" data_type: TYPE_FP32 dims: [1] }]
+"""
+
+
+def test_models_that_fail_to_load_are_named_with_the_reason(tmp_path: Path, write_model) -> None:
+    model = """
+    class TritonPythonModel:
+        def initialize(self, args):
+            {}
+        def execute(self, requests):
+            return []
+    """
+    write_model(tmp_path, "fine", CONFIG, model.format("pass"))
+    write_model(tmp_path, "broken", CONFIG, model.format("raise RuntimeError('no weights: build first')"))
+    write_model(tmp_path, "typo", CONFIG + "nonsense: 3", model.format("pass"))
+    with launched(tmp_path, *FREE_PORTS) as server:
+        code, errors = server.end()
+    assert code == 1
+    assert re.search(r"model broken failed to load: .*RuntimeError: no weights: build first", errors)
+    assert re.search(r"model typo failed to load: .*config.pbtxt", errors)
+    assert '"nonsense"' in errors
+    assert "model fine" not in errors
+    assert server.process.stdout.read() == ""
+    assert server.left_overs() == []
+
+
+def test_an_occupied_port_is_named(scratch_repository: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("0.0.0.0", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        with launched(scratch_repository, *FREE_PORTS, "--grpc-port", port) as server:
+            code, errors = server.end()
+    assert code == 1
+    assert errors.startswith(f"error: port {port} on 0.0.0.0 is occupied") and "--grpc-port" in errors
+
+
+def test_a_folder_that_is_no_repository(tmp_path: Path) -> None:
+    for folder, reason in ((tmp_path / "absent", "is not a folder"), (tmp_path, "is not a model repository")):
+        with launched(folder, *FREE_PORTS) as server:
+            code, errors = server.end()
+        assert code == 1
+        assert errors.startswith(f"error: {folder} {reason}")
+        assert errors.count("\n") == 1
+
+
+def test_run_serves_for_the_time_of_one_command(scratch_repository: Path) -> None:
+    script = "import sys, urllib.request as u; print(u.urlopen(sys.argv[1]).status); sys.exit(7)"
+    url = "http://{http}/v2/health/ready"
+    with launched(scratch_repository, "--run", sys.executable, "-c", script, url) as server:
+        code, errors = server.end()
+    assert code == 7
+    assert server.process.stdout.read() == "200\n"
+    assert errors.startswith("ready") and errors.count("\n") == 1
+    assert server.left_overs() == []
+
+
+def test_a_model_config_by_name(tmp_path: Path, write_model) -> None:
+    model = """
+    import json
+
+    import numpy as np
+    import triton_python_backend_utils as pb_utils
+
+    class TritonPythonModel:
+        def initialize(self, args):
+            self.config = json.loads(args["model_config"])
+        def execute(self, requests):
+            y = np.array([float(self.config["parameters"]["y"]["string_value"])], np.float32)
+            return [pb_utils.InferenceResponse([pb_utils.Tensor("Y", y)]) for _ in requests]
+    """
+    parameter = 'parameters {{ key: "y" value: {{ string_value: "{}" }} }}'
+    write_model(tmp_path, "relay", CONFIG + parameter.format(1), model)
+    (tmp_path / "relay" / "configs").mkdir()
+    (tmp_path / "relay" / "configs" / "other.pbtxt").write_text(CONFIG + parameter.format(2))
+    for arguments, answer in (([], 1), (["--model-config-name", "other"], 2)):
+        with launched(tmp_path, *FREE_PORTS, *arguments) as server:
+            server.wait_ready()
+            x = triton_grpc.InferInput("X", [1], "FP32")
+            x.set_data_from_numpy(np.zeros(1, np.float32))
+            with triton_grpc.InferenceServerClient(server.grpc_url) as client:
+                assert client.infer("relay", [x]).as_numpy("Y").tolist() == [answer]
+            assert server.end(signal.SIGTERM)[0] == 0
