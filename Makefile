@@ -1,0 +1,66 @@
+# Each target makes what it needs first: the virtual environment, then the demo's repository.
+# `make caption IMAGE=cat.jpg` is the whole road, from a fresh checkout to a caption.
+
+VENV       ?= .venv
+PYTHON     ?= python3.11
+CHECKPOINT ?= checkpoints/demo
+REPOSITORY ?= build/demo
+IMAGE      ?= $(firstword $(sort $(wildcard examples/*.jpg examples/*.png examples/*.webp)))
+USERS      ?= 16
+SECONDS    ?= 60
+
+BIN       := $(VENV)/bin
+INSTALLED := $(VENV)/.requirements.installed
+BUILT     := $(REPOSITORY)/.built
+# What a repository is made of: a change in any of it builds again. Tasks and runtimes are read from the checkout.
+SOURCES   := $(shell find builders/*.py model_repository $(CHECKPOINT) mplug/network mplug/config.py \
+               mplug/checkpoint.py mplug/contract.py -type f ! -name '*.pyc' 2>/dev/null)
+
+.PHONY: help caption serve build demo test lint bench load clean
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+help:  ## what there is
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-9s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+caption: $(BUILT)  ## start the server, caption IMAGE=FILE, stop the server
+	@test -n "$(IMAGE)" || { echo "error: name a picture: make caption IMAGE=cat.jpg" >&2; exit 1; }
+	@$(BIN)/python -m mplug.server $(REPOSITORY) --run clients/caption.py $(IMAGE) --url {grpc}
+
+serve: $(BUILT)  ## serve on ports 8000 (HTTP), 8001 (gRPC) and 8002 (metrics) until Ctrl-C
+	@exec $(BIN)/python -m mplug.server $(REPOSITORY)
+
+build: $(BUILT)  ## make REPOSITORY (build/demo) from CHECKPOINT (checkpoints/demo)
+
+demo: $(BUILT)  ## caption all of examples/
+	@$(BIN)/python -m mplug.server $(REPOSITORY) --run clients/caption.py \
+		$(sort $(wildcard examples/*.jpg examples/*.png examples/*.webp)) --url {grpc}
+
+test: $(INSTALLED)  ## all tests; those for a GPU skip without one
+	@$(BIN)/python -m pytest $(PYTEST_ARGUMENTS)
+
+lint: $(INSTALLED)  ## ruff
+	@$(BIN)/ruff check .
+
+bench: $(BUILT)  ## ours beside the baselines, into benchmarks/
+	@$(BIN)/python benchmarks/compare.py --repository $(REPOSITORY)
+
+load: $(BUILT)  ## load test: USERS (16) users for SECONDS (60) seconds
+	@$(BIN)/python -m mplug.server $(REPOSITORY) --run $(BIN)/locust --headless --only-summary \
+		-f benchmarks/locustfile.py -u $(USERS) -r $(USERS) -t $(SECONDS)s --host {grpc}
+
+clean:  ## remove what was built, and the virtual environment
+	rm -rf build $(VENV) .pytest_cache .ruff_cache
+
+$(INSTALLED): requirements.txt
+	@command -v $(PYTHON) >/dev/null || { \
+		echo "error: no $(PYTHON) on the PATH; install Python 3.11 or name one: make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@test -x $(BIN)/python || { echo "making $(VENV)" >&2; $(PYTHON) -m venv $(VENV); }
+	@echo "installing requirements.txt into $(VENV): minutes the first time" >&2
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	@touch $@
+
+$(BUILT): $(INSTALLED) $(SOURCES)
+	@test -d $(CHECKPOINT) || { echo "error: no checkpoint at $(CHECKPOINT)" >&2; exit 1; }
+	@$(BIN)/python builders/build.py $(CHECKPOINT) --output $(REPOSITORY)
+	@touch $@
