@@ -16,9 +16,11 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from random import Random
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+import cv2
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, IterableDataset
@@ -51,22 +53,25 @@ class Stage:
     max_count: int
     batch_size: int
     learning_rate: float
+    augmented: float  #: share of batches whose sprites are augmented
     patch_weight: float  #: weight of the patch labels beside the captions
+    captions: bool = True  #: without, the vision encoder learns alone
 
 
 STAGES = {
-    "single": Stage(image_size=64, max_groups=1, max_count=1, batch_size=32, learning_rate=7e-4, patch_weight=1.0),
-    "scenes": Stage(image_size=128, max_groups=2, max_count=4, batch_size=32, learning_rate=5e-4, patch_weight=0.5),
-    "crowds": Stage(image_size=128, max_groups=4, max_count=4, batch_size=32, learning_rate=4e-4, patch_weight=0.3),
+    "sprites": Stage(64, 1, 1, 64, 6e-4, augmented=0.3, patch_weight=1.0, captions=False),
+    "styles": Stage(64, 1, 1, 64, 5e-4, augmented=0.7, patch_weight=1.0, captions=False),
+    "scenes": Stage(128, 2, 4, 32, 5e-4, augmented=0.7, patch_weight=1.0),
+    "crowds": Stage(128, 4, 4, 32, 3e-4, augmented=0.7, patch_weight=0.5),
 }
 
 
 def demo_config(image_size: int, vocab_size: int) -> MPlugConfig:
-    """The demo checkpoint's sizes: about 13 M parameters."""
+    """The demo checkpoint's sizes: about 8 M parameters."""
     return MPlugConfig(
-        vision=VisionConfig(image_size=image_size, patch_size=16, width=256, layers=6),
+        vision=VisionConfig(image_size=image_size, patch_size=16, width=192, layers=6),
         text=TextConfig(
-            vocab_size=vocab_size, hidden_size=256, intermediate_size=1024, heads=4, max_positions=64,
+            vocab_size=vocab_size, hidden_size=192, intermediate_size=768, heads=3, max_positions=64,
             type_vocab_size=2, layer_norm_eps=1e-12, dropout=0.0, num_hidden_layers=3, text_encoder_layers=2,
             fusion_layers=3, stride_layer=2, text_decode_layers=3,
         ),
@@ -106,11 +111,14 @@ class SceneStream(IterableDataset):
 
     def __iter__(self):
         torch.set_num_threads(1)
+        cv2.setNumThreads(1)
         scenes = SceneGenerator(
             TRAINING_STYLES, size=SCENE_SIZE, max_groups=self.stage.max_groups,
             max_count=self.stage.max_count, augment=True, seed=self.seed,
         )
+        chance = Random(self.seed)
         while True:
+            scenes.augment = chance.random() < self.stage.augmented
             yield tensors_of(scenes.batch(self.stage.batch_size), self.words, self.stage.image_size)
 
 
@@ -158,7 +166,7 @@ class Trainer:
         self.words = WordIds(build_vocabulary())
         self.prompt_ids = torch.tensor(self.words.encode(PROMPT))
         self.network: MPlug | None = None
-        self.patches = PatchLabelling(256, CLASSES)
+        self.patches = PatchLabelling(192, CLASSES)
         self.samples = 0
         self.started = time.time()
 
@@ -192,12 +200,14 @@ class Trainer:
                 group["lr"] = group["base_lr"] * factor
             with torch.autocast("cpu", torch.bfloat16):
                 image_states = network.vision_encoder(normalise(images))
-                caption = caption_loss(network, decoder_source(network, image_states, self.prompt_ids), ids)
                 patch = self.patches(image_states, labels)
+                caption = torch.zeros(())
+                if stage.captions:
+                    caption = caption_loss(network, decoder_source(network, image_states, self.prompt_ids), ids)
                 loss = caption + stage.patch_weight * patch
             optimiser.zero_grad(set_to_none=True)
             loss.backward()
-            torch.nn.utils.clip_grad_norm_([p for group in groups for p in group["params"]], 1.0)
+            torch.nn.utils.clip_grad_norm_([p for group in groups for p in group["params"] if p.grad is not None], 1.0)
             optimiser.step()
             step += 1
             self.samples += images.shape[0]
@@ -225,9 +235,13 @@ class Trainer:
             scenes = SceneGenerator(styles, size=SCENE_SIZE, max_groups=stage.max_groups,
                                     max_count=stage.max_count, augment=False, seed=VALIDATION_SEED)
             batch = scenes.batch(200)
-            images, _, _ = tensors_of(batch, self.words, stage.image_size)
+            images, _, labels = tensors_of(batch, self.words, stage.image_size)
             with torch.autocast("cpu", torch.bfloat16):
-                source = decoder_source(self.network, self.network.vision_encoder(normalise(images)), self.prompt_ids)
+                image_states = self.network.vision_encoder(normalise(images))
+                results[f"{label}_patches"] = round(self.patches.accuracy(image_states, labels), 3)
+                if not stage.captions:
+                    continue
+                source = decoder_source(self.network, image_states, self.prompt_ids)
                 ids = greedy_captions(self.network, source, cls_id=CLS, sep_id=SEP, length=25)
             texts = [self.words.decode(row.tolist()) for row in ids]
             recall = [object_recall(text, scene) for text, scene in zip(texts, batch.scenes, strict=True)]

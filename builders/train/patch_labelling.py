@@ -29,3 +29,10 @@ class PatchLabelling(nn.Module):
         """Image states `[B, 1 + g², W]`, labels `[B, g, g]` (0 background, else class + 1) → loss."""
         logits = self.head(image_states[:, 1:]).float()
         return functional.cross_entropy(logits.flatten(0, 1), patch_labels.flatten().long(), weight=self.weight)
+
+    @torch.no_grad()
+    def accuracy(self, image_states: Tensor, patch_labels: Tensor) -> float:
+        """Share of the patches under objects that are named right."""
+        predicted = self.head(image_states[:, 1:]).argmax(-1)
+        labels = patch_labels.flatten(1)
+        return ((predicted == labels) & (labels > 0)).sum().item() / max(1, (labels > 0).sum().item())

@@ -65,7 +65,7 @@ class MPlug(nn.Module):
             self.add_module(part, makers[part]())
 
     def initialise(self, seed: int = 0) -> None:
-        """Fresh weights for training from nothing: normal(0, 0.02), norms one, biases zero."""
+        """Fresh weights for training from nothing: normal(0, 0.02), norms one, biases zero, sine positions."""
         generator = torch.Generator().manual_seed(seed)
         for name, parameter in self.named_parameters():
             if name.endswith("bias"):
@@ -74,6 +74,8 @@ class MPlug(nn.Module):
                 nn.init.ones_(parameter)
             else:
                 nn.init.normal_(parameter, std=0.02, generator=generator)
+        if hasattr(self, "vision_encoder"):
+            self.vision_encoder.initialise_positions()
 
     def decoder_input(self, image_states: Tensor, text_states: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
         """What the decoder reads when it reads both: `[B, N + L, W]` and its mask `[B, N + L]`."""

@@ -55,6 +55,20 @@ class VisionEncoder(nn.Module):
         else:
             self.projection = nn.Identity()
 
+    @torch.no_grad()
+    def initialise_positions(self) -> None:
+        """Sines and cosines of row and column, which a small transformer learns from sooner than from noise.
+
+        Source: "Better plain ViT baselines for ImageNet-1k" (arXiv 2205.01580).
+        """
+        tokens, width = self.position_embedding.shape
+        side = round((tokens - 1) ** 0.5)
+        frequencies = 10_000 ** -torch.linspace(0, 1, width // 4)
+        row, column = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
+        angles = [axis.reshape(-1, 1) * frequencies for axis in (row, column)]
+        waves = [wave(angle) for angle in angles for wave in (torch.sin, torch.cos)]
+        self.position_embedding[1:] = 0.5 * torch.cat(waves, dim=1)
+
     def forward(self, pixel_values: Tensor) -> Tensor:
         """Normalised pixels `[B, 3, R, R]` → image states `[B, N, W]`, N = 1 + (R / patch)²."""
         patches = self.patch_embedding(pixel_values).flatten(2).transpose(1, 2)  # [B, N-1, width]

@@ -42,6 +42,11 @@ class StageInfo:
     sizes: dict[str, int]  #: for the decoder: layers, heads, head_width, vocab_size, max_positions …
     defaults: dict[str, Any]  #: for the decoder: generation lengths and special ids
 
+    def write(self) -> None:
+        """Write it into the stage's version folder."""
+        document = {"target": self.target, "precision": self.precision, "sizes": self.sizes, "defaults": self.defaults}
+        (self.folder / STAGE_FILE).write_text(json.dumps(document, indent=1) + "\n")
+
     @classmethod
     def read(cls, folder: Path) -> StageInfo:
         """Read it from a stage's version folder. Raises RuntimeUnavailable if it is not there."""

@@ -71,13 +71,13 @@ class OpenVinoDecoder(HostDecoder):
         super().__init__(layers=sizes["layers"], heads=sizes["heads"], head_width=sizes["head_width"],
                          cache_dtype=np.dtype(np.uint16 if self._half else np.float32))
         self._prefill_spec, self._step_spec = decoder_prefill(sizes["layers"]), decoder_step(sizes["layers"])
-        self._prefill_request = self._open(info, "prefill", self._prefill_spec)
-        self._step_request = self._open(info, "step", self._step_spec)
+        self._prefill_request = self._open(info, self._prefill_spec)
+        self._step_request = self._open(info, self._step_spec)
         self._bound: list[tuple[str, np.ndarray]] = []
         self._bound_slots = 0
 
-    def _open(self, info: StageInfo, name: str, spec: GraphSpec) -> openvino.InferRequest:
-        model = openvino.Core().read_model(info.folder / f"{name}.xml")
+    def _open(self, info: StageInfo, spec: GraphSpec) -> openvino.InferRequest:
+        model = openvino.Core().read_model(info.folder / f"{spec.name}.xml")
         if self._half:
             processor = openvino.preprocess.PrePostProcessor(model)
             for tensor in spec.inputs:

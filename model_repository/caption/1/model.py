@@ -1,0 +1,11 @@
+"""Public model `caption`."""
+
+from mplug.tasks.caption import CaptionTask
+from mplug.triton_adapter import TaskModel
+
+
+class TritonPythonModel(TaskModel):
+    """See `mplug.tasks.caption` for what it does."""
+
+    def create(self, context):
+        return CaptionTask.of_folder(context.folder)

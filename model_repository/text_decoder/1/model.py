@@ -1,0 +1,29 @@
+"""Stage `text_decoder`: admits requests into its decode loop, which answers each when its search is over."""
+
+from mplug.decode_loop import DecodeLoop
+from mplug.decode_request import DecodeRequestParser, to_outputs
+from mplug.runtime import open_decoder
+from mplug.triton_adapter import DeferredModel
+
+
+class TritonPythonModel(DeferredModel):
+    """See `mplug.contract.TEXT_DECODER_MODEL` for tensors."""
+
+    def open(self, context):
+        self.parser = DecodeRequestParser.of_stage(context.folder)
+        self.loop = DecodeLoop(
+            open_decoder(context.folder),
+            max_slots=int(context.parameters["max_slots"]),
+            max_queue=int(context.parameters["max_queue"]),
+        )
+
+    def admit(self, pending):
+        request = self.parser.parse(pending.inputs)
+        pending.inputs = {}  # what the search needs of them is in the request
+        request.done = lambda hypotheses: pending.send(to_outputs(request, hypotheses))
+        request.failed = pending.fail
+        request.cancelled = pending.cancelled
+        self.loop.submit(request)
+
+    def close(self):
+        self.loop.stop()

@@ -1,0 +1,125 @@
+"""Tensors of the stage `text_decoder` ↔ requests of its decode loop; every option is checked here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from mplug.beam_search import Hypothesis, SearchOptions
+from mplug.config import GenerationConfig
+from mplug.contract import MAX_BEAMS
+from mplug.decode_loop import DecodeRequest
+from mplug.errors import InvalidRequest
+from mplug.runtime.interface import StageInfo
+from mplug.triton_protocol import Value
+
+MAX_LENGTH_PENALTY = 10.0
+
+
+@dataclass(frozen=True)
+class DecodeRequestParser:
+    """What a checkpoint allows, and its defaults."""
+
+    hidden_size: int
+    vocab_size: int
+    max_positions: int
+    max_states: int  #: encoder states that one request may bring
+    start_id: int
+    end_id: int
+    generation: GenerationConfig
+
+    @classmethod
+    def of_stage(cls, folder: Path) -> DecodeRequestParser:
+        """From a built stage's folder."""
+        info = StageInfo.read(folder)
+        sizes = info.sizes
+        return cls(sizes["hidden_size"], sizes["vocab_size"], sizes["max_positions"], sizes["max_states"],
+                   sizes["start_id"], sizes["end_id"], GenerationConfig(**info.defaults))
+
+    def parse(self, inputs: Mapping[str, Value]) -> DecodeRequest:
+        """Check and complete a request; its callbacks are for the caller to set.
+
+        Raises InvalidRequest naming the input.
+        """
+        states = _array(inputs, "ENCODER_STATES")
+        if states.ndim != 2 or states.shape[1] != self.hidden_size or not 1 <= states.shape[0] <= self.max_states:
+            raise InvalidRequest(f"ENCODER_STATES: shape {list(states.shape)}, but must be [1…{self.max_states}, "
+                                 f"{self.hidden_size}]")
+        if not np.isfinite(states).all():
+            raise InvalidRequest("ENCODER_STATES: holds values that are not finite")
+        mask = _array(inputs, "ENCODER_MASK") if "ENCODER_MASK" in inputs else np.ones(len(states), np.int32)
+        if mask.shape != (len(states),) or not np.isin(mask, (0, 1)).all() or not mask.any():
+            raise InvalidRequest(f"ENCODER_MASK: must hold {len(states)} ones and zeros, and at least one 1")
+        prompt = _array(inputs, "PROMPT_IDS").tolist() if "PROMPT_IDS" in inputs else []
+        token_range = tuple(_array(inputs, "TOKEN_RANGE").tolist()) if "TOKEN_RANGE" in inputs else (0, self.vocab_size)
+        if not 0 <= token_range[0] < token_range[1] <= self.vocab_size:
+            raise InvalidRequest(f"TOKEN_RANGE: {list(token_range)} is no range of the {self.vocab_size} tokens")
+        prefix = prompt or [self.start_id]
+        if not all(0 <= token < self.vocab_size for token in prefix):
+            raise InvalidRequest(f"PROMPT_IDS: ids must be 0…{self.vocab_size - 1}")
+        options = parse_search_options(inputs, self.generation, self.end_id)
+        if len(prefix) + options.max_length > self.max_positions:
+            raise InvalidRequest(f"MAX_LENGTH: {options.max_length} tokens behind a prompt of {len(prefix)} are more "
+                                 f"than the checkpoint's {self.max_positions} positions")
+        return DecodeRequest(
+            encoder_states=np.ascontiguousarray(states, np.float32), encoder_mask=mask.astype(np.int32), prefix=prefix,
+            options=options, token_range=token_range, done=_unset, failed=_unset,
+        )
+
+
+def parse_search_options(inputs: Mapping[str, Value], generation: GenerationConfig, end_id: int) -> SearchOptions:
+    """NUM_BEAMS, MIN_LENGTH, MAX_LENGTH, NUM_RETURN and LENGTH_PENALTY, with defaults where absent.
+
+    A MAX_LENGTH below the default MIN_LENGTH, or the other way round, moves the one that was not asked
+    for. Raises InvalidRequest naming the input and what it may be.
+    """
+    num_beams = _whole(inputs, "NUM_BEAMS", generation.num_beams, 1, MAX_BEAMS)
+    max_length = _whole(inputs, "MAX_LENGTH", generation.max_length, 1, None)
+    min_length = _whole(inputs, "MIN_LENGTH", min(generation.min_length, max_length), 0, None)
+    if "MAX_LENGTH" not in inputs:
+        max_length = max(max_length, min_length)
+    if min_length > max_length:
+        raise InvalidRequest(f"MIN_LENGTH: {min_length} is more than MAX_LENGTH {max_length}")
+    num_return = _whole(inputs, "NUM_RETURN", 1, 1, num_beams)
+    length_penalty = generation.length_penalty
+    if "LENGTH_PENALTY" in inputs:
+        length_penalty = float(_array(inputs, "LENGTH_PENALTY").reshape(-1)[0])
+        if not abs(length_penalty) <= MAX_LENGTH_PENALTY:  # false for NaN too
+            raise InvalidRequest(f"LENGTH_PENALTY: {length_penalty} is not between -{MAX_LENGTH_PENALTY} and {MAX_LENGTH_PENALTY}")
+    return SearchOptions(num_beams, min_length, max_length, num_return, length_penalty, end_id)
+
+
+def to_outputs(request: DecodeRequest, hypotheses: list[Hypothesis]) -> dict[str, Value]:
+    """TOKEN_IDS `[n, L]` from `[CLS]`, padded with 0, and SCORE `[n]`."""
+    prefix = np.asarray(request.prefix, np.int32)
+    length = max(len(hypothesis.token_ids) for hypothesis in hypotheses)
+    ids = np.zeros((len(hypotheses), len(prefix) + length), np.int32)
+    for row, hypothesis in zip(ids, hypotheses, strict=True):
+        row[: len(prefix)] = prefix
+        row[len(prefix) : len(prefix) + len(hypothesis.token_ids)] = hypothesis.token_ids
+    return {"TOKEN_IDS": ids, "SCORE": np.array([hypothesis.score for hypothesis in hypotheses], np.float32)}
+
+
+def _array(inputs: Mapping[str, Value], name: str) -> np.ndarray:
+    value = inputs.get(name)
+    if not isinstance(value, np.ndarray):
+        raise InvalidRequest(f"{name}: is missing")
+    return value
+
+
+def _whole(inputs: Mapping[str, Value], name: str, default: int, low: int, high: int | None) -> int:
+    if name not in inputs:
+        return default
+    array = _array(inputs, name).reshape(-1)
+    value = int(array[0]) if array.size == 1 else None
+    if value is None or value < low or (high is not None and value > high):
+        limits = f"at least {low}" if high is None else f"between {low} and {high}"
+        raise InvalidRequest(f"{name}: {array.tolist()[0] if array.size == 1 else array.tolist()} is not {limits}")
+    return value
+
+
+def _unset(_: object) -> None:
+    raise AssertionError("the request was submitted without callbacks")

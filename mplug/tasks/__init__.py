@@ -1,0 +1,1 @@
+"""The public models, one file each: parse → run → respond. They know no Triton."""

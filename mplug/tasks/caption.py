@@ -1,0 +1,92 @@
+"""Public model `caption`: an encoded image → captions.
+
+    IMAGE → decode, resize → vision_encoder ─┬─────────────────────────────────→ text_decoder → CAPTION
+                    PROMPT → text_encoder → fusion_encoder (where the captioner reads fused states)
+
+Published captioners decode from the image states alone, and a prompt is decoded first. Ours reads the
+fused states of a prompt. The checkpoint's `caption_states` says which.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from mplug.decode_request import parse_search_options
+from mplug.errors import InvalidRequest
+from mplug.preprocess import as_text, clean_caption, decode_image, pixel_values
+from mplug.tasks.checkpoint_files import ServedCheckpoint
+from mplug.triton_protocol import CallStage, Value, Values
+
+SEARCH_OPTIONS = ("NUM_BEAMS", "MIN_LENGTH", "MAX_LENGTH", "NUM_RETURN", "LENGTH_PENALTY")
+
+
+@dataclass(frozen=True)
+class CaptionRequest:
+    """A request that was checked."""
+
+    pixel_values: np.ndarray  #: `[3, R, R]`
+    prompt: str
+    options: dict[str, np.ndarray]  #: of the search, as the client sent them
+
+
+class CaptionTask:
+    """Task of `mplug.triton_protocol.Task`."""
+
+    def __init__(self, checkpoint: ServedCheckpoint) -> None:
+        self.config, self.tokenizer = checkpoint.config, checkpoint.tokenizer
+
+    @classmethod
+    def of_folder(cls, folder: Path) -> CaptionTask:
+        """From the model's version folder."""
+        return cls(ServedCheckpoint.read(folder))
+
+    def parse(self, inputs: Mapping[str, Value]) -> CaptionRequest:
+        """Check everything before any stage is asked. Raises InvalidRequest."""
+        options = {name: np.asarray(inputs[name]) for name in SEARCH_OPTIONS if name in inputs}
+        parse_search_options(options, self.config.generation, self.tokenizer.sep_id)
+        prompt = self.config.prompt
+        if "PROMPT" in inputs:
+            prompt = clean_caption(as_text(_only(inputs, "PROMPT"), "PROMPT"))
+            length = len(self.tokenizer.pieces(prompt))
+            if length + 2 > self.config.max_text_length:
+                raise InvalidRequest(f"PROMPT: {length} tokens are more than the {self.config.max_text_length - 2} allowed")
+        image = decode_image(_only(inputs, "IMAGE"), name="IMAGE")
+        return CaptionRequest(pixel_values(image, self.config.vision.image_size), prompt, options)
+
+    async def run(self, request: CaptionRequest, call_stage: CallStage) -> Values:
+        """Chain the stages; outputs CAPTION, SCORE, TOKEN_IDS."""
+        image = await call_stage("vision_encoder", {"PIXEL_VALUES": request.pixel_values[None]}, ["IMAGE_STATES"])
+        states = image["IMAGE_STATES"]
+        if self.config.caption_states == "fused":
+            search = await self._fused(states, request.prompt, call_stage)
+        else:
+            search = {"ENCODER_STATES": states[0]}
+            if request.prompt:
+                prefix = [self.tokenizer.cls_id, *self.tokenizer.pieces(request.prompt)]
+                search["PROMPT_IDS"] = np.array(prefix, np.int32)
+        found = await call_stage("text_decoder", {**search, **request.options}, ["TOKEN_IDS", "SCORE"])
+        captions = [self.tokenizer.decode(ids.tolist()).encode() for ids in found["TOKEN_IDS"]]
+        return {"CAPTION": captions, "SCORE": found["SCORE"], "TOKEN_IDS": found["TOKEN_IDS"]}
+
+    async def _fused(self, image_states: np.ndarray, prompt: str, call_stage: CallStage) -> Values:
+        ids, mask = self.tokenizer.encode(prompt, len(self.tokenizer.pieces(prompt)) + 2)
+        text_inputs = {"INPUT_IDS": ids[None], "ATTENTION_MASK": mask[None]}
+        text = await call_stage("text_encoder", text_inputs, ["TEXT_STATES"])
+        fused = await call_stage(
+            "fusion_encoder",
+            {"IMAGE_STATES": image_states, "TEXT_STATES": text["TEXT_STATES"], "ATTENTION_MASK": mask[None]},
+            ["FUSED_IMAGE_STATES", "FUSED_TEXT_STATES"],
+        )
+        states = np.concatenate([fused["FUSED_IMAGE_STATES"][0], fused["FUSED_TEXT_STATES"][0]])
+        return {"ENCODER_STATES": states}
+
+
+def _only(inputs: Mapping[str, Value], name: str) -> bytes:
+    value = inputs.get(name)
+    if not isinstance(value, list) or len(value) != 1:
+        raise InvalidRequest(f"{name}: must hold exactly one element")
+    return value[0]
