@@ -154,6 +154,8 @@ def _run(command: list[str], server: TritonServer, signals: _Signals) -> int:
         if signals.any():
             process.terminate()
         signals.wait(0.05)
+    if server.exit_code is not None:
+        return _fail(server.failure())
     return process.returncode if process.returncode >= 0 else 128 - process.returncode
 
 

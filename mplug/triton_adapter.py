@@ -151,7 +151,10 @@ def _stage_error(name: str, message: str) -> ServingError:
 class Metric:
     """One custom metric of the server's /metrics, with these labels: `counter`, `gauge` or `histogram`.
 
-    A server without custom metrics makes this a no-op: a metric is never a reason to fail.
+    A server without custom metrics makes this a no-op: a metric is never a reason to fail. Any thread may use
+    it: the lock is there because Triton's own object writes its message into memory of the object, and two
+    threads at it make tritonserver crash. So use this class, and one object for one set of labels, not
+    `pb_utils.MetricFamily`.
     """
 
     _families: dict[str, Any] = {}  # a family must outlive its metrics  # noqa: RUF012
@@ -159,6 +162,7 @@ class Metric:
     def __init__(
         self, kind: str, name: str, description: str, labels: Mapping[str, str], buckets: Sequence[float] = ()
     ) -> None:
+        self._lock = threading.Lock()
         self._metric = None
         family_class = getattr(pb_utils, "MetricFamily", None)
         kind_value = getattr(family_class, kind.upper(), None)
@@ -184,7 +188,8 @@ class Metric:
     def _do(self, method: str, value: float) -> None:
         if self._metric is not None:
             try:
-                getattr(self._metric, method)(value)
+                with self._lock:
+                    getattr(self._metric, method)(value)
             except Exception as error:
                 pb_utils.Logger.log_warn(f"metric not updated: {_one_line(error)}")
 

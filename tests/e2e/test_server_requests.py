@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -168,6 +169,29 @@ def test_a_cancelled_request_ends_early(server: TritonServer) -> None:
         wait_until(lambda: metric(server, "mplug_requests_in_flight", model="relay") == 0)
     assert "CANCELLED" in str(errors[0])
     assert metric(server, "nv_inference_request_success", model="slow") - before < 25
+
+
+def test_many_quick_requests_and_cancellations(server: TritonServer) -> None:
+    """Answers come from other threads than admissions: what the two share must bear it."""
+    requests, in_flight = 2000, 32
+    free = threading.Semaphore(in_flight)
+    outcomes: list[str] = []
+
+    def answered(result, error) -> None:
+        outcomes.append("answered" if error is None else error.status())
+        free.release()
+
+    inputs = [tensor(triton_grpc, "X", [3], np.float32), tensor(triton_grpc, "STEPS", [0], np.int32)]
+    with triton_grpc.InferenceServerClient(server.grpc_url) as client:
+        for index in range(requests):
+            assert free.acquire(timeout=20)
+            call = client.async_infer("relay", inputs, callback=answered)
+            if index % 4 == 0:
+                call.cancel()
+        wait_until(lambda: len(outcomes) == requests)
+        assert set(outcomes) <= {"answered", "StatusCode.CANCELLED"}
+        assert outcomes.count("answered") >= requests * 3 / 4
+        assert infer(client, X=[5]).as_numpy("Y").tolist() == [6]
 
 
 def test_response_cache_answers_the_second_time(server: TritonServer) -> None:
