@@ -10,6 +10,7 @@ caches in place; when a request leaves, the last one moves into its slot.
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -40,6 +41,7 @@ class DecodeRequest:
     done: Callable[[list[Hypothesis]], None]
     failed: Callable[[BaseException], None]
     cancelled: Callable[[], bool] = field(default=lambda: False)
+    queued_at: float = 0.0  #: seconds of the monotonic clock; set by `DecodeLoop.submit`
 
     @property
     def positions(self) -> int:
@@ -89,12 +91,23 @@ class LoopStatistics:
     finished: int = 0
     cancelled: int = 0
     refused: int = 0
+    failed: int = 0
+    queue_seconds: float = 0.0  #: that admitted requests waited for their slot, summed
 
 
 class DecodeLoop:
     """Owns a decoder; see the module's description."""
 
-    def __init__(self, decoder: Decoder, *, max_slots: int = 32, max_queue: int = 256) -> None:
+    def __init__(
+        self,
+        decoder: Decoder,
+        *,
+        max_slots: int = 32,
+        max_queue: int = 256,
+        observer: Callable[[DecodeLoop], None] = lambda loop: None,
+    ) -> None:
+        """`observer` is called from the loop's thread after each round."""
+        self._observer = observer
         self.statistics = LoopStatistics()
         self._decoder = decoder
         self._max_slots, self._max_queue = max_slots, max_queue
@@ -114,8 +127,14 @@ class DecodeLoop:
             if len(self._queue) >= self._max_queue:
                 self.statistics.refused += 1
                 raise Unavailable(f"the decoder's queue of {self._max_queue} requests is full; try again later")
+            request.queued_at = time.monotonic()
             self._queue.append(request)
             self._wake.notify()
+
+    @property
+    def batch(self) -> int:
+        """Requests that decode now."""
+        return len(self._running)
 
     @property
     def waiting(self) -> int:
@@ -142,6 +161,7 @@ class DecodeLoop:
             self._drop_cancelled()
             if self._running:
                 self._step()
+            self._observer(self)
         for request in left:
             request.failed(Unavailable("the decoder is shutting down; try again"))
 
@@ -158,7 +178,9 @@ class DecodeLoop:
                 self._decoder.admit(len(self._running), request.encoder_states)
                 self._running.append(_Running(request))
                 self.statistics.admitted += 1
+                self.statistics.queue_seconds += time.monotonic() - request.queued_at
             except Exception as error:  # answered to the one it concerns; the others go on
+                self.statistics.failed += 1
                 request.failed(error)
 
     def _reserve(self, request: DecodeRequest) -> None:
@@ -197,6 +219,7 @@ class DecodeLoop:
             next_tokens, log_probabilities = self._decoder.step(*self._step_inputs(running))
         except Exception as error:
             self._running = []
+            self.statistics.failed += len(running)
             for one in running:
                 one.request.failed(error)
             return

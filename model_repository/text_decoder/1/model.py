@@ -1,9 +1,10 @@
 """Stage `text_decoder`: admits requests into its decode loop, which answers each when its search is over."""
 
 from mplug.decode_loop import DecodeLoop
+from mplug.decode_metrics import DecodeMetrics
 from mplug.decode_request import DecodeRequestParser, to_outputs
 from mplug.runtime import open_decoder
-from mplug.triton_adapter import DeferredModel
+from mplug.triton_adapter import DeferredModel, Metric
 
 
 class TritonPythonModel(DeferredModel):
@@ -15,6 +16,7 @@ class TritonPythonModel(DeferredModel):
             open_decoder(context.folder),
             max_slots=int(context.parameters["max_slots"]),
             max_queue=int(context.parameters["max_queue"]),
+            observer=DecodeMetrics(Metric, {"model": context.name}).update,
         )
 
     def admit(self, pending):
