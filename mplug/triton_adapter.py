@@ -45,6 +45,9 @@ MAX_PENDING = 1024  # requests that wait in a task model, each maybe an image of
 CANCEL_SECONDS = 0.2  # how often requests in flight are asked whether their client has gone
 CANCELLED = "the client cancelled the request"
 
+# What a model prints is to show at once, not when the process ends; PYTHONUNBUFFERED has no effect in a stub.
+sys.stdout.reconfigure(line_buffering=True)
+
 
 # Tensors
 

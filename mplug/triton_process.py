@@ -127,10 +127,7 @@ class TritonServer:
         self._scratch = Path(tempfile.mkdtemp(prefix=f"mplug-server-{os.getpid()}-"))
         try:
             install = find_triton(self._scratch, self.options.tritonserver)
-            environment = install.environment | {
-                DRAIN_FILE_VARIABLE: str(self._drain_file),
-                "PYTHONUNBUFFERED": "1",  # what a model prints shows at once
-            }
+            environment = install.environment | {DRAIN_FILE_VARIABLE: str(self._drain_file)}
             self._process = subprocess.Popen(
                 self._command(install),
                 env=environment,
@@ -144,6 +141,9 @@ class TritonServer:
             )
             self._log.follow(self._process)
             self._wait_ready(install, cancelled)
+        except OSError as error:
+            self._end()
+            raise ServerError(f"cannot run {install.executable}: {error.strerror}") from error
         except BaseException:
             self._end()
             raise
