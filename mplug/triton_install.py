@@ -21,6 +21,8 @@ from pathlib import Path
 PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 LIBPYTHON = f"libpython{PYTHON}.so.1.0"
 STUB = "triton_python_backend_stub"
+# : The folder of the `mplug` package. tritonserver's working directory: the wheel's stubs ignore PYTHONPATH
+# and all : other PYTHON variables, but look for modules where they were started.
 CHECKOUT = Path(__file__).resolve().parent.parent
 
 #: Shared libraries that slim images lack, and the Debian package that has each.
@@ -55,7 +57,7 @@ def find_triton(scratch: Path, choice: str = "auto") -> TritonInstall:
     cannot run this interpreter.
     """
     if choice not in ("auto", "path", "wheel"):
-        executable = Path(choice)
+        executable = Path(choice).absolute()
         if not os.access(executable, os.X_OK):
             raise ServerError(f"{choice} is not an executable tritonserver")
         return _installed(executable, scratch)
@@ -123,7 +125,7 @@ def _environment(scratch: Path, libraries: tuple[Path, ...]) -> dict[str, str]:
     A stub embeds Python and looks for itself as `python3` on the PATH: the first one found decides which
     virtual environment the served models see.
     """
-    environment = dict(os.environ)
+    environment = {"PATH": os.defpath} | os.environ
     programs = Path(sys.executable).parent
     beside = programs / "python3"
     if not beside.exists() or beside.resolve() != Path(sys.executable).resolve():
@@ -173,9 +175,10 @@ def _libpython() -> Path | None:
 
 def _linked(executable: Path, environment: dict[str, str] | None = None) -> str:
     """What the loader says of an executable's libraries; empty where there is no `ldd`."""
-    if shutil.which("ldd") is None:
+    loader = shutil.which("ldd")
+    if loader is None:
         return ""
-    return subprocess.run(["ldd", executable], env=environment, capture_output=True, text=True).stdout
+    return subprocess.run([loader, executable], env=environment, capture_output=True, text=True).stdout
 
 
 def _require_libraries(executables: tuple[Path, ...], environment: dict[str, str]) -> None:

@@ -32,7 +32,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mplug.triton_drain import DRAIN_FILE_VARIABLE, IN_FLIGHT_METRIC
-from mplug.triton_install import ServerError, TritonInstall, find_triton
+from mplug.triton_install import CHECKOUT, ServerError, TritonInstall, find_triton
 
 CACHE_MB = 256  # response cache, MiB
 DRAIN_SECONDS = 30.0  # how long requests in flight are waited for
@@ -131,6 +131,7 @@ class TritonServer:
             self._process = subprocess.Popen(
                 self._command(install),
                 env=environment,
+                cwd=CHECKOUT,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
@@ -141,11 +142,12 @@ class TritonServer:
             )
             self._log.follow(self._process)
             self._wait_ready(install, cancelled)
-        except OSError as error:
+        except BaseException as error:
             self._end()
-            raise ServerError(f"cannot run {install.executable}: {error.strerror}") from error
-        except BaseException:
-            self._end()
+            if isinstance(
+                error, OSError
+            ):  # not an executable of this machine, no space for the scratch folder …
+                raise ServerError(f"cannot start tritonserver: {error}") from error
             raise
 
     def stop(self, hurry: Callable[[], bool] = lambda: False, finalize: bool = True) -> int:

@@ -33,7 +33,8 @@ class Launched:
     def __init__(self, *arguments: str | Path) -> None:
         self.process = subprocess.Popen(
             [sys.executable, "-m", "mplug.server", *map(str, arguments)],
-            cwd=CHECKOUT,
+            cwd="/",  # wherever it is started, the models find our package
+            env={**os.environ, "PYTHONPATH": str(CHECKOUT)},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
