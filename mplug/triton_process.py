@@ -197,6 +197,9 @@ class TritonServer:
             f"--backend-config=python,shm-default-byte-size={SHM_DEFAULT}",
             f"--backend-config=python,shm-growth-byte-size={SHM_GROWTH}",
         ]  # fmt: skip
+        if not _completes_configs(self.repository):
+            # Asking a model to complete its config costs a process and all of its imports: two thirds of a start.
+            command += ["--disable-auto-complete-config"]
         if options.cache_mb > 0 and install.cache_directory is not None:
             command += [f"--cache-directory={install.cache_directory}"]
             command += [f"--cache-config=local,size={options.cache_mb << 20}"]
@@ -349,6 +352,11 @@ def _require_repository(repository: Path) -> None:
         raise ServerError(f"{repository} is not a folder; {advice}")
     if not any(repository.glob("*/config.pbtxt")):
         raise ServerError(f"{repository} is not a model repository: no */config.pbtxt in it; {advice}")
+
+
+def _completes_configs(repository: Path) -> bool:
+    """Whether a model has the hook by which it completes its config.pbtxt."""
+    return any("def auto_complete_config(" in model.read_text() for model in repository.glob("*/*/model.py"))
 
 
 def _is_free(host: str, port: int) -> bool:
