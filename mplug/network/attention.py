@@ -35,7 +35,8 @@ def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) ->
         return functional.scaled_dot_product_attention(
             query, key, value, attn_mask=None if mask is None else mask.to(query.dtype)
         )
-    scores = query @ key.transpose(-1, -2) / math.sqrt(query.shape[-1])
+    # Scaled before the product: compilers would otherwise scale the keys, which are many more.
+    scores = query * (1.0 / math.sqrt(query.shape[-1])) @ key.transpose(-1, -2)
     if mask is not None:
         scores = scores + mask
     return torch.softmax(scores, dim=-1) @ value

@@ -120,8 +120,8 @@ def _beam_attention(
     query: Tensor, key: Tensor, value: Tensor, past_key: Tensor, past_value: Tensor, past_mask: Tensor
 ) -> Tensor:
     """Each beam attends to its own past and to itself: all `[S, H, B, D]`, past `[S, H, T*C, D]`."""
-    scale = 1.0 / math.sqrt(query.shape[-1])
-    past = query @ past_key.transpose(-1, -2) * scale + past_mask  # [S, H, B, T*C]
-    itself = (query * key).sum(-1, keepdim=True) * scale  # [S, H, B, 1]
+    query = query * (1.0 / math.sqrt(query.shape[-1]))
+    past = query @ past_key.transpose(-1, -2) + past_mask  # [S, H, B, T*C]
+    itself = (query * key).sum(-1, keepdim=True)  # [S, H, B, 1]
     weights = torch.softmax(torch.cat([past, itself], dim=-1), dim=-1)
     return weights[..., :-1] @ past_value + weights[..., -1:] * value

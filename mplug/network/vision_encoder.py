@@ -12,6 +12,13 @@ from mplug.network.attention import attention
 CLIP_LAYER_NORM_EPS = 1e-5
 
 
+def quick_gelu(hidden: Tensor) -> Tensor:
+    """CLIP's activation, x·sigmoid(1.702 x)."""
+    if torch.compiler.is_exporting():
+        return hidden * torch.sigmoid(1.702 * hidden)  # the form that compilers know as one operator
+    return functional.silu(1.702 * hidden) * (1 / 1.702)  # PyTorch's fused form, and less to keep for training
+
+
 class VisionBlock(nn.Module):
     """Pre-norm transformer block with QuickGELU (CLIP, arXiv 2103.00020)."""
 
@@ -31,8 +38,7 @@ class VisionBlock(nn.Module):
         query, key, value = packed.unflatten(-1, (3, self.heads, CLIP_HEAD_WIDTH)).permute(2, 0, 3, 1, 4).unbind(0)
         states = states + self.output(attention(query, key, value, None).transpose(1, 2).flatten(2))
         hidden = self.expand(self.norm_feed_forward(states))
-        # QuickGELU, x·sigmoid(1.702 x), by way of the fused SiLU.
-        return states + self.contract(functional.silu(1.702 * hidden) * (1 / 1.702))
+        return states + self.contract(quick_gelu(hidden))
 
 
 class VisionEncoder(nn.Module):
