@@ -142,7 +142,7 @@ def decoder_step(layers: int) -> GraphSpec:
 #: What the served model `text_decoder` takes and gives; optional inputs end with a question mark.
 TEXT_DECODER_MODEL = {
     "inputs": {
-        "ENCODER_STATES": ("FP32", [-1, -1]),
+        "ENCODER_STATES?": ("FP32", [-1, -1]),
         "ENCODER_MASK?": ("INT32", [-1]),
         "PROMPT_IDS?": ("INT32", [-1]),
         "NUM_BEAMS?": ("INT32", [1]),
@@ -151,6 +151,10 @@ TEXT_DECODER_MODEL = {
         "NUM_RETURN?": ("INT32", [1]),
         "LENGTH_PENALTY?": ("FP32", [1]),
         "TOKEN_RANGE?": ("INT32", [2]),
+        #: Names this request, so that a later one can withdraw it.
+        "TAG?": ("BYTES", [1]),
+        #: Alone: withdraw the request of this tag. Answered with one empty sequence.
+        "CANCEL?": ("BYTES", [1]),
     },
     "outputs": {"TOKEN_IDS": ("INT32", [-1, -1]), "SCORE": ("FP32", [-1])},
 }

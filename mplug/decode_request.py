@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from weakref import WeakValueDictionary
 
 import numpy as np
 
@@ -17,6 +19,8 @@ from mplug.runtime.interface import StageInfo
 from mplug.triton_protocol import Value
 
 MAX_LENGTH_PENALTY = 10.0
+#: Answer to a CANCEL request.
+WITHDRAWN: dict[str, Value] = {"TOKEN_IDS": np.zeros((1, 1), np.int32), "SCORE": np.zeros(1, np.float32)}
 
 
 @dataclass(frozen=True)
@@ -90,6 +94,26 @@ def parse_search_options(inputs: Mapping[str, Value], generation: GenerationConf
         if not abs(length_penalty) <= MAX_LENGTH_PENALTY:  # false for NaN too
             raise InvalidRequest(f"LENGTH_PENALTY: {length_penalty} is not between -{MAX_LENGTH_PENALTY} and {MAX_LENGTH_PENALTY}")
     return SearchOptions(num_beams, min_length, max_length, num_return, length_penalty, end_id)
+
+
+class Withdrawals:
+    """Requests by their tag, for as long as they live, so that a later request can withdraw one."""
+
+    def __init__(self) -> None:
+        self._flags: WeakValueDictionary[bytes, threading.Event] = WeakValueDictionary()
+
+    def register(self, tag: Value | None) -> threading.Event:
+        """A flag that is set when the request is withdrawn; the caller keeps it."""
+        flag = threading.Event()
+        if tag is not None:
+            self._flags[bytes(tag[0])] = flag
+        return flag
+
+    def withdraw(self, tag: Value) -> None:
+        """Set the flag of a request; nothing happens if it has been answered already."""
+        flag = self._flags.get(bytes(tag[0]))
+        if flag is not None:
+            flag.set()
 
 
 def to_outputs(request: DecodeRequest, hypotheses: list[Hypothesis]) -> dict[str, Value]:

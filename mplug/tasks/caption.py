@@ -19,9 +19,8 @@ from mplug.decode_request import parse_search_options
 from mplug.errors import InvalidRequest
 from mplug.preprocess import as_text, clean_caption, decode_image, pixel_values
 from mplug.tasks.checkpoint_files import ServedCheckpoint
+from mplug.tasks.decoding import SEARCH_OPTIONS, decode, encoder_inputs
 from mplug.triton_protocol import CallStage, Value, Values
-
-SEARCH_OPTIONS = ("NUM_BEAMS", "MIN_LENGTH", "MAX_LENGTH", "NUM_RETURN", "LENGTH_PENALTY")
 
 
 @dataclass(frozen=True)
@@ -64,11 +63,11 @@ class CaptionTask:
         if self.config.caption_states == "fused":
             search = await self._fused(states, request.prompt, call_stage)
         else:
-            search = {"ENCODER_STATES": states[0]}
+            search = encoder_inputs(states[0])
             if request.prompt:
                 prefix = [self.tokenizer.cls_id, *self.tokenizer.pieces(request.prompt)]
                 search["PROMPT_IDS"] = np.array(prefix, np.int32)
-        found = await call_stage("text_decoder", {**search, **request.options}, ["TOKEN_IDS", "SCORE"])
+        found = await decode(call_stage, {**search, **request.options})
         captions = [self.tokenizer.decode(ids.tolist()).encode() for ids in found["TOKEN_IDS"]]
         return {"CAPTION": captions, "SCORE": found["SCORE"], "TOKEN_IDS": found["TOKEN_IDS"]}
 
@@ -81,8 +80,7 @@ class CaptionTask:
             {"IMAGE_STATES": image_states, "TEXT_STATES": text["TEXT_STATES"], "ATTENTION_MASK": mask[None]},
             ["FUSED_IMAGE_STATES", "FUSED_TEXT_STATES"],
         )
-        states = np.concatenate([fused["FUSED_IMAGE_STATES"][0], fused["FUSED_TEXT_STATES"][0]])
-        return {"ENCODER_STATES": states}
+        return encoder_inputs(np.concatenate([fused["FUSED_IMAGE_STATES"][0], fused["FUSED_TEXT_STATES"][0]]))
 
 
 def _only(inputs: Mapping[str, Value], name: str) -> bytes:

@@ -2,7 +2,7 @@
 
 from mplug.decode_loop import DecodeLoop
 from mplug.decode_metrics import DecodeMetrics
-from mplug.decode_request import DecodeRequestParser, to_outputs
+from mplug.decode_request import WITHDRAWN, DecodeRequestParser, Withdrawals, to_outputs
 from mplug.runtime import open_decoder
 from mplug.triton_adapter import DeferredModel, Metric
 
@@ -12,6 +12,7 @@ class TritonPythonModel(DeferredModel):
 
     def open(self, context):
         self.parser = DecodeRequestParser.of_stage(context.folder)
+        self.withdrawals = Withdrawals()
         self.loop = DecodeLoop(
             open_decoder(context.folder),
             max_slots=int(context.parameters["max_slots"]),
@@ -20,11 +21,16 @@ class TritonPythonModel(DeferredModel):
         )
 
     def admit(self, pending):
+        if "CANCEL" in pending.inputs:
+            self.withdrawals.withdraw(pending.inputs["CANCEL"])
+            pending.send(WITHDRAWN)
+            return
         request = self.parser.parse(pending.inputs)
+        withdrawn = self.withdrawals.register(pending.inputs.get("TAG"))
         pending.inputs = {}  # what the search needs of them is in the request
         request.done = lambda hypotheses: pending.send(to_outputs(request, hypotheses))
         request.failed = pending.fail
-        request.cancelled = pending.cancelled
+        request.cancelled = lambda: withdrawn.is_set() or pending.cancelled()
         self.loop.submit(request)
 
     def close(self):

@@ -1,0 +1,40 @@
+"""Calling the stage `text_decoder` from a public model, so that it stops when nobody waits any more."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Mapping
+
+import numpy as np
+
+from mplug.triton_protocol import CallStage, Value, Values
+
+#: Options of the search that public models pass on as the client sent them.
+SEARCH_OPTIONS = ("NUM_BEAMS", "MIN_LENGTH", "MAX_LENGTH", "NUM_RETURN", "LENGTH_PENALTY")
+DECODER = "text_decoder"
+OUTPUTS = ("TOKEN_IDS", "SCORE")
+TAG_BYTES = 16
+
+
+async def decode(call_stage: CallStage, inputs: Mapping[str, Value]) -> Values:
+    """Run a search; returns TOKEN_IDS `[n, L]` and SCORE `[n]`.
+
+    Triton does not pass a client's cancellation on to calls that a model has made. So the request carries
+    a tag, and where this coroutine is cancelled, the decoder is told the tag and drops the request at
+    its next step.
+    """
+    tag = [os.urandom(TAG_BYTES)]
+    try:
+        return await call_stage(DECODER, {**inputs, "TAG": tag}, OUTPUTS)
+    except asyncio.CancelledError:
+        await asyncio.shield(call_stage(DECODER, {"CANCEL": tag}, OUTPUTS))
+        raise
+
+
+def encoder_inputs(states: np.ndarray, mask: np.ndarray | None = None) -> dict[str, Value]:
+    """What the decoder reads: states `[A, W]`, and where some are padding, their mask `[A]`."""
+    inputs: dict[str, Value] = {"ENCODER_STATES": states}
+    if mask is not None:
+        inputs["ENCODER_MASK"] = mask
+    return inputs
