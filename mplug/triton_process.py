@@ -198,7 +198,7 @@ class TritonServer:
             f"--backend-config=python,shm-growth-byte-size={SHM_GROWTH}",
         ]  # fmt: skip
         if not _completes_configs(self.repository):
-            # Asking a model to complete its config costs a process with all its imports: two thirds of a start.
+            # Asking a model to complete its config costs a process with all its imports: most of a start.
             command += ["--disable-auto-complete-config"]
         if options.cache_mb > 0 and install.cache_directory is not None:
             command += [f"--cache-directory={install.cache_directory}"]
