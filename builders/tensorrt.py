@@ -1,0 +1,331 @@
+"""ONNX → TensorRT engine, for data-centre GPUs (`tensorrt`) and RTX GPUs (`tensorrt-rtx`).
+
+One code path: the two packages have the same names for all that is used here. What differs:
+- `tensorrt` compiles on the GPU that is to run the engine, and chooses among kernels by timing them;
+- `tensorrt-rtx` compiles on any machine, also one without a GPU, for the compute capabilities it is told.
+
+An engine is `<graph>.<target>.plan`, and beside it `<graph>.<target>.json` says what it was built from:
+an engine cannot be opened without a GPU.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import time
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from mplug.contract import MAX_BEAMS, GraphSpec
+from mplug.decode_loop import POSITION_ROOM, STATE_ROOM
+from mplug.network import MPlug
+from mplug.runtime.interface import RuntimeUnavailable
+
+#: Targets of `builders/build.py` → the Python package that compiles for them.
+PACKAGES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
+PRECISIONS = ("fp16", "bf16", "fp32")
+#: Compute capabilities that TensorRT-RTX compiles for: Turing, Ampere, Ada, Blackwell.
+RTX_CAPABILITIES = ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")
+#: Turing has tensor cores for fp16 alone.
+TURING = "7.5"
+#: Layer types that may not be in a network: each breaks CUDA graphs or makes shapes depend on data.
+STRAY_LAYERS = ("LOOP", "TRIP_LIMIT", "RECURRENCE", "ITERATOR", "CONDITION", "NON_ZERO", "ASSERTION", "PLUGIN")
+
+
+class EngineError(RuntimeError):
+    """TensorRT does not compile a graph; the message holds what it said."""
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """What an engine is built for."""
+
+    target: str = "tensorrt-rtx"
+    precision: str = "fp16"
+    #: For `tensorrt-rtx`: such as ("8.6", "8.9"). Empty: Ampere and later, and the file holds all of them.
+    compute_capabilities: tuple[str, ...] = ()
+    #: For `tensorrt`: an engine that also runs on other GPUs from Ampere on, and is slower.
+    hardware_compatible: bool = False
+    #: For `tensorrt`: an engine that later versions of TensorRT can load, too.
+    version_compatible: bool = False
+    #: For `tensorrt`: kernels once timed are not timed again. Read if it exists, and written.
+    timing_cache: Path | None = None
+    #: Scratch memory that kernels may use, MiB.
+    workspace_mib: int = 4096
+
+    def __post_init__(self) -> None:
+        if self.target not in PACKAGES:
+            raise ValueError(f"unknown target {self.target!r}; known: {', '.join(PACKAGES)}")
+        if self.precision not in PRECISIONS:
+            raise ValueError(f"TensorRT stages are built in {', '.join(PRECISIONS)}, not {self.precision}")
+        rtx = self.target == "tensorrt-rtx"
+        unknown = [capability for capability in self.compute_capabilities if capability not in RTX_CAPABILITIES]
+        if unknown:
+            raise ValueError(f"--compute-capability {', '.join(unknown)}: TensorRT-RTX compiles for "
+                             f"{', '.join(RTX_CAPABILITIES)}; build on the GPU itself with --target tensorrt")
+        if self.compute_capabilities and not rtx:
+            raise ValueError("--compute-capability is for --target tensorrt-rtx; tensorrt compiles for the GPU it runs on")
+        if rtx and (self.hardware_compatible or self.version_compatible or self.timing_cache):
+            raise ValueError("hardware and version compatibility and the timing cache are for --target tensorrt; "
+                             "for tensorrt-rtx name each --compute-capability")
+        if TURING in self.compute_capabilities and self.precision != "fp16":
+            raise ValueError(f"compute capability {TURING} computes in fp16 alone, not in {self.precision}")
+
+
+def resolve_precision(precision: str) -> str:
+    """What `auto` means: fp16, which every tensor core computes, and which is eight times finer than bf16."""
+    return "fp16" if precision == "auto" else precision
+
+
+def engine_name(graph: str, target: str) -> str:
+    """File name of a graph's engine."""
+    return f"{graph}.{target}.plan"
+
+
+def load_package(target: str) -> ModuleType:
+    """Import the compiler of a target. Raises RuntimeUnavailable saying what to install."""
+    try:
+        return importlib.import_module(PACKAGES[target])
+    except ImportError as error:
+        raise RuntimeUnavailable(f"--target {target} needs the package {PACKAGES[target]}: "
+                                 f"pip install -r requirements-gpu.txt ({error})") from error
+
+
+# Shapes
+
+
+@dataclass(frozen=True)
+class Range:
+    """Smallest, usual and largest length of a dynamic axis. Kernels are chosen for the usual one."""
+
+    least: int
+    usual: int
+    most: int
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.least <= self.usual <= self.most:
+            raise ValueError(f"{self.least} ≤ {self.usual} ≤ {self.most} does not hold")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How many requests a stage is asked to run at once, and how long they may be."""
+
+    batch: int  #: `max_batch_size` of the stage; for the decoder its `max_slots`
+    states: int  #: encoder states that a request to the decoder may bring
+    frames: int = 1  #: images whose states the fusion encoder reads side by side: more than 1 for video
+
+
+def axis_ranges(spec: GraphSpec, network: MPlug, limits: Limits) -> dict[str, Range]:
+    """Range of every dynamic axis of a graph, by its letter in `mplug.contract`."""
+    config = network.config
+    tokens, positions = config.vision.tokens, _rounded(config.text.max_positions, POSITION_ROOM)
+    usual_positions = min(_rounded(config.generation.max_length, POSITION_ROOM), positions)
+    if spec.name.startswith("text_decoder"):
+        states = _rounded(limits.states, STATE_ROOM)
+        # One request at a time is prefilled, straight into its slot of the caches.
+        slots = Range(1, 1, 1) if spec.name.endswith("prefill") else Range(1, min(8, limits.batch), limits.batch)
+        return {
+            "S": slots, "A": Range(1, min(_rounded(tokens, STATE_ROOM), states), states),
+            "M": Range(1, config.generation.num_beams, MAX_BEAMS), "C": Range(1, config.generation.num_beams, MAX_BEAMS),
+            "T": Range(1, usual_positions, positions),
+        }
+    # Self-attention over all frames needs memory that grows with their square: fewer such requests at once.
+    batch = max(1, limits.batch // limits.frames) if spec.name == "fusion_encoder" else limits.batch
+    return {
+        "B": Range(1, min(4, batch), batch), "L": Range(1, config.max_text_length, config.max_text_length),
+        "A": Range(1, tokens, limits.frames * tokens),
+    }
+
+
+def input_ranges(spec: GraphSpec, network: MPlug, ranges: Mapping[str, Range]) -> dict[str, tuple[tuple[int, ...], ...]]:
+    """Least, usual and largest shape of every input of a graph that has a dynamic axis."""
+    text, vision = network.config.text, network.config.vision
+    fixed = {"W": text.hidden_size, "H": text.heads, "D": text.head_width, "R": vision.image_size, "N": vision.tokens}
+
+    def length(axis: str | int, bound: str) -> int:
+        if isinstance(axis, int):
+            return axis
+        return getattr(ranges[axis], bound) if axis in ranges else fixed[axis]
+
+    return {
+        tensor.name: tuple(
+            tuple(length(axis, bound) for axis in tensor.axes) for bound in ("least", "usual", "most")
+        )
+        for tensor in spec.inputs
+        if tensor.dynamic_axes
+    }
+
+
+def _rounded(value: int, room: int) -> int:
+    return -(-value // room) * room
+
+
+# Compiling
+
+
+@dataclass(frozen=True)
+class NetworkReport:
+    """What TensorRT's parser made of a graph."""
+
+    layers: int
+    layer_types: dict[str, int]
+    output_types: dict[str, int]  #: element types of the layers' outputs
+    inputs: dict[str, tuple[str, tuple[int, ...]]]  #: name → element type, shape with −1 where it varies
+    outputs: dict[str, tuple[str, tuple[int, ...]]]
+
+
+class Compiler:
+    """Compiles graphs for one target."""
+
+    def __init__(self, options: EngineOptions) -> None:
+        self.options = options
+        self._trt = load_package(options.target)
+        self._logger = _collecting_logger(self._trt)
+        self._builder = self._trt.Builder(self._logger)
+        if self._builder is None:
+            raise self._error("TensorRT cannot start here; --target tensorrt needs the GPU that is to run the engine")
+
+    @property
+    def version(self) -> str:
+        """Of the TensorRT package."""
+        return str(self._trt.__version__)
+
+    def parse(self, onnx: Path) -> tuple[Any, NetworkReport]:
+        """Read an ONNX file into a network. Raises EngineError with what the parser said."""
+        trt = self._trt
+        self._logger.messages.clear()
+        # Required by TensorRT 10; from 11 on, and in RTX, networks are strongly typed anyway.
+        network = self._builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+        parser = trt.OnnxParser(network, self._logger)
+        if not parser.parse_from_file(str(onnx)):
+            said = "; ".join(str(parser.get_error(index)) for index in range(parser.num_errors))
+            raise EngineError(f"{onnx.name}: TensorRT does not read it: {said}")
+        network.name = onnx.stem
+        return network, _report(network)
+
+    def compile(self, onnx: Path, spec: GraphSpec, shapes: Mapping[str, tuple[tuple[int, ...], ...]]) -> tuple[bytes, NetworkReport]:
+        """Compile an ONNX file for the shapes of `input_ranges`. Raises EngineError."""
+        network, report = self.parse(onnx)
+        check_report(report, spec, shapes)
+        config = self._configure()
+        profile = self._builder.create_optimization_profile()
+        for name, (least, usual, most) in shapes.items():
+            profile.set_shape(name, least, usual, most)
+        if config.add_optimization_profile(profile) < 0:
+            raise self._error(f"{spec.name}: TensorRT does not take the shapes {dict(shapes)}")
+        cache = self._timing_cache(config)
+        plan = self._builder.build_serialized_network(network, config)
+        if plan is None:
+            raise self._error(f"{spec.name}: TensorRT does not compile it")
+        if cache is not None and self.options.timing_cache is not None:
+            self.options.timing_cache.write_bytes(bytes(config.get_timing_cache().serialize()))
+        return bytes(plan), report
+
+    def _configure(self) -> Any:
+        trt, options = self._trt, self.options
+        config = self._builder.create_builder_config()
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace_mib << 20)
+        config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # names of layers for the engine inspector
+        if options.hardware_compatible:
+            config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.AMPERE_PLUS
+        if options.version_compatible:
+            config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
+        if options.compute_capabilities:
+            config.num_compute_capabilities = len(options.compute_capabilities)
+            for index, capability in enumerate(options.compute_capabilities):
+                config.set_compute_capability(getattr(trt.ComputeCapability, f"SM{capability.replace('.', '')}"), index)
+        return config
+
+    def _timing_cache(self, config: Any) -> Any:
+        path = self.options.timing_cache
+        if path is None:
+            return None
+        cache = config.create_timing_cache(path.read_bytes() if path.exists() else b"")
+        if cache is None or not config.set_timing_cache(cache, ignore_mismatch=False):
+            raise self._error(f"{path} is no timing cache of this GPU and this TensorRT; remove it")
+        return cache
+
+    def _error(self, message: str) -> EngineError:
+        said = "; ".join(self._logger.messages[-3:])
+        return EngineError(f"{message}: {said}" if said else message)
+
+
+def _collecting_logger(trt: ModuleType) -> Any:
+    class CollectingLogger(trt.ILogger):
+        """Keeps errors, for the exception that follows, and drops the rest."""
+
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+            self.messages: list[str] = []
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity in (trt.ILogger.Severity.ERROR, trt.ILogger.Severity.INTERNAL_ERROR):
+                self.messages.append(message.strip())
+
+    return CollectingLogger()
+
+
+def _report(network: Any) -> NetworkReport:
+    layers = [network.get_layer(index) for index in range(network.num_layers)]
+    outputs = [layer.get_output(index) for layer in layers for index in range(layer.num_outputs)]
+
+    def described(tensor: Any) -> tuple[str, tuple[int, ...]]:
+        return tensor.dtype.name, tuple(tensor.shape)
+
+    return NetworkReport(
+        layers=len(layers),
+        layer_types=dict(Counter(layer.type.name for layer in layers).most_common()),
+        output_types=dict(Counter(tensor.dtype.name for tensor in outputs if tensor is not None).most_common()),
+        inputs={tensor.name: described(tensor) for tensor in map(network.get_input, range(network.num_inputs))},
+        outputs={tensor.name: described(tensor) for tensor in map(network.get_output, range(network.num_outputs))},
+    )
+
+
+def check_report(report: NetworkReport, spec: GraphSpec, shapes: Mapping[str, tuple[tuple[int, ...], ...]]) -> None:
+    """Raise EngineError unless a network has the contract's inputs and outputs and no stray layers.
+
+    TensorRT itself does not notice when the shapes of two inputs disagree about an axis they share.
+    """
+    if list(report.inputs) != spec.input_names or set(report.outputs) != set(spec.output_names):
+        raise EngineError(f"{spec.name}: inputs {list(report.inputs)} and outputs {list(report.outputs)} are not those "
+                          "of the contract")
+    stray = [name for name in report.layer_types if name.startswith(STRAY_LAYERS)]
+    if stray:
+        raise EngineError(f"{spec.name}: has layers of type {', '.join(stray)}")
+    for tensor in spec.inputs:
+        _, shape = report.inputs[tensor.name]
+        varying = {index for index, length in enumerate(shape) if length < 0}
+        if varying != set(tensor.dynamic_axes):
+            raise EngineError(f"{spec.name}: input {tensor.name} varies along axes {sorted(varying)}, and the contract "
+                              f"says {sorted(tensor.dynamic_axes)}")
+        if bool(varying) != (tensor.name in shapes):
+            raise EngineError(f"{spec.name}: no shapes are given for {tensor.name}")
+    lengths: dict[str, set[tuple[int, ...]]] = {}
+    for tensor in spec.inputs:
+        for index, axis in tensor.dynamic_axes.items():
+            lengths.setdefault(axis, set()).add(tuple(shape[index] for shape in shapes[tensor.name]))
+    disagreeing = sorted(axis for axis, found in lengths.items() if len(found) > 1)
+    if disagreeing:
+        raise EngineError(f"{spec.name}: inputs disagree about the lengths of axes {', '.join(disagreeing)}")
+
+
+def write_engine(compiler: Compiler, onnx: Path, spec: GraphSpec, network: MPlug, limits: Limits, folder: Path) -> dict[str, Any]:
+    """Compile an ONNX file into `folder` and write beside it what was built; returns that, too."""
+    options = compiler.options
+    shapes = input_ranges(spec, network, axis_ranges(spec, network, limits))
+    started = time.monotonic()
+    plan, report = compiler.compile(onnx, spec, shapes)
+    path = folder / engine_name(spec.name, options.target)
+    path.write_bytes(plan)
+    settings = {key: value for key, value in asdict(options).items() if key != "timing_cache"}
+    information = {
+        "graph": spec.name, **settings, "version": compiler.version, "seconds": round(time.monotonic() - started, 1),
+        "onnx_bytes": onnx.stat().st_size, "engine_bytes": len(plan), "shapes": shapes, "network": asdict(report),
+    }
+    path.with_suffix(".json").write_text(json.dumps(information, indent=1) + "\n")
+    return information
