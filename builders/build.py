@@ -1,6 +1,6 @@
 """Build a deployable repository from a checkpoint.
 
-    python builders/build.py CHECKPOINT --output DIR [--target openvino|torch] [--precision auto|fp32|bf16|fp16]
+    python builders/build.py CHECKPOINT --output DIR [--target openvino|torch] [--precision auto|fp32|bf16|fp16|int8]
 
 CHECKPOINT is a folder in any published layout, or in ours. DIR becomes a complete Triton repository: the
 models that this checkpoint can serve, each compiled stage compared with PyTorch, and a build-info file.
@@ -22,8 +22,9 @@ from importlib.metadata import version
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-# In place of this folder, whose openvino.py would otherwise stand for the package of that name.
-sys.path[0] = str(ROOT)
+if not __package__:
+    # Run as a script: in place of this folder, whose openvino.py would stand for the package of that name.
+    sys.path[0] = str(ROOT)
 
 from safetensors.torch import save_file  # noqa: E402
 from tqdm import tqdm  # noqa: E402
@@ -42,7 +43,7 @@ from mplug.tokenizer import Tokenizer  # noqa: E402
 SOURCE = ROOT / "model_repository"
 BUILD_INFO = "build_info.json"
 TARGETS = ("openvino", "torch")
-PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+PRECISIONS = ("auto", "fp32", "bf16", "fp16", "int8")
 
 #: Public models → the tasks of a checkpoint that they serve.
 PUBLIC_MODELS = {"caption": ("image-captioning", "video-captioning")}
@@ -187,7 +188,7 @@ def _build_public_model(job: Build, repository: Path, name: str) -> None:
 
 
 def _build_info(job: Build, models: list[str], errors: dict[str, float]) -> dict[str, object]:
-    packages = ("torch", "onnx", "onnxscript", "openvino", "numpy")
+    packages = ("torch", "onnx", "onnxscript", "openvino", "nncf", "numpy")
     return {
         "built": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "checkpoint": job.files.folder.name,

@@ -11,19 +11,25 @@ from mplug.contract import GraphSpec, decoder_prefill, decoder_step
 from mplug.runtime.host_decoder import HostDecoder
 from mplug.runtime.interface import RuntimeUnavailable, StageInfo, threads
 
-PRECISIONS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
+#: Precision of a stage → OpenVINO's name of what is computed in; int8 weights are computed with in `auto`'s.
+PRECISIONS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16", "int8": ""}
 #: Precision → the CPU's capability that it needs.
 CAPABILITIES = {"bf16": "BF16", "fp16": "FP16"}
 
 
 def supported(precision: str) -> bool:
     """Whether this machine's CPU computes in `precision`."""
-    return precision == "fp32" or CAPABILITIES[precision] in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return precision not in CAPABILITIES or CAPABILITIES[precision] in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
 def best_precision() -> str:
     """What `auto` means here: bf16 where the CPU has it, else fp32."""
     return "bf16" if supported("bf16") else "fp32"
+
+
+def computed_in(precision: str) -> str:
+    """The precision that a stage of `precision` computes in on this machine."""
+    return best_precision() if precision == "int8" else precision
 
 
 def open_graph(info: StageInfo, name: str) -> OpenVinoGraph:
@@ -41,7 +47,7 @@ def _compile(model: openvino.Model, info: StageInfo) -> openvino.CompiledModel:
         raise RuntimeUnavailable(f"{info.folder}: was built for {info.precision}, which this CPU does not compute; "
                                  "build again with --precision fp32")
     return openvino.Core().compile_model(model, "CPU", {
-        "INFERENCE_PRECISION_HINT": PRECISIONS[info.precision],
+        "INFERENCE_PRECISION_HINT": PRECISIONS[computed_in(info.precision)],
         "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_NUM_THREADS": threads(),
         # Pinned threads of stages that run at the same time would share cores and leave others idle.
@@ -66,7 +72,7 @@ class OpenVinoDecoder(HostDecoder):
 
     def __init__(self, info: StageInfo) -> None:
         sizes = info.sizes
-        self._half = info.precision == "bf16"
+        self._half = computed_in(info.precision) == "bf16"
         # numpy has no bf16: the cache's bits travel as uint16, and are only ever copied.
         super().__init__(layers=sizes["layers"], heads=sizes["heads"], head_width=sizes["head_width"],
                          cache_dtype=np.dtype(np.uint16 if self._half else np.float32))
