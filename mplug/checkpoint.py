@@ -11,18 +11,17 @@ import hashlib
 import pickle
 import re
 import warnings
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from mplug.config import ConfigError, MPlugConfig, read_config
-from mplug.network.mplug import MPlug, parts_needed
+from mplug.config import ConfigError, MPlugConfig, bert_config_name, read_config
+from mplug.network.mplug import PARTS_OF_TASK, MPlug, parts_needed
 from mplug.network.vision_encoder import resample_positions
+from mplug.tokenizer import Tokenizer
 
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pth", ".pt")
 #: Where several files of weights lie side by side, the one that publishers name so is meant.
@@ -53,24 +52,28 @@ class CheckpointFiles:
 def find_checkpoint(folder: Path) -> CheckpointFiles:
     """Find the four files of a checkpoint in a published layout or in ours.
 
-    Raises CheckpointError naming what is missing or ambiguous.
+    Raises CheckpointError naming what is missing or ambiguous, ConfigError for an unreadable YAML.
     """
     if not folder.is_dir():
         raise CheckpointError(f"{folder}: no such folder; a checkpoint is a folder with a YAML, a BERT JSON, "
                               "vocab.txt and a file of weights")
+    config = _only(folder, "a YAML", (".yaml", ".yml"), ("config.yaml",))
+    # Where several sizes lie side by side, the YAML says which BERT JSON is its own.
+    bert_names = (bert_config_name(config) or "config_bert.json", "config_bert.json")
     return CheckpointFiles(
         folder=folder,
-        config=_only(folder, "a YAML", (".yaml", ".yml"), ("config.yaml",)),
-        bert_config=_only(folder, "a BERT JSON", (".json",), ("config_bert.json",), must_contain="bert"),
+        config=config,
+        bert_config=_only(folder, "a BERT JSON", (".json",), bert_names, must_contain="bert"),
         vocabulary=_only(folder, "vocab.txt", (".txt",), ("vocab.txt",)),
         weights=_only(folder, f"weights ({', '.join(WEIGHT_SUFFIXES)})", WEIGHT_SUFFIXES, WEIGHT_NAMES),
     )
 
 
-def _only(folder: Path, what: str, suffixes: tuple[str, ...], preferred: tuple[str, ...], must_contain: str = "") -> Path:
-    found = sorted(
-        path for path in folder.iterdir() if path.suffix in suffixes and path.is_file() and must_contain in path.name
-    )
+def _only(
+    folder: Path, what: str, suffixes: tuple[str, ...], preferred: tuple[str, ...], must_contain: str = ""
+) -> Path:
+    files = (path for path in folder.iterdir() if path.is_file() and path.suffix in suffixes)
+    found = sorted(path for path in files if must_contain in path.name)
     for name in preferred:
         if folder / name in found:
             return folder / name
@@ -78,8 +81,8 @@ def _only(folder: Path, what: str, suffixes: tuple[str, ...], preferred: tuple[s
         return found[0]
     if not found:
         raise CheckpointError(f"{folder}: {what} is missing")
-    raise CheckpointError(f"{folder}: several files could be {what}: {', '.join(path.name for path in found)}; "
-                          f"name one of them {preferred[0]}")
+    names = ", ".join(path.name for path in found)
+    raise CheckpointError(f"{folder}: several files could be {what}: {names}; name one {preferred[0]}")
 
 
 def load_checkpoint(
@@ -98,19 +101,39 @@ def load_checkpoint(
     if image_size is not None:
         config = config.at_image_size(image_size)
     check_vocabulary(files.vocabulary, config)
-    network = MPlug(config)
+    with torch.device("meta"):  # sizes that are wrong are told before memory is taken for them
+        network = MPlug(config)
     load_weights(network, read_state_dict(files.weights), source=files.weights)
     return network.train(trainable), files
 
 
 def check_vocabulary(path: Path, config: MPlugConfig) -> None:
-    """Raise CheckpointError unless `vocab.txt` has as many tokens as the word embedding."""
+    """Raise CheckpointError unless `vocab.txt` is a BERT vocabulary of the size of the embedding."""
     try:
-        tokens = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{path}: cannot be read as UTF-8 text: {error}") from None
-    if len(tokens) != config.text.vocab_size:
-        raise CheckpointError(f"{path}: {len(tokens)} tokens, but the BERT JSON says vocab_size {config.text.vocab_size}")
+        Tokenizer(path, config.text.vocab_size)
+    except UnicodeDecodeError as error:
+        raise CheckpointError(f"{path}: is not UTF-8 text: {error}") from None
+    except (OSError, ValueError) as error:
+        raise CheckpointError(str(error)) from None
+
+
+class _StandIn:
+    """What is read in place of an object that serving has no use for: takes everything and does nothing."""
+
+    def __init__(self, *arguments: object) -> None: ...
+
+    def __setstate__(self, state: object) -> None: ...
+
+
+#: Kept beside the weights by training scripts (arguments, best scores). Nothing of these is made or called.
+_HARMLESS = (
+    "argparse.Namespace", "pathlib.PosixPath", "numpy.dtype", "numpy.ndarray", "_codecs.encode",
+    "numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar",
+    "numpy.core.multiarray._reconstruct", "numpy._core.multiarray._reconstruct",
+)
+#: Keys under which publishers put the state dict.
+_WRAPPERS = ("model", "module", "state_dict")
+_LFS_POINTER = b"version https://git-lfs"
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
@@ -119,27 +142,41 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     Unwraps `"model"` and `"module"`. Raises CheckpointError for a truncated file, one that asks for
     code to run, or one that holds no tensors.
     """
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
-        raise CheckpointError(f"{path}: is damaged, or holds more than tensors and would have to run code to be "
-                              "read, which is refused; save its state dict alone") from None
-    except (RuntimeError, EOFError, ValueError, OSError, zipfile.BadZipFile, SafetensorError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise CheckpointError(f"{path}: truncated or not a file of weights ({reason})") from None
-    while isinstance(content, dict) and not any(isinstance(value, Tensor) for value in content.values()):
-        inner = next((content[key] for key in ("model", "module", "state_dict") if key in content), None)
-        if inner is None:
+    content = _read(path)
+    while isinstance(content, dict):
+        inner = [content[key] for key in _WRAPPERS if isinstance(content.get(key), dict)]
+        if not inner:
             break
-        content = inner
+        content = inner[0]
     if not isinstance(content, dict):
         raise CheckpointError(f"{path}: holds no state dict but {type(content).__name__}")
     tensors = {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
     if not tensors:
         raise CheckpointError(f"{path}: holds no tensors; its keys are {_some(content)}")
     return tensors
+
+
+def _read(path: Path) -> object:
+    try:
+        with path.open("rb") as stream:
+            if stream.read(len(_LFS_POINTER)) == _LFS_POINTER:
+                raise CheckpointError(f"{path}: is a Git LFS pointer, not the weights; run: git lfs pull")
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        harmless = torch.serialization.safe_globals([(_StandIn, name) for name in _HARMLESS])
+        with harmless, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's guesses about files that are damaged
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except CheckpointError:
+        raise
+    except pickle.UnpicklingError as error:  # its long text advises to run what is in the file
+        asked = re.search(r"GLOBAL (\S+)", str(error))
+        found = f"would have to run {asked[1]}" if asked else "is damaged, or would have to run code"
+        advice = "to be read, which is refused; save its state dict alone"
+        raise CheckpointError(f"{path}: {found} {advice}") from None
+    except Exception as error:  # readers raise about anything on damaged bytes
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise CheckpointError(f"{path}: truncated, damaged or not a file of weights ({reason})") from None
 
 
 #: Published keys that serving has no use for.
@@ -191,13 +228,12 @@ _STORED_LAYER = re.compile(r"^(fusion_encoder|text_encoder|text_decoder)\.layers
 
 
 def rename_published(state_dict: dict[str, Tensor], config: MPlugConfig) -> dict[str, Tensor]:
-    """Published names → ours; drops what serving does not need and layers that do not run."""
+    """Published names, without prefix → ours; drops what is not served and layers that do not run."""
     text = config.text
     first_fusion_layer = text.num_hidden_layers - text.fusion_layers
     depth = {"text_encoder": text.text_encoder_layers, "text_decoder": text.text_decode_layers}
     renamed: dict[str, Tensor] = {}
-    for published, tensor in state_dict.items():
-        key = _WRAPPER_PREFIX.sub("", published)
+    for key, tensor in state_dict.items():
         if key == "text_decoder.cls.predictions.decoder.bias":
             # Some versions of the published code save the tied bias under this name alone.
             renamed.setdefault("text_decoder.head_bias", tensor)
@@ -224,22 +260,29 @@ def rename_published(state_dict: dict[str, Tensor], config: MPlugConfig) -> dict
     return renamed
 
 
+#: Stages and heads that a state dict may hold for tasks other than the one that is served.
+_PARTS = {part for parts in PARTS_OF_TASK.values() for part in parts}
+
+
 def load_weights(network: MPlug, state_dict: dict[str, Tensor], *, source: Path | str) -> None:
     """Fill the network from a published or own state dict.
 
     Raises CheckpointError naming every key that is missing or has a wrong shape; warns of keys that
     are neither used nor known to be superfluous.
     """
+    state_dict = {_WRAPPER_PREFIX.sub("", key): tensor for key, tensor in state_dict.items()}
     if not is_own(state_dict):
         state_dict = rename_published(state_dict, network.config)
     wanted = network.state_dict()
     missing = sorted(set(wanted) - set(state_dict))
     if missing:
-        raise CheckpointError(f"{source}: weights are missing for the task {', '.join(network.config.tasks)}: {_some(missing)}")
+        tasks = ", ".join(network.config.tasks)
+        raise CheckpointError(f"{source}: weights are missing for the task {tasks}: {_some(missing)}")
     positions = "vision_encoder.position_embedding"
-    if positions in wanted and state_dict[positions].shape[-1:] == wanted[positions].shape[-1:]:
+    stored = state_dict.get(positions)
+    if positions in wanted and stored.ndim == 2 and len(stored) > 1:
         try:
-            resampled = resample_positions(state_dict[positions], network.config.vision.grid)
+            resampled = resample_positions(stored, network.config.vision.grid)
         except ValueError as error:
             raise CheckpointError(f"{source}: {positions}: {error}") from None
         state_dict = {**state_dict, positions: resampled}
@@ -250,16 +293,19 @@ def load_weights(network: MPlug, state_dict: dict[str, Tensor], *, source: Path 
     ]
     if wrong:
         raise CheckpointError(f"{source}: weights have the wrong shape: {_some(wrong)}")
-    unfinite = [key for key in sorted(wanted) if not torch.isfinite(state_dict[key]).all()]
+    whole = [key for key in sorted(wanted) if not state_dict[key].is_floating_point()]
+    if whole:
+        raise CheckpointError(f"{source}: weights are not floating-point numbers: {_some(whole)}")
+    unfinite = [key for key in sorted(wanted) if not torch.isfinite(state_dict[key].float()).all()]
     if unfinite:
         raise CheckpointError(f"{source}: weights are not finite: {_some(unfinite)}")
-    stages_of_other_tasks = {"vision_encoder", "text_encoder", "fusion_encoder", "text_decoder", "vision_projection",
-                             "text_projection", "match_head", "nlvr_head", "entail_head"} - set(parts_needed(network.config))
-    unknown = sorted(
-        key for key in set(state_dict) - set(wanted) if key.split(".")[0] not in stages_of_other_tasks
-    )
+    parts_of_other_tasks = _PARTS - set(parts_needed(network.config))
+    left_over = sorted(set(state_dict) - set(wanted))
+    unknown = [key for key in left_over if key.split(".")[0] not in parts_of_other_tasks]
     if unknown:
         warnings.warn(f"{source}: weights that are not used: {_some(unknown)}", stacklevel=2)
+    if any(tensor.is_meta for tensor in wanted.values()):
+        network.to_empty(device="cpu")
     network.load_state_dict({key: state_dict[key].float() for key in wanted})
 
 
@@ -270,7 +316,8 @@ def is_own(state_dict: dict[str, Tensor]) -> bool:
 
 def save_weights(network: MPlug, path: Path, *, dtype: torch.dtype = torch.float16) -> None:
     """Write the weights as safetensors under our names."""
-    save_file({key: value.detach().to(dtype).contiguous() for key, value in network.state_dict().items()}, path)
+    weights = network.state_dict().items()
+    save_file({key: value.detach().to(dtype).contiguous() for key, value in weights}, path)
 
 
 def _some(names: object) -> str:

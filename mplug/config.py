@@ -8,11 +8,14 @@ checkpoints are described by the same two, so there is one reader.
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
+
+from mplug.contract import MAX_BEAMS
 
 #: Width of one attention head of CLIP's vision transformer, in every published size.
 CLIP_HEAD_WIDTH = 64
@@ -38,6 +41,9 @@ TASKS = (
 
 CAPTION_STATES = ("image", "fused")
 
+#: Largest side of the square input, pixels: attention over its patches would take tens of gigabytes beyond.
+MAX_IMAGE_SIZE = 2048
+
 
 class ConfigError(ValueError):
     """A configuration file is missing, unreadable, or says something that cannot be."""
@@ -56,9 +62,11 @@ class VisionConfig:
         for name in ("image_size", "patch_size", "width", "layers"):
             _require_positive(f"vision {name}", getattr(self, name))
         if self.image_size < self.patch_size:
-            raise ConfigError(f"image size {self.image_size} is smaller than a patch of {self.patch_size} pixels")
+            raise ConfigError(f"image size {self.image_size} is less than a patch, {self.patch_size}")
+        if self.image_size > MAX_IMAGE_SIZE:
+            raise ConfigError(f"image size {self.image_size} is more than {MAX_IMAGE_SIZE} pixels")
         if self.width % CLIP_HEAD_WIDTH:
-            raise ConfigError(f"vision width {self.width} is not a multiple of the head width {CLIP_HEAD_WIDTH}")
+            raise ConfigError(f"vision width {self.width} is not a multiple of a head's {CLIP_HEAD_WIDTH}")
 
     @property
     def heads(self) -> int:
@@ -94,13 +102,19 @@ class TextConfig:
     text_decode_layers: int
 
     def __post_init__(self) -> None:
-        for name in ("vocab_size", "hidden_size", "intermediate_size", "heads", "max_positions", "type_vocab_size",
-                     "text_encoder_layers", "fusion_layers", "stride_layer", "text_decode_layers"):
+        for name in ("vocab_size", "hidden_size", "intermediate_size", "heads", "max_positions",
+                     "type_vocab_size", "text_encoder_layers", "fusion_layers", "stride_layer",
+                     "text_decode_layers"):
             _require_positive(name, getattr(self, name))
         if self.hidden_size % self.heads:
-            raise ConfigError(f"hidden_size {self.hidden_size} is not a multiple of {self.heads} attention heads")
+            raise ConfigError(f"hidden_size {self.hidden_size} is not a multiple of {self.heads}, its heads")
         if self.fusion_layers > self.num_hidden_layers:
-            raise ConfigError(f"fusion_layers {self.fusion_layers} exceeds num_hidden_layers {self.num_hidden_layers}")
+            raise ConfigError(f"fusion_layers {self.fusion_layers} exceeds num_hidden_layers "
+                              f"{self.num_hidden_layers}")
+        if not 0 < self.layer_norm_eps < 1:  # false for NaN too
+            raise ConfigError(f"layer_norm_eps is {self.layer_norm_eps}, but must be between 0 and 1")
+        if not 0 <= self.dropout < 1:
+            raise ConfigError(f"hidden_dropout_prob is {self.dropout}, but must be between 0 and 1")
 
     @property
     def head_width(self) -> int:
@@ -127,9 +141,11 @@ class GenerationConfig:
 
     def __post_init__(self) -> None:
         _require_positive("beam_size", self.num_beams)
+        if self.num_beams > MAX_BEAMS:
+            raise ConfigError(f"beam_size {self.num_beams} is more than the {MAX_BEAMS} that can be served")
         _require_positive("max_length", self.max_length)
         if not 0 <= self.min_length <= self.max_length:
-            raise ConfigError(f"min_length {self.min_length} is not between 0 and max_length {self.max_length}")
+            raise ConfigError(f"min_length {self.min_length} is not from 0 to max_length {self.max_length}")
 
 
 @dataclass(frozen=True)
@@ -154,7 +170,10 @@ class MPlugConfig:
             if task not in TASKS:
                 raise ConfigError(f"unknown task {task!r}; known: {', '.join(TASKS)}")
         if self.caption_states not in CAPTION_STATES:
-            raise ConfigError(f"caption_states {self.caption_states!r} is not one of {', '.join(CAPTION_STATES)}")
+            raise ConfigError(f"caption_states {self.caption_states!r} is not {' or '.join(CAPTION_STATES)}")
+        _require_positive("embed_dim", self.embed_dim)
+        if self.max_text_length < 3:
+            raise ConfigError(f"max_text_length {self.max_text_length} is too short for one word")
         if self.max_text_length > self.text.max_positions:
             raise ConfigError(f"max_text_length {self.max_text_length} exceeds the {self.text.max_positions} "
                               "positions of the text encoder")
@@ -183,6 +202,16 @@ DEFAULT_TEXT_LENGTHS = {
 }
 
 
+def bert_config_name(yaml_path: Path) -> str | None:
+    """File name of the BERT JSON that a YAML refers to; None where it names none.
+
+    The folder in front of it is that of the authors' checkout and means nothing here.
+    Raises ConfigError for a YAML that cannot be read.
+    """
+    said = _load(yaml_path, yaml.safe_load).get("bert_config")
+    return Path(said).name if isinstance(said, str) and said else None
+
+
 def read_config(yaml_path: Path, bert_path: Path, *, task: str | None = None) -> MPlugConfig:
     """Read a checkpoint's YAML and BERT JSON.
 
@@ -196,11 +225,7 @@ def read_config(yaml_path: Path, bert_path: Path, *, task: str | None = None) ->
         return MPlugConfig(
             vision=_vision(document, yaml_path),
             text=_text(bert, bert_path),
-            generation=GenerationConfig(
-                num_beams=_number(document, "beam_size", yaml_path, 5),
-                min_length=_number(document, "min_length", yaml_path, 8),
-                max_length=_number(document, "max_length", yaml_path, 25),
-            ),
+            generation=_generation(document, yaml_path),
             tasks=tasks,
             embed_dim=_number(document, "embed_dim", yaml_path, 256),
             max_text_length=min(
@@ -219,9 +244,9 @@ def read_config(yaml_path: Path, bert_path: Path, *, task: str | None = None) ->
 def _load(path: Path, parse: Any) -> dict[str, Any]:
     try:
         document = parse(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: no such file") from None
-    except (ValueError, yaml.YAMLError) as error:
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError, yaml.YAMLError) as error:
         raise ConfigError(f"{path}: cannot be parsed: {' '.join(str(error).split())}") from None
     if not isinstance(document, dict):
         raise ConfigError(f"{path}: holds no mapping of names to values")
@@ -232,7 +257,11 @@ def _tasks(document: dict[str, Any], path: Path, override: str | None) -> tuple[
     said = override or document.get("tasks") or document.get("task")
     if said is None:
         raise ConfigError(f"{path}: names no task; pass --task with one of {', '.join(TASKS)}")
-    return (said,) if isinstance(said, str) else tuple(str(task) for task in said)
+    if isinstance(said, str):
+        return (said,)
+    if not isinstance(said, list):
+        raise ConfigError(f"{path}: the task is {said!r}, neither a name nor a list of names")
+    return tuple(str(task) for task in said)
 
 
 def _vision(document: dict[str, Any], path: Path) -> VisionConfig:
@@ -242,6 +271,16 @@ def _vision(document: dict[str, Any], path: Path) -> VisionConfig:
         patch_size=_number(sizes, "clip_vision_patch_size", path),
         width=_number(sizes, "clip_vision_width", path),
         layers=_number(sizes, "clip_vision_layers", path),
+    )
+
+
+def _generation(document: dict[str, Any], path: Path) -> GenerationConfig:
+    """Where one of the two lengths is not said, the published one gives way to the one that is."""
+    max_length = _number(document, "max_length", path, max(25, _number(document, "min_length", path, 0)))
+    return GenerationConfig(
+        num_beams=_number(document, "beam_size", path, 5),
+        min_length=_number(document, "min_length", path, min(8, max_length)),
+        max_length=max_length,
     )
 
 
@@ -257,8 +296,8 @@ def _text(bert: dict[str, Any], path: Path) -> TextConfig:
         heads=_number(bert, "num_attention_heads", path),
         max_positions=_number(bert, "max_position_embeddings", path),
         type_vocab_size=_number(bert, "type_vocab_size", path, 2),
-        layer_norm_eps=float(bert.get("layer_norm_eps", 1e-12)),
-        dropout=float(bert.get("hidden_dropout_prob", 0.0)),
+        layer_norm_eps=_real(bert, "layer_norm_eps", path, 1e-12),
+        dropout=_real(bert, "hidden_dropout_prob", path, 0.0),
         num_hidden_layers=layers,
         text_encoder_layers=_number(bert, "text_encoder_layers", path, 6),
         fusion_layers=_number(bert, "fusion_layers", path, 6),
@@ -274,6 +313,13 @@ def _number(document: dict[str, Any], key: str, path: Path, default: int | None 
     if isinstance(value, bool) or not isinstance(value, int):
         raise ConfigError(f"{path}: {key} is {value!r}, not a whole number")
     return value
+
+
+def _real(document: dict[str, Any], key: str, path: Path, default: float) -> float:
+    value = document.get(key, default)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ConfigError(f"{path}: {key} is {value!r}, not a number")
+    return float(value)
 
 
 def _require_positive(name: str, value: int) -> None:
