@@ -11,7 +11,7 @@ from builders.export import example_inputs
 from mplug.contract import GraphSpec
 from mplug.network import MPlug
 from mplug.network.graphs import DecoderPrefillGraph, DecoderStepGraph
-from mplug.runtime import open_decoder, open_graph
+from mplug.runtime import Decoder, open_decoder, open_graph
 from mplug.runtime.host_decoder import HostDecoder
 
 #: Largest error relative to the largest magnitude of an output, by precision.
@@ -68,10 +68,15 @@ class EagerDecoder(HostDecoder):
 
 
 def compare_decoder(folder: Path, network: MPlug, end_id: int) -> dict[str, float]:
+    """`compare_decoders` of the decoder that was built into `folder`."""
+    return compare_decoders(open_decoder(folder), network, end_id)
+
+
+def compare_decoders(compiled: Decoder, network: MPlug, end_id: int) -> dict[str, float]:
     """Relative error of the log-probabilities over some steps of two requests, beams swapping ancestors."""
     vocabulary, width = network.config.text.vocab_size, network.config.text.hidden_size
     random = np.random.default_rng(1)
-    compiled, eager = open_decoder(folder), EagerDecoder(network, end_id)
+    eager = EagerDecoder(network, end_id)
     slots, beams, states = 2, 3, network.config.vision.tokens
     for decoder in (compiled, eager):
         decoder.reserve(slots, STEPS, beams, states)
