@@ -16,6 +16,7 @@ import shutil
 import sys
 import tempfile
 import warnings
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from importlib.metadata import version
@@ -26,6 +27,7 @@ if not __package__:
     # Run as a script: in place of this folder, whose openvino.py would stand for the package of that name.
     sys.path[0] = str(ROOT)
 
+import yaml  # noqa: E402
 from safetensors.torch import save_file  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
@@ -84,6 +86,9 @@ def build(checkpoint: Path, output: Path, *, target: str = "openvino", precision
 
     Raises BuildError, CheckpointError, ConfigError or ArtefactError; `output` is then left as it was.
     """
+    output = output.absolute()
+    if output.exists() and not output.is_dir():
+        raise BuildError(f"{output} is not a folder; choose another one")
     if output.exists() and not (output / BUILD_INFO).exists() and any(output.iterdir()):
         raise BuildError(f"{output} exists and was not made by this builder; choose another folder")
     try:
@@ -104,8 +109,8 @@ def build(checkpoint: Path, output: Path, *, target: str = "openvino", precision
         for name in models:
             _build_public_model(job, repository, name)
         (repository / BUILD_INFO).write_text(json.dumps(_build_info(job, models, errors), indent=1) + "\n")
-        if output.exists():
-            shutil.rmtree(output)
+        if output.exists():  # moved, not deleted: a moment without a repository is as short as can be
+            output.rename(Path(scratch) / "previous")
         repository.rename(output)
     return errors
 
@@ -173,14 +178,20 @@ def _write_weights(job: Build, folder: Path, stage: str) -> None:
     prefixes = (f"{stage}.", heads.get(stage, f"{stage}."))
     weights = {key: value.contiguous() for key, value in job.network.state_dict().items() if key.startswith(prefixes)}
     save_file(weights, folder / "model.safetensors")
-    shutil.copy(job.files.config, folder / "config.yaml")
+    _write_config(job, folder)
+
+
+def _write_config(job: Build, folder: Path) -> None:
+    """The checkpoint's two files; a YAML that names no task (the authors' do not) gets the one that is built."""
+    document = yaml.safe_load(job.files.config.read_text(encoding="utf-8"))
+    document["tasks"] = list(job.network.config.tasks)
+    (folder / "config.yaml").write_text(yaml.safe_dump(document, sort_keys=False), encoding="utf-8")
     shutil.copy(job.files.bert_config, folder / "config_bert.json")
 
 
 def _build_public_model(job: Build, repository: Path, name: str) -> None:
     folder = _copy_model(name, repository)
-    shutil.copy(job.files.config, folder / "config.yaml")
-    shutil.copy(job.files.bert_config, folder / "config_bert.json")
+    _write_config(job, folder)
     shutil.copy(job.files.vocabulary, folder / "vocab.txt")
     config = job.network.config
     served = {"tasks": list(config.tasks), "image_size": config.vision.image_size}
@@ -204,7 +215,8 @@ def _build_info(job: Build, models: list[str], errors: dict[str, float]) -> dict
     }
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="a folder with weights, YAML, BERT JSON and vocab.txt")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="the repository to write")
@@ -212,7 +224,7 @@ def main() -> int:
     parser.add_argument("--precision", choices=PRECISIONS, default="auto", help="auto: bf16 where the CPU has it, else fp32")
     parser.add_argument("--image-size", type=int, metavar="N", help="serve at N×N pixels instead of the checkpoint's size")
     parser.add_argument("--task", choices=TASKS, help="what the checkpoint was fine-tuned for, where its YAML does not say")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     try:
         with warnings.catch_warnings():
             warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
@@ -221,9 +233,15 @@ def main() -> int:
     except (BuildError, CheckpointError, ConfigError, ArtefactError, RuntimeUnavailable) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except OSError as error:  # a folder that cannot be written, a full disk
+        print(f"error: {error.filename or options.output}: {error.strerror or error}", file=sys.stderr)
+        return 1
     print(f"built {options.output}; serve it with: python -m mplug.server {options.output}")
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit(130)  # as shells report it; what was half built is gone
