@@ -182,7 +182,7 @@ def _write_weights(job: Build, folder: Path, stage: str) -> None:
 
 
 def _write_config(job: Build, folder: Path) -> None:
-    """The checkpoint's two files; a YAML that names no task (the authors' do not) gets the one that is built."""
+    """The checkpoint's two files; a YAML without a task, as the authors' are, gets the one that is built."""
     document = yaml.safe_load(job.files.config.read_text(encoding="utf-8"))
     document["tasks"] = list(job.network.config.tasks)
     (folder / "config.yaml").write_text(yaml.safe_dump(document, sort_keys=False), encoding="utf-8")

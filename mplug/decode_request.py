@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -40,8 +41,8 @@ class DecodeRequestParser:
         """From a built stage's folder."""
         info = StageInfo.read(folder)
         sizes = info.sizes
-        return cls(sizes["hidden_size"], sizes["vocab_size"], sizes["max_positions"], sizes["max_states"],
-                   sizes["start_id"], sizes["end_id"], GenerationConfig(**info.defaults))
+        names = ("hidden_size", "vocab_size", "max_positions", "max_states", "start_id", "end_id")
+        return cls(**{name: sizes[name] for name in names}, generation=GenerationConfig(**info.defaults))
 
     def parse(self, inputs: Mapping[str, Value]) -> DecodeRequest:
         """Check and complete a request; its callbacks are for the caller to set.
@@ -49,32 +50,35 @@ class DecodeRequestParser:
         Raises InvalidRequest naming the input.
         """
         states = _array(inputs, "ENCODER_STATES")
-        if states.ndim != 2 or states.shape[1] != self.hidden_size or not 1 <= states.shape[0] <= self.max_states:
-            raise InvalidRequest(f"ENCODER_STATES: shape {list(states.shape)}, but must be [1…{self.max_states}, "
-                                 f"{self.hidden_size}]")
+        allowed = states.ndim == 2 and 1 <= states.shape[0] <= self.max_states
+        if not allowed or states.shape[1] != self.hidden_size:
+            wanted = f"[1…{self.max_states}, {self.hidden_size}]"
+            raise InvalidRequest(f"ENCODER_STATES: shape {list(states.shape)}, but must be {wanted}")
         if not np.isfinite(states).all():
             raise InvalidRequest("ENCODER_STATES: holds values that are not finite")
         mask = _array(inputs, "ENCODER_MASK") if "ENCODER_MASK" in inputs else np.ones(len(states), np.int32)
         if mask.shape != (len(states),) or not np.isin(mask, (0, 1)).all() or not mask.any():
             raise InvalidRequest(f"ENCODER_MASK: must hold {len(states)} ones and zeros, and at least one 1")
         prompt = _array(inputs, "PROMPT_IDS").tolist() if "PROMPT_IDS" in inputs else []
-        token_range = tuple(_array(inputs, "TOKEN_RANGE").tolist()) if "TOKEN_RANGE" in inputs else (0, self.vocab_size)
-        if not 0 <= token_range[0] < token_range[1] <= self.vocab_size:
-            raise InvalidRequest(f"TOKEN_RANGE: {list(token_range)} is no range of the {self.vocab_size} tokens")
+        token_range = (0, self.vocab_size)
+        if "TOKEN_RANGE" in inputs:
+            token_range = tuple(_array(inputs, "TOKEN_RANGE").tolist())
+        if len(token_range) != 2 or not 0 <= token_range[0] < token_range[1] <= self.vocab_size:
+            raise InvalidRequest(f"TOKEN_RANGE: {list(token_range)} is no range of {self.vocab_size} tokens")
         prefix = prompt or [self.start_id]
         if not all(0 <= token < self.vocab_size for token in prefix):
             raise InvalidRequest(f"PROMPT_IDS: ids must be 0…{self.vocab_size - 1}")
         options = parse_search_options(inputs, self.generation, self.end_id)
-        if len(prefix) + options.max_length > self.max_positions:
-            raise InvalidRequest(f"MAX_LENGTH: {options.max_length} tokens behind a prompt of {len(prefix)} are more "
-                                 f"than the checkpoint's {self.max_positions} positions")
+        check_positions(inputs, options, len(prefix), self.max_positions)
         return DecodeRequest(
-            encoder_states=np.ascontiguousarray(states, np.float32), encoder_mask=mask.astype(np.int32), prefix=prefix,
-            options=options, token_range=token_range, done=_unset, failed=_unset,
+            encoder_states=np.ascontiguousarray(states, np.float32), encoder_mask=mask.astype(np.int32),
+            prefix=prefix, options=options, token_range=token_range, done=_unset, failed=_unset,
         )
 
 
-def parse_search_options(inputs: Mapping[str, Value], generation: GenerationConfig, end_id: int) -> SearchOptions:
+def parse_search_options(
+    inputs: Mapping[str, Value], generation: GenerationConfig, end_id: int
+) -> SearchOptions:
     """NUM_BEAMS, MIN_LENGTH, MAX_LENGTH, NUM_RETURN and LENGTH_PENALTY, with defaults where absent.
 
     A MAX_LENGTH below the default MIN_LENGTH, or the other way round, moves the one that was not asked
@@ -90,10 +94,24 @@ def parse_search_options(inputs: Mapping[str, Value], generation: GenerationConf
     num_return = _whole(inputs, "NUM_RETURN", 1, 1, num_beams)
     length_penalty = generation.length_penalty
     if "LENGTH_PENALTY" in inputs:
-        length_penalty = float(_array(inputs, "LENGTH_PENALTY").reshape(-1)[0])
+        array = _array(inputs, "LENGTH_PENALTY").reshape(-1)
+        length_penalty = float(array[0]) if array.size == 1 else math.nan
         if not abs(length_penalty) <= MAX_LENGTH_PENALTY:  # false for NaN too
-            raise InvalidRequest(f"LENGTH_PENALTY: {length_penalty} is not between -{MAX_LENGTH_PENALTY} and {MAX_LENGTH_PENALTY}")
+            limits = f"between -{MAX_LENGTH_PENALTY:g} and {MAX_LENGTH_PENALTY:g}"
+            raise InvalidRequest(f"LENGTH_PENALTY: {_shown(array)} is not {limits}")
     return SearchOptions(num_beams, min_length, max_length, num_return, length_penalty, end_id)
+
+
+def check_positions(
+    inputs: Mapping[str, Value], options: SearchOptions, prefix: int, max_positions: int
+) -> None:
+    """Raise InvalidRequest when `prefix` tokens and the longest result exceed the decoder's positions."""
+    if prefix + options.max_length <= max_positions:
+        return
+    # A MIN_LENGTH alone moves the longest length along with it.
+    name = "MIN_LENGTH" if "MIN_LENGTH" in inputs and "MAX_LENGTH" not in inputs else "MAX_LENGTH"
+    raise InvalidRequest(f"{name}: {options.max_length} tokens behind a prompt of {prefix} are more than the "
+                         f"checkpoint's {max_positions} positions")
 
 
 class Withdrawals:
@@ -141,8 +159,12 @@ def _whole(inputs: Mapping[str, Value], name: str, default: int, low: int, high:
     value = int(array[0]) if array.size == 1 else None
     if value is None or value < low or (high is not None and value > high):
         limits = f"at least {low}" if high is None else f"between {low} and {high}"
-        raise InvalidRequest(f"{name}: {array.tolist()[0] if array.size == 1 else array.tolist()} is not {limits}")
+        raise InvalidRequest(f"{name}: {_shown(array)} is not {limits}")
     return value
+
+
+def _shown(array: np.ndarray) -> object:
+    return array.item() if array.size == 1 else array.tolist()[:8]
 
 
 def _unset(_: object) -> None:

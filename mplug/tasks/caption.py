@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mplug.decode_request import parse_search_options
+from mplug.decode_request import check_positions, parse_search_options
 from mplug.errors import InvalidRequest
 from mplug.preprocess import as_text, clean_caption, decode_image, pixel_values
 from mplug.tasks.checkpoint_files import ServedCheckpoint
@@ -46,30 +46,36 @@ class CaptionTask:
     def parse(self, inputs: Mapping[str, Value]) -> CaptionRequest:
         """Check everything before any stage is asked. Raises InvalidRequest."""
         options = {name: np.asarray(inputs[name]) for name in SEARCH_OPTIONS if name in inputs}
-        parse_search_options(options, self.config.generation, self.tokenizer.sep_id)
+        search = parse_search_options(options, self.config.generation, self.tokenizer.sep_id)
         prompt = self.config.prompt
         if "PROMPT" in inputs:
             prompt = clean_caption(as_text(_only(inputs, "PROMPT"), "PROMPT"))
-            length = len(self.tokenizer.pieces(prompt))
-            if length + 2 > self.config.max_text_length:
-                raise InvalidRequest(f"PROMPT: {length} tokens are more than the {self.config.max_text_length - 2} allowed")
+            length, allowed = len(self.tokenizer.pieces(prompt)), self.config.max_text_length - 2
+            if not prompt:
+                raise InvalidRequest("PROMPT: holds no words")
+            if length > allowed:
+                raise InvalidRequest(f"PROMPT: {length} tokens are more than the {allowed} allowed")
+        check_positions(options, search, len(self._prefix(prompt)), self.config.text.max_positions)
         image = decode_image(_only(inputs, "IMAGE"), name="IMAGE")
         return CaptionRequest(pixel_values(image, self.config.vision.image_size), prompt, options)
 
     async def run(self, request: CaptionRequest, call_stage: CallStage) -> Values:
         """Chain the stages; outputs CAPTION, SCORE, TOKEN_IDS."""
-        image = await call_stage("vision_encoder", {"PIXEL_VALUES": request.pixel_values[None]}, ["IMAGE_STATES"])
-        states = image["IMAGE_STATES"]
+        pixels = {"PIXEL_VALUES": request.pixel_values[None]}
+        states = (await call_stage("vision_encoder", pixels, ["IMAGE_STATES"]))["IMAGE_STATES"]
         if self.config.caption_states == "fused":
             search = await self._fused(states, request.prompt, call_stage)
         else:
             search = encoder_inputs(states[0])
-            if request.prompt:
-                prefix = [self.tokenizer.cls_id, *self.tokenizer.pieces(request.prompt)]
-                search["PROMPT_IDS"] = np.array(prefix, np.int32)
+            search["PROMPT_IDS"] = np.array(self._prefix(request.prompt), np.int32)
         found = await decode(call_stage, {**search, **request.options})
         captions = [self.tokenizer.decode(ids.tolist()).encode() for ids in found["TOKEN_IDS"]]
         return {"CAPTION": captions, "SCORE": found["SCORE"], "TOKEN_IDS": found["TOKEN_IDS"]}
+
+    def _prefix(self, prompt: str) -> list[int]:
+        """Ids that the decoder starts from: a prompt that goes through the text encoder is not among them."""
+        read_elsewhere = self.config.caption_states == "fused"
+        return [self.tokenizer.cls_id, *([] if read_elsewhere else self.tokenizer.pieces(prompt))]
 
     async def _fused(self, image_states: np.ndarray, prompt: str, call_stage: CallStage) -> Values:
         ids, mask = self.tokenizer.encode(prompt, len(self.tokenizer.pieces(prompt)) + 2)

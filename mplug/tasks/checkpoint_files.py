@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, replace
 from pathlib import Path
-
-import json
 
 from mplug.config import MPlugConfig, read_config
 from mplug.tokenizer import Tokenizer
