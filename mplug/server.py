@@ -166,7 +166,8 @@ class _Signals:
         self._count = 0
         self._event = threading.Event()
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            signal.signal(number, self._received)
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # as nohup sets it
+                signal.signal(number, self._received)
 
     def _received(self, number: int, frame: object) -> None:
         self._count += 1

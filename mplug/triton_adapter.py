@@ -36,14 +36,15 @@ import triton_python_backend_utils as pb_utils
 
 from mplug import triton_batch
 from mplug.errors import CODES, Cancelled, InvalidRequest, ServingError, Unavailable, error_of_code
-from mplug.triton_drain import IN_FLIGHT_METRIC, draining
+from mplug.triton_drain import IN_FLIGHT_METRIC, draining, dropping
 from mplug.triton_protocol import ModelContext, Stage, Task, Value, Values
 
 BLS_THREADS = 128  # asyncio's default executor holds cores + 4, and every stage call in flight blocks one
 PARSE_THREADS = max(2, os.cpu_count() or 2)  # decoding images is bound by the cores
 MAX_PENDING = 1024  # requests that wait in a task model, each maybe an image of megabytes; then UNAVAILABLE
-CANCEL_SECONDS = 0.2  # how often requests in flight are asked whether their client has gone
+WATCH_SECONDS = 0.2  # how often requests in flight are looked after: has the client gone, is there time left
 CANCELLED = "the client cancelled the request"
+SHUTTING_DOWN = "the server is shutting down; try again or another server"
 
 # What a model prints is to show at once, not when the process ends; PYTHONUNBUFFERED has no effect in a stub.
 sys.stdout.reconfigure(line_buffering=True)
@@ -289,7 +290,7 @@ class DeferredModel(ABC):
     def finalize(self) -> None:
         """Called by Triton: nobody will answer any more, so tell those who wait."""
         for pending in self.pending():
-            pending.fail(Unavailable("the server is shutting down; try again"))
+            pending.fail(Unavailable(SHUTTING_DOWN))
         self.close()
 
     def pending(self) -> list[Pending]:
@@ -320,11 +321,11 @@ class TaskModel(DeferredModel):
         self._running: dict[Pending, asyncio.Task[None]] = {}  # touched by the loop's thread alone
         self._thread = threading.Thread(target=self._loop.run_forever, name="tasks", daemon=True)
         self._thread.start()
-        asyncio.run_coroutine_threadsafe(self._watch_cancellations(), self._loop)
+        asyncio.run_coroutine_threadsafe(self._watch(), self._loop)
 
     def admit(self, pending: Pending) -> None:
         if draining():
-            raise Unavailable("the server is shutting down; try again or another server")
+            raise Unavailable(SHUTTING_DOWN)
         if len(self._pending) > MAX_PENDING:
             raise Unavailable(f"more than {MAX_PENDING} requests are waiting; try again later")
         self._loop.call_soon_threadsafe(self._begin, pending)
@@ -360,12 +361,23 @@ class TaskModel(DeferredModel):
         except BaseException as error:
             pending.fail(error)
 
-    async def _watch_cancellations(self) -> None:
-        """Ends tasks whose client has gone. What a stage is doing for them runs to its end."""
+    async def _watch(self) -> None:
+        """Ends tasks whose client has gone, and all when the server gives up waiting for them.
+
+        What a stage is doing for them runs to its end.
+        """
         while True:
-            await asyncio.sleep(CANCEL_SECONDS)
+            await asyncio.sleep(WATCH_SECONDS)
             running = list(self._running)
-            for pending in await self._loop.run_in_executor(None, _cancelled_of, running):
+            if dropping():
+                for pending in running:
+                    pending.fail(Unavailable(SHUTTING_DOWN))
+            try:
+                cancelled = await self._loop.run_in_executor(None, _cancelled_of, running)
+            except Exception as error:  # it must not end the watch
+                pb_utils.Logger.log_warn(f"cancellations not seen: {_one_line(error)}")
+                continue
+            for pending in cancelled:
                 if pending in self._running:
                     self._running[pending].cancel()
 

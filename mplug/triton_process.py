@@ -31,7 +31,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from mplug.triton_drain import DRAIN_FILE_VARIABLE, IN_FLIGHT_METRIC
+from mplug.triton_drain import DRAIN_FILE_VARIABLE, DROP, IN_FLIGHT_METRIC, REFUSE
 from mplug.triton_install import CHECKOUT, ServerError, TritonInstall, find_triton
 
 CACHE_MB = 256  # response cache, MiB
@@ -42,6 +42,7 @@ SHM_DEFAULT, SHM_GROWTH = (
     4 << 20,
     16 << 20,
 )  # bytes per model instance: a dozen fit a container's usual 64 MiB
+DROP_SECONDS = 0.5  # for the models to see that they are to give up, and for their answers to leave
 EXIT_SECONDS = 2  # tritonserver's own exit timeout: nothing is in flight then, and idle connections may go
 PDEATHSIG = 1  # <linux/prctl.h>
 
@@ -247,7 +248,7 @@ class TritonServer:
 
     def _drain(self, hurry: Callable[[], bool]) -> int:
         """Refuse new requests and wait until none is in flight; returns how many were when time ran out."""
-        self._drain_file.touch()
+        self._drain_file.write_text(REFUSE)
         deadline = time.monotonic() + self.options.drain_seconds
         idle = 0
         while idle < 2:  # twice: a request may have passed the check for the file just before
@@ -256,6 +257,8 @@ class TritonServer:
             in_flight = self._in_flight()
             idle = idle + 1 if in_flight == 0 else 0
             if in_flight and (time.monotonic() > deadline or hurry()):
+                self._drain_file.write_text(DROP)
+                time.sleep(DROP_SECONDS)
                 return in_flight
             time.sleep(0.05)
         return 0

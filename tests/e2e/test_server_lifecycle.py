@@ -168,7 +168,7 @@ def test_a_second_signal_does_not_wait(scratch_repository: Path) -> None:
             server.process.send_signal(signal.SIGTERM)
             time.sleep(0.3)
             code, errors = server.end(signal.SIGTERM)
-            with pytest.raises(InferenceServerException):
+            with pytest.raises(InferenceServerException, match="shutting down"):
                 answer.result(30)
         assert time.monotonic() - began < 15
         assert code == 1
@@ -237,6 +237,30 @@ def test_models_that_fail_to_load_are_named_with_the_reason(tmp_path: Path, writ
     assert "model fine" not in errors
     assert server.process.stdout.read() == ""
     assert server.left_overs() == []
+
+
+def test_a_signal_while_models_load(tmp_path: Path, write_model) -> None:
+    model = """
+    import time
+    from pathlib import Path
+
+    class TritonPythonModel:
+        def initialize(self, args):
+            Path(args["model_repository"], "loading").touch()
+            time.sleep(60)
+        def execute(self, requests):
+            return []
+    """
+    write_model(tmp_path, "sleeper", CONFIG, model)
+    with launched(tmp_path, *FREE_PORTS) as server:
+        deadline = time.monotonic() + 30
+        while not (tmp_path / "sleeper" / "loading").exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        served = server.served_by()
+        assert server.end(signal.SIGTERM, seconds=10) == (0, "")
+        wait_gone(served)
+        assert server.left_overs() == []
 
 
 def test_an_occupied_port_is_named(scratch_repository: Path) -> None:
