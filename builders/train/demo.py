@@ -1,9 +1,11 @@
-"""Train the demo checkpoint on emoji scenes.
+"""Train the demo checkpoint on emoji scenes, from nothing.
 
-    python builders/train/demo.py --output build/train/demo --stage single:40,scenes:120
+    python builders/train/demo.py --output build/train
 
-A stage is NAME:MINUTES, one after the other; each continues from the last one's weights. Runs resume
-from the last save when started again with the same output folder.
+The curriculum is a list of NAME:MINUTES; each stage continues from the weights of the one before, and
+`--init` from weights of an earlier run. First the vision encoder learns single sprites in small windows,
+where a picture costs a quarter; then it learns to see through styles while the decoder learns the names;
+then whole scenes are captioned. `log.jsonl` in the output folder holds losses and looks at fixed scenes.
 """
 
 from __future__ import annotations
@@ -60,7 +62,7 @@ class Stage:
 
 STAGES = {
     "sprites": Stage(64, 1, 1, 64, 6e-4, augmented=0.3, patch_weight=1.0, captions=False),
-    "styles": Stage(64, 1, 1, 64, 5e-4, augmented=0.7, patch_weight=1.0, captions=False),
+    "styles": Stage(64, 1, 1, 64, 5e-4, augmented=0.7, patch_weight=1.0),
     "scenes": Stage(128, 2, 4, 32, 5e-4, augmented=0.7, patch_weight=1.0),
     "crowds": Stage(128, 4, 4, 32, 3e-4, augmented=0.7, patch_weight=0.5),
 }
@@ -190,12 +192,11 @@ class Trainer:
         stream = DataLoader(SceneStream(stage, self.words, seed), batch_size=None, num_workers=1, prefetch_factor=4)
         begun, last_log, last_look = time.time(), time.time(), time.time()
         losses: list[tuple[float, float]] = []
-        step = 0
-        for images, ids, labels in stream:
+        for step, (images, ids, labels) in enumerate(stream, start=1):
             progress = (time.time() - begun) / (60 * minutes)
             if progress >= 1:
                 break
-            factor = min(1.0, (step + 1) / 300) * max(0.02, 0.5 * (1 + math.cos(math.pi * progress)))
+            factor = min(1.0, step / 300) * max(0.02, 0.5 * (1 + math.cos(math.pi * progress)))
             for group in optimiser.param_groups:
                 group["lr"] = group["base_lr"] * factor
             with torch.autocast("cpu", torch.bfloat16):
@@ -207,9 +208,9 @@ class Trainer:
                 loss = caption + stage.patch_weight * patch
             optimiser.zero_grad(set_to_none=True)
             loss.backward()
-            torch.nn.utils.clip_grad_norm_([p for group in groups for p in group["params"] if p.grad is not None], 1.0)
+            parameters = [p for group in groups for p in group["params"] if p.grad is not None]
+            torch.nn.utils.clip_grad_norm_(parameters, 1.0)
             optimiser.step()
-            step += 1
             self.samples += images.shape[0]
             losses.append((caption.item(), patch.item()))
             if time.time() - last_log > 60:
@@ -274,7 +275,8 @@ def parameter_groups(network: MPlug, patches: PatchLabelling, learning_rate: flo
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--stages", default="single:40,scenes:100", help="NAME:MINUTES,… of " + ", ".join(STAGES))
+    parser.add_argument("--stages", default="sprites:25,styles:18,scenes:60",
+                        help=f"NAME:MINUTES,… of {', '.join(STAGES)} (default: %(default)s)")
     parser.add_argument("--init", type=Path, help="weights to start from")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()

@@ -19,7 +19,8 @@ CAPABILITIES = {"bf16": "BF16", "fp16": "FP16"}
 
 def supported(precision: str) -> bool:
     """Whether this machine's CPU computes in `precision`."""
-    return precision not in CAPABILITIES or CAPABILITIES[precision] in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    capabilities = openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return precision not in CAPABILITIES or CAPABILITIES[precision] in capabilities
 
 
 def best_precision() -> str:

@@ -36,7 +36,9 @@ def assert_close(actual: Any, reference: np.ndarray, name: str = "") -> None:
     assert error < TOLERANCE, f"{name}: relative error {error:.2e}"
 
 
-def assert_same_hypotheses(actual: list[tuple[list[int], float]], reference: list[dict[str, Any]], name: str = "") -> None:
+def assert_same_hypotheses(
+    actual: list[tuple[list[int], float]], reference: list[dict[str, Any]], name: str = ""
+) -> None:
     """Assert that an n-best list has the reference's token ids in its order, and its scores."""
     assert [ids for ids, _ in actual] == [entry["ids"] for entry in reference], name
     for (_, score), entry in zip(actual, reference, strict=True):

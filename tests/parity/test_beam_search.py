@@ -91,7 +91,7 @@ def fused_states(case: str) -> tuple[np.ndarray, np.ndarray]:
     return states, np.concatenate([np.ones(golden["fused_image"].shape[:2], np.int32), mask], axis=1)
 
 
-@pytest.mark.parametrize("search", expected("caption")["beam_search"], ids=lambda s: f"{s['num_beams']}-{s['max_length']}")
+@pytest.mark.parametrize("search", expected("caption")["beam_search"], ids=lambda s: f"{s['num_beams']} beams")
 def test_caption(search):
     states = tensors("caption")["image_embeds"]
     answers, _ = search_all(network_of("caption"), [SimpleNamespace(states=s, search=search) for s in states])
@@ -99,7 +99,7 @@ def test_caption(search):
         assert_same_hypotheses(answer, reference, f"image {index}")
 
 
-@pytest.mark.parametrize("search", expected("vqa")["beam_search"], ids=lambda s: f"{s['num_beams']}-{s['max_length']}")
+@pytest.mark.parametrize("search", expected("vqa")["beam_search"], ids=lambda s: f"{s['num_beams']} beams")
 def test_vqa(search):
     requests = [SimpleNamespace(states=s, mask=m, search=search) for s, m in zip(*fused_states("vqa"), strict=True)]
     answers, _ = search_all(network_of("vqa"), requests)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from golden import DATA, assert_close, expected, tensors
 
+from builders.train.captioning import caption_loss
 from mplug.checkpoint import load_checkpoint
 
 
@@ -28,6 +29,13 @@ def test_caption():
     mask = torch.ones(image_states.shape[:2])
     logits = network.text_decoder(golden["decoder_input_ids"], image_states, mask)
     assert_close(logits, golden["decoder_logits"].numpy(), "decoder_logits")
+
+
+def test_captioning_loss():
+    network, golden = load("caption")
+    source = golden["image_embeds"], torch.ones(golden["image_embeds"].shape[:2])
+    loss = caption_loss(network, source, golden["decoder_input_ids"])
+    assert loss.item() == pytest.approx(expected("caption")["lm_loss"], rel=1e-4)
 
 
 @pytest.mark.parametrize("case", ["vqa", "grounding"])
