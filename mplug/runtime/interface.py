@@ -21,6 +21,8 @@ import numpy as np
 RUNTIMES = {
     "openvino": "mplug.runtime.openvino",
     "torch": "mplug.runtime.torch",
+    "tensorrt": "mplug.runtime.tensorrt",
+    "tensorrt-rtx": "mplug.runtime.tensorrt",
 }
 
 STAGE_FILE = "stage.json"
@@ -67,8 +69,14 @@ class Graph(Protocol):
 class Decoder(Protocol):
     """The decoder with its KV cache, which never leaves it. Slots hold one request each."""
 
+    def cache_bytes(self, slots: int, positions: int, columns: int, states: int) -> int:
+        """Memory that this much room takes."""
+
     def reserve(self, slots: int, positions: int, columns: int, states: int) -> None:
-        """Make room, keeping what is held: slots, cached positions, beams, encoder states."""
+        """Have room for just so many slots, cached positions, beams and encoder states.
+
+        What the slots hold is kept as far as there is room for it.
+        """
 
     def admit(self, slot: int, encoder_states: np.ndarray) -> None:
         """Compute and keep the cross-attention keys and values of states `[A, W]`."""
