@@ -1,0 +1,101 @@
+"""Memory of a GPU that another model left there, taken over without a copy: DLPack, read with ctypes.
+
+Triton's Python backend hands GPU tensors out as DLPack capsules, and so do torch and CuPy. The layout of
+`DLManagedTensor` is that of DLPack's public header `dlpack.h`, version 0.x.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+CPU, CUDA = 1, 2
+#: Names of a capsule that nobody took yet, and of one that somebody did. CPython keeps the pointers.
+FRESH, TAKEN = b"dltensor", b"used_dltensor"
+#: DLPack's kind of number and bits → names that numpy uses, and bf16.
+TYPES = {(0, 32): "int32", (0, 64): "int64", (2, 16): "float16", (2, 32): "float32", (4, 16): "bfloat16"}
+
+
+class _Device(ctypes.Structure):
+    _fields_ = (("type", ctypes.c_int32), ("id", ctypes.c_int32))
+
+
+class _DataType(ctypes.Structure):
+    _fields_ = (("code", ctypes.c_uint8), ("bits", ctypes.c_uint8), ("lanes", ctypes.c_uint16))
+
+
+class _Tensor(ctypes.Structure):
+    _fields_ = (
+        ("data", ctypes.c_void_p), ("device", _Device), ("dimensions", ctypes.c_int32), ("type", _DataType),
+        ("shape", ctypes.POINTER(ctypes.c_int64)), ("strides", ctypes.POINTER(ctypes.c_int64)),
+        ("offset", ctypes.c_uint64),
+    )
+
+
+class _Managed(ctypes.Structure):
+    pass
+
+
+_Deleter = ctypes.CFUNCTYPE(None, ctypes.POINTER(_Managed))
+_Managed._fields_ = (("tensor", _Tensor), ("context", ctypes.c_void_p), ("deleter", _Deleter))
+
+
+@dataclass(frozen=True)
+class Borrowed:
+    """Memory that belongs to another, valid inside `borrow`."""
+
+    address: int
+    shape: tuple[int, ...]
+    dtype: str
+    device: int  #: CPU, CUDA or another of DLPack's kinds
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        bits = next(bits for (_, bits), name in TYPES.items() if name == self.dtype)
+        return prod(self.shape) * bits // 8
+
+
+def on_gpu(tensor: Any) -> bool:
+    """Whether `tensor` says through DLPack that it lies in a GPU's memory."""
+    where = getattr(tensor, "__dlpack_device__", None)
+    return where is not None and int(where()[0]) == CUDA
+
+
+@contextmanager
+def borrow(tensor: Any) -> Iterator[Borrowed]:
+    """The memory behind a tensor with `__dlpack__`, or a capsule.
+
+    It is given back at the end of the block: all work that reads it must be done by then. Raises ValueError
+    for memory that is not contiguous, or of a type that no stage has.
+    """
+    capsule = tensor.__dlpack__() if hasattr(tensor, "__dlpack__") else tensor
+    api = ctypes.pythonapi
+    api.PyCapsule_GetPointer.restype, api.PyCapsule_GetPointer.argtypes = ctypes.c_void_p, (ctypes.py_object, ctypes.c_char_p)
+    api.PyCapsule_SetName.argtypes = (ctypes.py_object, ctypes.c_char_p)
+    managed = ctypes.cast(api.PyCapsule_GetPointer(capsule, FRESH), ctypes.POINTER(_Managed))
+    # The new name says that the memory is ours to give back; the capsule then leaves it alone.
+    api.PyCapsule_SetName(capsule, TAKEN)
+    try:
+        yield _read(managed.contents.tensor)
+    finally:
+        if managed.contents.deleter:
+            managed.contents.deleter(managed)
+
+
+def _read(tensor: _Tensor) -> Borrowed:
+    shape = tuple(tensor.shape[index] for index in range(tensor.dimensions))
+    dtype = TYPES.get((tensor.type.code, tensor.type.bits))
+    if dtype is None or tensor.type.lanes != 1:
+        raise ValueError(f"DLPack type {tensor.type.code} of {tensor.type.bits} bits is not taken")
+    if tensor.strides:
+        expected = 1
+        for length, stride in zip(reversed(shape), reversed([tensor.strides[i] for i in range(len(shape))]), strict=True):
+            if length != 1 and stride != expected:
+                raise ValueError(f"a tensor of shape {shape} is not contiguous")
+            expected *= length
+    return Borrowed((tensor.data or 0) + tensor.offset, shape, dtype, tensor.device.type)
