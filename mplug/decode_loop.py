@@ -18,12 +18,14 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from mplug.beam_search import Ancestry, BeamSearch, Hypothesis, SearchOptions
-from mplug.errors import Cancelled, Unavailable
+from mplug.errors import Cancelled, InvalidRequest, Unavailable
 from mplug.runtime.interface import Decoder
 
 #: Room is reserved in multiples of these, so that the step's shapes, which the runtime plans for, are few.
 POSITION_ROOM = 8
 STATE_ROOM = 32
+#: Room that is this many times what those in the house need is given back.
+SPARE_ROOM = 2
 #: Requests admitted between two steps: admission computes cross-attention keys, and those who are
 #: already decoding wait for it.
 ADMISSIONS_PER_STEP = 4
@@ -104,18 +106,23 @@ class DecodeLoop:
         *,
         max_slots: int = 32,
         max_queue: int = 256,
+        max_cache_bytes: int = 4 << 30,
         observer: Callable[[DecodeLoop], None] = lambda loop: None,
     ) -> None:
-        """`observer` is called from the loop's thread after each round."""
+        """`observer` is called from the loop's thread after each round.
+
+        All slots are as large as the largest request in the house. A request that would take the caches
+        above `max_cache_bytes` waits until others have left, and is refused if it would do so alone.
+        """
         self._observer = observer
         self.statistics = LoopStatistics()
         self._decoder = decoder
-        self._max_slots, self._max_queue = max_slots, max_queue
+        self._max_slots, self._max_queue, self._max_cache_bytes = max_slots, max_queue, max_cache_bytes
         self._queue: deque[DecodeRequest] = deque()
         self._running: list[_Running] = []
         self._wake = threading.Condition()
         self._stopping = False
-        self._room = (0, 0, 0, 0)
+        self._room = (0, 0, 0, 0)  # slots, positions, columns, states
         self._thread = threading.Thread(target=self._run, name="decode", daemon=True)
         self._thread.start()
 
@@ -169,30 +176,54 @@ class DecodeLoop:
         for _ in range(ADMISSIONS_PER_STEP):
             if not self._queue or len(self._running) >= self._max_slots:
                 return
-            request = self._queue.popleft()
-            if request.cancelled():
-                self._answer_cancelled(request)
-                continue
+            request = self._queue[0]
             try:
-                self._reserve(request)
-                self._decoder.admit(len(self._running), request.encoder_states)
-                self._running.append(_Running(request))
-                self.statistics.admitted += 1
-                self.statistics.queue_seconds += time.monotonic() - request.queued_at
+                if request.cancelled():
+                    self._answer_cancelled(request)
+                elif self._make_room(request):
+                    self._decoder.admit(len(self._running), request.encoder_states)
+                    self._running.append(_Running(request))
+                    self.statistics.admitted += 1
+                    self.statistics.queue_seconds += time.monotonic() - request.queued_at
+                else:
+                    return  # first come, first served: whoever is behind waits too
             except Exception as error:  # answered to the one it concerns; the others go on
                 self.statistics.failed += 1
                 request.failed(error)
+            self._queue.popleft()
 
-    def _reserve(self, request: DecodeRequest) -> None:
-        slots = 1 << len(self._running).bit_length()  # 1, 2, 4, 8, …: the next power of two that holds one more
+    def _make_room(self, request: DecodeRequest) -> bool:
+        """Fit the caches to those in the house and one more; False if that has to wait."""
+        room = self._room_for([*(running.request for running in self._running), request])
+        needed = self._decoder.cache_bytes(*room)
+        if needed > self._max_cache_bytes:
+            if self._running:
+                return False
+            raise InvalidRequest(
+                f"the request needs {needed >> 20} MiB of KV cache, more than the {self._max_cache_bytes >> 20} allowed: "
+                "ask for fewer beams, a shorter MAX_LENGTH or fewer frames"
+            )
+        self._room = room
+        self._decoder.reserve(*room)
+        return True
+
+    def _room_for(self, requests: list[DecodeRequest]) -> tuple[int, int, int, int]:
+        """Room that serves these requests, the present one as far as it does and is not far too large."""
         wanted = (
-            min(slots, self._max_slots),
-            _rounded(request.positions, POSITION_ROOM),
-            request.options.num_beams,
-            _rounded(request.encoder_states.shape[0], STATE_ROOM),
+            min(1 << (len(requests) - 1).bit_length(), self._max_slots),  # 1, 2, 4, 8, …
+            _rounded(max(request.positions for request in requests), POSITION_ROOM),
+            max(request.options.num_beams for request in requests),
+            _rounded(max(request.encoder_states.shape[0] for request in requests), STATE_ROOM),
         )
-        self._room = tuple(max(pair) for pair in zip(wanted, self._room, strict=True))
-        self._decoder.reserve(*self._room)
+        if len(requests) == 1:
+            return wanted
+        slots, positions, columns, states = wanted
+        _, present_positions, present_columns, present_states = self._room
+        if positions * columns <= present_positions * present_columns <= SPARE_ROOM * positions * columns:
+            positions, columns = max(positions, present_positions), max(columns, present_columns)
+        if states <= present_states <= SPARE_ROOM * states:
+            states = present_states
+        return max(slots, min(self._room[0], self._max_slots)), positions, columns, states
 
     def _drop_cancelled(self) -> None:
         for slot in reversed(range(len(self._running))):

@@ -24,17 +24,20 @@ class HostDecoder(ABC):
         self._past = np.zeros((self._arrays, 0, heads, 0, 0, head_width), cache_dtype)
         self._cross = np.zeros((self._arrays, 0, heads, 0, head_width), cache_dtype)
 
+    def cache_bytes(self, slots: int, positions: int, columns: int, states: int) -> int:
+        """See `Decoder.cache_bytes`."""
+        per_key = self._arrays * self._heads * self._head_width * self._dtype.itemsize
+        return per_key * slots * (positions * columns + states)
+
     def reserve(self, slots: int, positions: int, columns: int, states: int) -> None:
-        """See `Decoder.reserve`; room never shrinks here."""
-        slots, positions = max(slots, self._slots), max(positions, self._positions)
-        columns, states = max(columns, self._columns), max(states, self._states)
-        old = (self._slots, self._positions, self._columns, self._states)
-        if (slots, positions, columns, states) == old:
+        """See `Decoder.reserve`."""
+        if (slots, positions, columns, states) == (self._slots, self._positions, self._columns, self._states):
             return
         past = np.zeros((self._arrays, slots, self._heads, positions, columns, self._head_width), self._dtype)
-        past[:, : old[0], :, : old[1], : old[2]] = self._past
         cross = np.zeros((self._arrays, slots, self._heads, states, self._head_width), self._dtype)
-        cross[:, : old[0], :, : old[3]] = self._cross
+        for new, old in ((past, self._past), (cross, self._cross)):
+            kept = tuple(slice(min(sides)) for sides in zip(new.shape, old.shape, strict=True))
+            new[kept] = old[kept]
         self._past, self._cross = past, cross
         self._slots, self._positions, self._columns, self._states = slots, positions, columns, states
         self._bind(list(past), list(cross))

@@ -2,7 +2,7 @@
 
 from mplug.decode_loop import DecodeLoop
 from mplug.decode_metrics import DecodeMetrics
-from mplug.decode_request import WITHDRAWN, DecodeRequestParser, Withdrawals, to_outputs
+from mplug.decode_request import WITHDRAWN, DecodeRequestParser, Withdrawals, polled, to_outputs
 from mplug.runtime import open_decoder
 from mplug.triton_adapter import DeferredModel, Metric
 
@@ -17,6 +17,7 @@ class TritonPythonModel(DeferredModel):
             open_decoder(context.folder),
             max_slots=int(context.parameters["max_slots"]),
             max_queue=int(context.parameters["max_queue"]),
+            max_cache_bytes=int(context.parameters["max_cache_mb"]) << 20,
             observer=DecodeMetrics(Metric, {"model": context.name}).update,
         )
 
@@ -30,7 +31,8 @@ class TritonPythonModel(DeferredModel):
         pending.inputs = {}  # what the search needs of them is in the request
         request.done = lambda hypotheses: pending.send(to_outputs(request, hypotheses))
         request.failed = pending.fail
-        request.cancelled = lambda: withdrawn.is_set() or pending.cancelled()
+        client_gone = polled(pending.cancelled)
+        request.cancelled = lambda: withdrawn.is_set() or client_gone()
         self.loop.submit(request)
 
     def close(self):
