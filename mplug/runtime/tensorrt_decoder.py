@@ -18,7 +18,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Any
 
 import numpy as np
@@ -30,6 +30,10 @@ from mplug.runtime.tensorrt import Block, Context, Engine
 
 #: Room is in these multiples: with 64 values per head, each slot then begins at an address that TensorRT takes.
 POSITION_ROOM, STATE_ROOM = 8, 32
+#: A cache that is up to so many times larger than asked for is kept as it is.
+SPARE_ROOM = 2
+#: Caches may be larger than asked for up to this size: 32 slots of a base-size captioner take 0.9 GB.
+SPARE_BYTES = 1 << 30
 #: Recordings that are kept; the one used longest ago goes first.
 MOST_RECORDINGS = 24
 
@@ -38,7 +42,7 @@ INPUTS = ("TOKENS", "POSITIONS", "ANCESTRY", "ENCODER_MASK", "END_BLOCKED", "TOK
 UNUSED = {"TOKENS": 0, "POSITIONS": 0, "ANCESTRY": -1, "ENCODER_MASK": 0, "END_BLOCKED": 0, "TOKEN_RANGE": 0}
 
 
-@dataclass
+@dataclass(frozen=True)
 class Room:
     """Lengths that the caches have."""
 
@@ -47,10 +51,28 @@ class Room:
     columns: int = 0
     states: int = 0
 
-    def grown(self, slots: int, positions: int, columns: int, states: int) -> Room:
-        """What holds both this and that."""
-        return Room(max(slots, self.slots), max(_rounded(positions, POSITION_ROOM), self.positions),
-                    max(columns, self.columns), max(_rounded(states, STATE_ROOM), self.states))
+    @classmethod
+    def rounded(cls, slots: int, positions: int, columns: int, states: int) -> Room:
+        """Room for these, in the multiples in which room is made."""
+        return cls(slots, _rounded(positions, POSITION_ROOM), columns, _rounded(states, STATE_ROOM))
+
+    @property
+    def keys(self) -> int:
+        """Keys that one head of one layer has room for."""
+        return self.slots * (self.positions * self.columns + self.states)
+
+    def common(self, other: Room) -> Room:
+        """The part that is in both."""
+        return Room(*(min(pair) for pair in zip(astuple(self), astuple(other), strict=True)))
+
+    def widened(self, held: Room) -> Room:
+        """This room, and what is held anyway as far as it costs a step little: slots cost nothing, nobody reads
+        those that are not in use; positions, columns and states are all read, masked or not."""
+        cache = held if 1 <= held.positions * held.columns <= SPARE_ROOM * self.positions * self.columns else self
+        return Room(
+            max(self.slots, held.slots), max(self.positions, cache.positions), max(self.columns, cache.columns),
+            held.states if self.states <= held.states <= SPARE_ROOM * self.states else self.states,
+        )
 
 
 class TensorRTDecoder:
@@ -84,9 +106,17 @@ class TensorRTDecoder:
     def _cross_slot(self, room: Room) -> int:
         return self._heads * room.states * self._row
 
+    def cache_bytes(self, slots: int, positions: int, columns: int, states: int) -> int:
+        """See `Decoder.cache_bytes`."""
+        return self._arrays * self._heads * self._row * Room.rounded(slots, positions, columns, states).keys
+
     def reserve(self, slots: int, positions: int, columns: int, states: int) -> None:
-        """See `Decoder.reserve`; room never shrinks here."""
-        old, room = self._room, self._room.grown(slots, positions, columns, states)
+        """See `Decoder.reserve`. Spare room is kept up to `SPARE_BYTES`: with every change of room the
+        recordings are lost, and made again in more time than many steps take."""
+        old, wanted = self._room, Room.rounded(slots, positions, columns, states)
+        room = wanted.widened(old)
+        if room != old and room.keys * self._arrays * self._heads * self._row > SPARE_BYTES:
+            room = wanted
         if room == old:
             return
         self._drop_steps()
@@ -103,16 +133,17 @@ class TensorRTDecoder:
         self._past, self._cross, self._room = past, cross, room
 
     def _keep(self, old_past: Buffer, past: Buffer, old_cross: Buffer, cross: Buffer, room: Room) -> None:
-        """Copy what is held into larger caches, and free the smaller ones."""
+        """Copy what both have room for into the new caches, and free the old ones."""
         old, row = self._room, self._row
-        heads = old.slots * self._heads
+        kept = old.common(room)
+        heads = kept.slots * self._heads
         self._device.copy_rows(
-            past.address, old_past.address, rows=(self._arrays, heads, old.positions), row_bytes=old.columns * row,
+            past.address, old_past.address, rows=(self._arrays, heads, kept.positions), row_bytes=kept.columns * row,
             target_strides=(room.slots * self._past_slot(room), room.positions * room.columns * row, room.columns * row),
             source_strides=(old.slots * self._past_slot(old), old.positions * old.columns * row, old.columns * row),
         )
         self._device.copy_rows(
-            cross.address, old_cross.address, rows=(self._arrays, heads, 1), row_bytes=old.states * row,
+            cross.address, old_cross.address, rows=(self._arrays, heads, 1), row_bytes=kept.states * row,
             target_strides=(room.slots * self._cross_slot(room), room.states * row, 0),
             source_strides=(old.slots * self._cross_slot(old), old.states * row, 0),
         )
