@@ -1,6 +1,7 @@
 """Build a deployable repository from a checkpoint.
 
-    python builders/build.py CHECKPOINT --output DIR [--target openvino|torch] [--precision auto|fp32|bf16|fp16|int8]
+    python builders/build.py CHECKPOINT --output DIR [--target openvino|torch|tensorrt|tensorrt-rtx]
+                             [--precision auto|fp32|bf16|fp16|int8]
 
 CHECKPOINT is a folder in any published layout, or in ours. DIR becomes a complete Triton repository: the
 models that this checkpoint can serve, each compiled stage compared with PyTorch, and a build-info file.
@@ -10,14 +11,15 @@ Example: python builders/build.py checkpoints/demo --output build/demo
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import platform
 import shutil
 import sys
 import tempfile
 import warnings
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
@@ -32,6 +34,7 @@ from safetensors.torch import save_file  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
 from builders import openvino as openvino_builder  # noqa: E402
+from builders import tensorrt as tensorrt_builder  # noqa: E402
 from builders.compare import TOLERANCES, ArtefactError, compare_decoder, compare_graph  # noqa: E402
 from builders.export import example_inputs, export  # noqa: E402
 from mplug.checkpoint import CheckpointError, CheckpointFiles, load_checkpoint  # noqa: E402
@@ -44,7 +47,7 @@ from mplug.tokenizer import Tokenizer  # noqa: E402
 
 SOURCE = ROOT / "model_repository"
 BUILD_INFO = "build_info.json"
-TARGETS = ("openvino", "torch")
+TARGETS = ("openvino", "torch", *tensorrt_builder.PACKAGES)
 PRECISIONS = ("auto", "fp32", "bf16", "fp16", "int8")
 
 #: Public models → the tasks of a checkpoint that they serve.
@@ -67,6 +70,7 @@ class Build:
     tokenizer: Tokenizer
     target: str
     precision: str
+    engines: list[dict[str, object]] = field(default_factory=list)  #: TensorRT's, as `builders.tensorrt` describes them
 
     def stage_info(self, folder: Path) -> StageInfo:
         """What the served stage must know besides its artefact."""
@@ -81,10 +85,11 @@ class Build:
 
 
 def build(checkpoint: Path, output: Path, *, target: str = "openvino", precision: str = "auto",
-          image_size: int | None = None, task: str | None = None) -> dict[str, float]:
+          image_size: int | None = None, task: str | None = None,
+          engine_settings: Mapping[str, object] | None = None) -> dict[str, float]:
     """Build `output` and return the relative error per compared output.
 
-    Raises BuildError, CheckpointError, ConfigError or ArtefactError; `output` is then left as it was.
+    `engine_settings` are more of `builders.tensorrt.EngineOptions`. Raises BuildError, CheckpointError, ConfigError or ArtefactError; `output` is then left as it was.
     """
     output = output.absolute()
     if output.exists() and not output.is_dir():
@@ -92,7 +97,13 @@ def build(checkpoint: Path, output: Path, *, target: str = "openvino", precision
     if output.exists() and not (output / BUILD_INFO).exists() and any(output.iterdir()):
         raise BuildError(f"{output} exists and was not made by this builder; choose another folder")
     try:
-        precision = openvino_builder.resolve_precision(precision) if target == "openvino" else _torch_precision(precision)
+        if target in tensorrt_builder.PACKAGES:
+            precision = tensorrt_builder.resolve_precision(precision)
+            options = tensorrt_builder.EngineOptions(target, precision, **(engine_settings or {}))
+        elif target == "openvino":
+            precision = openvino_builder.resolve_precision(precision)
+        else:
+            precision = _torch_precision(precision)
     except ValueError as error:
         raise BuildError(str(error)) from None
     network, files = load_checkpoint(checkpoint, task=task, image_size=image_size)
@@ -105,7 +116,10 @@ def build(checkpoint: Path, output: Path, *, target: str = "openvino", precision
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}-") as scratch:
         repository = Path(scratch) / "repository"
         job = Build(network, files, tokenizer, target, precision)
-        errors = _build_stages(job, repository, Path(scratch))
+        if target in tensorrt_builder.PACKAGES:
+            errors = _build_engines(job, repository, Path(scratch), options)
+        else:
+            errors = _build_stages(job, repository, Path(scratch))
         for name in models:
             _build_public_model(job, repository, name)
         (repository / BUILD_INFO).write_text(json.dumps(_build_info(job, models, errors), indent=1) + "\n")
@@ -163,6 +177,26 @@ def _build_stages(job: Build, repository: Path, scratch: Path) -> dict[str, floa
     return errors
 
 
+def _build_engines(job: Build, repository: Path, scratch: Path,
+                   options: tensorrt_builder.EngineOptions) -> dict[str, float]:
+    stages = importlib.import_module("builders.tensorrt_stages")  # only here: it loads TensorRT and ONNX Runtime
+    max_states = job.stage_info(repository).sizes["max_states"]
+    compiler = stages.TensorRTStages(job.network, job.tokenizer.sep_id, max_states, MAX_FRAMES, options)
+    errors: dict[str, float] = {}
+    graphs = list(graphs_of(job.network, job.tokenizer.sep_id))
+    for spec, graph in tqdm(graphs, desc="building", unit="graph", leave=False, disable=None):
+        stage = "text_decoder" if spec.name.startswith("text_decoder") else spec.name
+        folder = repository / stage / "1"
+        if not folder.exists():
+            _copy_model(stage, repository)
+            job.stage_info(folder).write()
+        measured = compiler.build(spec, graph, folder, scratch)
+        errors |= {f"{stage}.{name}": error for name, error in measured.items()}
+    job.engines.extend(compiler.built)
+    _check(errors, job.precision)
+    return errors
+
+
 def _check(errors: dict[str, float], precision: str) -> None:
     tolerance = TOLERANCES[precision]
     for name, error in errors.items():
@@ -212,6 +246,7 @@ def _build_info(job: Build, models: list[str], errors: dict[str, float]) -> dict
         "tolerance": TOLERANCES[job.precision],
         "versions": {name: version(name) for name in packages} | {"python": platform.python_version()},
         "machine": platform.machine(),
+        **({"engines": job.engines} if job.engines else {}),
     }
 
 
@@ -221,16 +256,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="a folder with weights, YAML, BERT JSON and vocab.txt")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="the repository to write")
     parser.add_argument("--target", choices=TARGETS, default="openvino", help="what to compile to (default: %(default)s)")
-    parser.add_argument("--precision", choices=PRECISIONS, default="auto", help="auto: bf16 where the CPU has it, else fp32")
+    parser.add_argument("--precision", choices=PRECISIONS, default="auto", help="auto: fp16 on a GPU, bf16 where the CPU has it, else fp32")
     parser.add_argument("--image-size", type=int, metavar="N", help="serve at N×N pixels instead of the checkpoint's size")
     parser.add_argument("--task", choices=TASKS, help="what the checkpoint was fine-tuned for, where its YAML does not say")
+    gpu = parser.add_argument_group("TensorRT", "see docs/gpu.md")
+    gpu.add_argument("--compute-capability", metavar="LIST", default="",
+                     help="RTX GPUs that tensorrt-rtx compiles for, such as 8.6,8.9,12.0 (default: Ampere and later)")
+    gpu.add_argument("--hardware-compatible", action="store_true", help="engines for every GPU from Ampere on")
+    gpu.add_argument("--version-compatible", action="store_true", help="engines that later versions of TensorRT load")
+    gpu.add_argument("--timing-cache", type=Path, metavar="FILE", help="keep the kernels' times for the next build")
     options = parser.parse_args(arguments)
+    engine_settings = {
+        "compute_capabilities": tuple(filter(None, options.compute_capability.split(","))),
+        "hardware_compatible": options.hardware_compatible, "version_compatible": options.version_compatible,
+        "timing_cache": options.timing_cache,
+    }
+    if any(engine_settings.values()) and options.target not in tensorrt_builder.PACKAGES:
+        parser.error(f"--target {options.target} takes no option of TensorRT's")
     try:
         with warnings.catch_warnings():
             warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
             build(options.checkpoint, options.output, target=options.target, precision=options.precision,
-                  image_size=options.image_size, task=options.task)
-    except (BuildError, CheckpointError, ConfigError, ArtefactError, RuntimeUnavailable) as error:
+                  image_size=options.image_size, task=options.task, engine_settings=engine_settings)
+    except (BuildError, CheckpointError, ConfigError, ArtefactError, RuntimeUnavailable,
+            tensorrt_builder.EngineError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except OSError as error:  # a folder that cannot be written, a full disk
