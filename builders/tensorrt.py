@@ -68,7 +68,7 @@ class EngineOptions:
             raise ValueError(f"--compute-capability {', '.join(unknown)}: TensorRT-RTX compiles for "
                              f"{', '.join(RTX_CAPABILITIES)}; build on the GPU itself with --target tensorrt")
         if self.compute_capabilities and not rtx:
-            raise ValueError("--compute-capability is for --target tensorrt-rtx; tensorrt compiles for the GPU it runs on")
+            raise ValueError("--compute-capability is for --target tensorrt-rtx; tensorrt compiles for the GPU here")
         if rtx and (self.hardware_compatible or self.version_compatible or self.timing_cache):
             raise ValueError("hardware and version compatibility and the timing cache are for --target tensorrt; "
                              "for tensorrt-rtx name each --compute-capability")
@@ -96,6 +96,9 @@ def load_package(target: str) -> ModuleType:
 
 
 # Shapes
+
+#: Least, usual and largest shape of inputs, by name.
+Shapes = dict[str, tuple[tuple[int, ...], ...]]
 
 
 @dataclass(frozen=True)
@@ -129,10 +132,10 @@ def axis_ranges(spec: GraphSpec, network: MPlug, limits: Limits) -> dict[str, Ra
         states = _rounded(limits.states, STATE_ROOM)
         # One request at a time is prefilled, straight into its slot of the caches.
         slots = Range(1, 1, 1) if spec.name.endswith("prefill") else Range(1, min(8, limits.batch), limits.batch)
+        beams = Range(1, config.generation.num_beams, MAX_BEAMS)
         return {
-            "S": slots, "A": Range(1, min(_rounded(tokens, STATE_ROOM), states), states),
-            "M": Range(1, config.generation.num_beams, MAX_BEAMS), "C": Range(1, config.generation.num_beams, MAX_BEAMS),
-            "T": Range(1, usual_positions, positions),
+            "S": slots, "M": beams, "C": beams, "T": Range(1, usual_positions, positions),
+            "A": Range(1, min(_rounded(tokens, STATE_ROOM), states), states),
         }
     # Self-attention over all frames needs memory that grows with their square: fewer such requests at once.
     batch = max(1, limits.batch // limits.frames) if spec.name == "fusion_encoder" else limits.batch
@@ -142,7 +145,7 @@ def axis_ranges(spec: GraphSpec, network: MPlug, limits: Limits) -> dict[str, Ra
     }
 
 
-def input_ranges(spec: GraphSpec, network: MPlug, ranges: Mapping[str, Range]) -> dict[str, tuple[tuple[int, ...], ...]]:
+def input_shapes(spec: GraphSpec, network: MPlug, ranges: Mapping[str, Range]) -> Shapes:
     """Least, usual and largest shape of every input of a graph that has a dynamic axis."""
     text, vision = network.config.text, network.config.vision
     fixed = {"W": text.hidden_size, "H": text.heads, "D": text.head_width, "R": vision.image_size, "N": vision.tokens}
@@ -208,8 +211,8 @@ class Compiler:
         network.name = onnx.stem
         return network, _report(network)
 
-    def compile(self, onnx: Path, spec: GraphSpec, shapes: Mapping[str, tuple[tuple[int, ...], ...]]) -> tuple[bytes, NetworkReport]:
-        """Compile an ONNX file for the shapes of `input_ranges`. Raises EngineError."""
+    def compile(self, onnx: Path, spec: GraphSpec, shapes: Shapes) -> tuple[bytes, NetworkReport]:
+        """Compile an ONNX file for the shapes of `input_shapes`. Raises EngineError."""
         network, report = self.parse(onnx)
         check_report(report, spec, shapes)
         config = self._configure()
@@ -286,7 +289,7 @@ def _report(network: Any) -> NetworkReport:
     )
 
 
-def check_report(report: NetworkReport, spec: GraphSpec, shapes: Mapping[str, tuple[tuple[int, ...], ...]]) -> None:
+def check_report(report: NetworkReport, spec: GraphSpec, shapes: Shapes) -> None:
     """Raise EngineError unless a network has the contract's inputs and outputs and no stray layers.
 
     TensorRT itself does not notice when the shapes of two inputs disagree about an axis they share.
@@ -314,10 +317,11 @@ def check_report(report: NetworkReport, spec: GraphSpec, shapes: Mapping[str, tu
         raise EngineError(f"{spec.name}: inputs disagree about the lengths of axes {', '.join(disagreeing)}")
 
 
-def write_engine(compiler: Compiler, onnx: Path, spec: GraphSpec, network: MPlug, limits: Limits, folder: Path) -> dict[str, Any]:
+def write_engine(compiler: Compiler, onnx: Path, spec: GraphSpec, network: MPlug, limits: Limits,
+                 folder: Path) -> dict[str, Any]:
     """Compile an ONNX file into `folder` and write beside it what was built; returns that, too."""
     options = compiler.options
-    shapes = input_ranges(spec, network, axis_ranges(spec, network, limits))
+    shapes = input_shapes(spec, network, axis_ranges(spec, network, limits))
     started = time.monotonic()
     plan, report = compiler.compile(onnx, spec, shapes)
     path = folder / engine_name(spec.name, options.target)

@@ -118,7 +118,8 @@ def search_agreement(network: MPlug, end_id: int, start_id: int, decoder: Decode
     return Agreement(len(expected), len(same), worst)
 
 
-def _search(decoder: Decoder, network: MPlug, end_id: int, start_id: int, states: Sequence[np.ndarray]) -> list[Hypothesis]:
+def _search(decoder: Decoder, network: MPlug, end_id: int, start_id: int,
+            states: Sequence[np.ndarray]) -> list[Hypothesis]:
     generation = network.config.generation
     options = SearchOptions(generation.num_beams, generation.min_length, generation.max_length, 1,
                             generation.length_penalty, end_id)

@@ -148,18 +148,17 @@ class _Converter:
 def _single_nodes(nodes: Iterable[NodeProto], operators: frozenset[str]) -> set[int]:
     """Indices of the nodes that compute in fp32; see the module's description."""
     nodes = list(nodes)
-    # Normalisations hand their answer on to half precision; scores stay what they are.
     single = {index for index, node in enumerate(nodes) if node.op_type in operators}
-    carried = {name for index in single if nodes[index].op_type == "LogSoftmax" for name in nodes[index].output}
+    scores = {index for index in single if nodes[index].op_type == "LogSoftmax"}
+    carried = {name for index in scores for name in nodes[index].output}
     for index, node in enumerate(nodes):
         if carried.intersection(node.input):
-            single.add(index)
+            scores.add(index)
             carried.update(node.output)
     consumers: dict[str, set[int]] = {}
     for index, node in enumerate(nodes):
         for name in node.input:
             consumers.setdefault(name, set()).add(index)
-    scores = {index for index in single if nodes[index].op_type not in operators or nodes[index].op_type == "LogSoftmax"}
     for index in reversed(range(len(nodes))):
         users = set().union(*(consumers.get(name, set()) for name in nodes[index].output))
         if nodes[index].op_type in ELEMENTWISE and users and users <= scores:
@@ -203,9 +202,9 @@ def rounded_emulation(model: ModelProto) -> ModelProto:
     for value in graph.input:
         if types[value.name] in halves:
             half, value.type.tensor_type.elem_type = types[value.name], TensorProto.FLOAT
-            nodes.append(helper.make_node("Cast", [value.name], [f"{value.name}.rounded"], to=half))
-            nodes.append(helper.make_node("Cast", [f"{value.name}.rounded"], [f"{value.name}.wide"], to=TensorProto.FLOAT))
-            wide[value.name] = f"{value.name}.wide"
+            rounded, wide[value.name] = f"{value.name}.rounded", f"{value.name}.wide"
+            nodes.append(helper.make_node("Cast", [value.name], [rounded], to=half))
+            nodes.append(helper.make_node("Cast", [rounded], [wide[value.name]], to=TensorProto.FLOAT))
     for node in graph.node:
         if node.op_type != "Cast":
             node.input[:] = [widened(name) if types.get(name) in halves else name for name in node.input]

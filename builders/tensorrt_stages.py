@@ -55,7 +55,8 @@ class TensorRTStages:
         information.pop("network")
         self.built.append(information)
         drop_absent_outputs(folder.parent / NATIVE_CONFIG, spec)
-        return errors | {f"{name} {ON_DEVICE}": error for name, error in self._check_engine(spec, graph, folder).items()}
+        measured = self._check_engine(spec, graph, folder)
+        return errors | {f"{name} {ON_DEVICE}": error for name, error in measured.items()}
 
     def _check_decoder(self, spec: GraphSpec, checked: OnnxGraph) -> dict[str, float]:
         self._decoder_graphs[spec.name] = checked

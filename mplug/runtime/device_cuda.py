@@ -191,7 +191,7 @@ class Device:
         """
         sizes = (position_bytes, row_bytes, *target_strides, *source_strides)
         if any(size % WORD_BYTES for size in (target, source, *sizes)):
-            raise ValueError(f"addresses and sizes are not multiples of {WORD_BYTES} bytes: {target}, {source}, {sizes}")
+            raise ValueError(f"addresses and sizes are not multiples of {WORD_BYTES}: {target}, {source}, {sizes}")
         if self._copy_rows is None:
             self._copy_rows = self._load_kernel("copy_rows", COPY_ROWS)
         shift, words, *strides = (size // WORD_BYTES for size in sizes)
@@ -253,4 +253,5 @@ def _load(name: str) -> ModuleType:
     try:
         return importlib.import_module(f"cuda.bindings.{name}")
     except ImportError as error:
-        raise RuntimeUnavailable(f"the GPU path needs cuda-python: pip install -r requirements-gpu.txt ({error})") from error
+        advice = "pip install -r requirements-gpu.txt"
+        raise RuntimeUnavailable(f"the GPU path needs cuda-python: {advice} ({error})") from error

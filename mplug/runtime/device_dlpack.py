@@ -75,8 +75,8 @@ def borrow(tensor: Any) -> Iterator[Borrowed]:
     """
     capsule = tensor.__dlpack__() if hasattr(tensor, "__dlpack__") else tensor
     api = ctypes.pythonapi
-    api.PyCapsule_GetPointer.restype, api.PyCapsule_GetPointer.argtypes = ctypes.c_void_p, (ctypes.py_object, ctypes.c_char_p)
-    api.PyCapsule_SetName.argtypes = (ctypes.py_object, ctypes.c_char_p)
+    api.PyCapsule_GetPointer.restype = ctypes.c_void_p
+    api.PyCapsule_GetPointer.argtypes = api.PyCapsule_SetName.argtypes = (ctypes.py_object, ctypes.c_char_p)
     managed = ctypes.cast(api.PyCapsule_GetPointer(capsule, FRESH), ctypes.POINTER(_Managed))
     # The new name says that the memory is ours to give back; the capsule then leaves it alone.
     api.PyCapsule_SetName(capsule, TAKEN)
@@ -94,8 +94,8 @@ def _read(tensor: _Tensor) -> Borrowed:
         raise ValueError(f"DLPack type {tensor.type.code} of {tensor.type.bits} bits is not taken")
     if tensor.strides:
         expected = 1
-        for length, stride in zip(reversed(shape), reversed([tensor.strides[i] for i in range(len(shape))]), strict=True):
-            if length != 1 and stride != expected:
+        for index in reversed(range(len(shape))):
+            if shape[index] != 1 and tensor.strides[index] != expected:
                 raise ValueError(f"a tensor of shape {shape} is not contiguous")
-            expected *= length
+            expected *= shape[index]
     return Borrowed((tensor.data or 0) + tensor.offset, shape, dtype, tensor.device.type)

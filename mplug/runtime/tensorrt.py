@@ -82,8 +82,9 @@ class Engine:
             self._runtime.engine_host_code_allowed = True
         self._engine = self._runtime.deserialize_cuda_engine(path.read_bytes())
         if self._engine is None:
-            raise RuntimeUnavailable(f"{path} does not load with TensorRT {trt.__version__} on this GPU; it was built with "
-                                     f"{_about(path).get('version', 'an unknown version')}: build it again here")
+            built = _about(path).get("version", "an unknown version")
+            raise RuntimeUnavailable(f"{path} was built with TensorRT {built} and does not load with {trt.__version__} "
+                                     "on this GPU: build it again here")
         self._strategy = trt.ExecutionContextAllocationStrategy.USER_MANAGED
         names = [self._engine.get_tensor_name(index) for index in range(self._engine.num_io_tensors)]
         self.tensors = {name: self._type(trt, name) for name in names}
@@ -125,8 +126,8 @@ class Context:
     def set_shape(self, name: str, shape: tuple[int, ...]) -> None:
         """Set an input's shape. Raises ValueError for one that the engine was not compiled for."""
         if not self._context.set_input_shape(name, tuple(shape)):
-            raise ValueError(f"{self._engine.name}: {name} of shape {list(shape)} is not within what the engine was built "
-                             f"for, at most {list(self._engine.largest(name))}")
+            raise ValueError(f"{self._engine.name}: {name} of shape {list(shape)} is not within what the engine was "
+                             f"built for, at most {list(self._engine.largest(name))}")
 
     def shape(self, name: str) -> tuple[int, ...]:
         """A tensor's shape, once those of all inputs are set."""

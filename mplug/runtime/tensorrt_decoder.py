@@ -128,8 +128,9 @@ class TensorRTDecoder:
         if room.states != old.states:
             if self._states is not None:
                 self._states.free()
-            self._states = Block(self._device, {"ENCODER_STATES": ((1, room.states, self._width), np.dtype(np.float32))})
-            self._prefill_context.set_shape("ENCODER_STATES", (1, room.states, self._width))
+            shape = (1, room.states, self._width)
+            self._states = Block(self._device, {"ENCODER_STATES": (shape, np.dtype(np.float32))})
+            self._prefill_context.set_shape("ENCODER_STATES", shape)
         self._past, self._cross, self._room = past, cross, room
 
     def _keep(self, old_past: Buffer, past: Buffer, old_cross: Buffer, cross: Buffer, room: Room) -> None:
@@ -137,10 +138,13 @@ class TensorRTDecoder:
         old, row = self._room, self._row
         kept = old.common(room)
         heads = kept.slots * self._heads
+
+        def strides(of: Room) -> tuple[int, int, int]:
+            return of.slots * self._past_slot(of), of.positions * of.columns * row, of.columns * row
+
         self._device.copy_rows(
             past.address, old_past.address, rows=(self._arrays, heads, kept.positions), row_bytes=kept.columns * row,
-            target_strides=(room.slots * self._past_slot(room), room.positions * room.columns * row, room.columns * row),
-            source_strides=(old.slots * self._past_slot(old), old.positions * old.columns * row, old.columns * row),
+            target_strides=strides(room), source_strides=strides(old),
         )
         self._device.copy_rows(
             cross.address, old_cross.address, rows=(self._arrays, heads, 1), row_bytes=kept.states * row,
@@ -178,8 +182,8 @@ class TensorRTDecoder:
     def _take(self, borrowed: Borrowed) -> None:
         assert self._states is not None
         if borrowed.dtype != "float32" or borrowed.shape[-1] != self._width:
-            raise ValueError(f"ENCODER_STATES: {borrowed.dtype} {list(borrowed.shape)} on the device instead of float32 "
-                             f"[A, {self._width}]")
+            raise ValueError(f"ENCODER_STATES: {borrowed.dtype} {list(borrowed.shape)} on the device instead of "
+                             f"float32 [A, {self._width}]")
         address = self._states.addresses["ENCODER_STATES"]
         self._device.copy(address, borrowed.address, borrowed.size)
         self._device.zero(address + borrowed.size, self._room.states * self._width * 4 - borrowed.size)
@@ -296,7 +300,7 @@ class _Step:
                 self._graph = self._decoder.device.record(self._work)
             except DeviceError as error:
                 self._refused = True
-                warnings.warn(f"steps of {self._slots} slots run without a CUDA graph, and slower: {error}", stacklevel=2)
+                warnings.warn(f"steps of {self._slots} slots run without a CUDA graph, slower: {error}", stacklevel=2)
         if self._graph is not None:
             self._graph.launch()
         else:

@@ -207,7 +207,8 @@ def compiled_copy_rows(folder: Path) -> Callable[..., None]:
         "#define __global__\n#define __align__(bytes) alignas(bytes)\n"
         "struct Index { unsigned x; };\nstatic Index blockIdx, blockDim, threadIdx, gridDim;\n"
         f"{COPY_ROWS}\n"
-        'extern "C" void run(int blocks, int threads, Word* to, const Word* from, const int* positions, long long* n) {\n'
+        'extern "C" void run(int blocks, int threads, Word* to, const Word* from, const int* positions,\n'
+        "                    const long long* n) {\n"
         "  gridDim.x = blocks; blockDim.x = threads;\n"
         "  for (blockIdx.x = 0; blockIdx.x < (unsigned)blocks; ++blockIdx.x)\n"
         "    for (threadIdx.x = 0; threadIdx.x < (unsigned)threads; ++threadIdx.x)\n"

@@ -72,7 +72,8 @@ def search(decoder, network, requests):
             if index == len(requests) // 2:
                 events[0].wait(60)
             loop.submit(DecodeRequest(
-                encoder_states=request.states, encoder_mask=np.ones(len(request.states), np.int32), prefix=request.prefix,
+                encoder_states=request.states, encoder_mask=np.ones(len(request.states), np.int32),
+                prefix=request.prefix,
                 options=SearchOptions(request.beams, 2, request.length, request.beams, 0.6, SEP),
                 token_range=(0, network.config.text.vocab_size),
                 done=lambda value, index=index: answer(index, value),
