@@ -1,0 +1,1 @@
+"""Ours beside its baselines, in one run: see docs/benchmarks.md."""

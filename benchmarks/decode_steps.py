@@ -1,0 +1,166 @@
+"""Where a caption's time goes, and what one step of the decoder costs, beside the floor of this machine.
+
+    python -m benchmarks.decode_steps [--preset base|quick] [--result FILE]
+
+Runs in one process, without Triton. The floor of a stage is the longer of two times: to read its weights and
+caches once at the bandwidth measured here, and to compute its products at the arithmetic measured here.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from contextlib import closing
+from dataclasses import asdict
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+from benchmarks import part
+from benchmarks.figures import summary
+from benchmarks.floors import Work, prefill_work, step_work, vision_work
+from benchmarks.in_process import InProcess, Stopwatch
+from benchmarks.machine import Limits, measure_limits
+from benchmarks.pictures import Pictures
+from benchmarks.presets import BEAMS, TOKENS, Preset
+from benchmarks.workspace import Workspace, say
+from mplug.decode_loop import POSITION_ROOM, STATE_ROOM
+from mplug.runtime import open_decoder
+from mplug.runtime.interface import Decoder, StageInfo
+
+WARM_CAPTIONS, TIMED_CAPTIONS = 3, 8
+WARM_STEPS = 2
+STAGES = ("parse", "vision_encoder", "prefill", "step", "rest")
+
+
+def measure(workspace: Workspace) -> dict[str, Any]:
+    """Limits, time per stage of one caption, time per step against batch and position."""
+    preset, precision = workspace.preset, workspace.build_info()["precision"]
+    say("measuring bandwidth and arithmetic")
+    limits = measure_limits(preset.matrix_side, preset.array_mib)
+    stages = time_stages(workspace)
+    steps = time_steps(workspace)
+    return {"results": outcome(preset, precision, limits, stages, steps), "goals": []}
+
+
+def time_stages(workspace: Workspace) -> list[dict[str, float]]:
+    """Seconds per stage of some captions; `rest` is what no stage accounts for: search, queues, copies."""
+    pictures = Pictures(WARM_CAPTIONS + TIMED_CAPTIONS)
+    say("captions, stage by stage")
+    captions = []
+    with closing(InProcess(workspace.repository)) as captioner:
+        for number in range(WARM_CAPTIONS + TIMED_CAPTIONS):
+            captioner.stopwatch.clear()
+            began = time.perf_counter()
+            captioner.caption(pictures.next(), TOKENS)
+            whole = time.perf_counter() - began
+            if number >= WARM_CAPTIONS:
+                captions.append(_by_stage(captioner.stopwatch, whole))
+    return captions
+
+
+def _by_stage(stopwatch: Stopwatch, whole: float) -> dict[str, float]:
+    seconds = dict(stopwatch.seconds)
+    if stopwatch.calls["step"] != TOKENS:
+        raise RuntimeError(f"a caption of {TOKENS} tokens took {stopwatch.calls['step']} steps")
+    return {**seconds, "rest": whole - sum(seconds.values()), "whole": whole}
+
+
+def time_steps(workspace: Workspace) -> list[dict[str, Any]]:
+    """Seconds of a step for every batch and position of the preset.
+
+    Room is reserved as the decode loop reserves it, for a request whose last token stands at `position`; in
+    ascending order, since room never shrinks.
+    """
+    preset = workspace.preset
+    folder = workspace.repository / "text_decoder" / "1"
+    decoder = open_decoder(folder)
+    vocabulary = StageInfo.read(folder).sizes["vocab_size"]
+    random = np.random.default_rng(0)
+    states = preset.sizes.image_tokens
+    measured = []
+    for position in sorted(preset.positions):
+        admitted = 0
+        for batch in sorted(preset.batches):
+            decoder.reserve(batch, _rounded(position, POSITION_ROOM), BEAMS, _rounded(states, STATE_ROOM))
+            for slot in range(admitted, batch):
+                decoder.admit(slot, random.standard_normal((states, preset.sizes.hidden_size), np.float32))
+            admitted = batch
+            inputs = step_inputs(batch, position - 1, states, vocabulary, random)
+            taken = _steps(decoder, inputs, preset.steps)
+            measured.append({"batch": batch, "position": position, **summary(taken)})
+            say(f"batch {batch}, position {position}: {median(taken) * 1000:.1f} ms a step")
+    return measured
+
+
+def step_inputs(
+    batch: int, past: int, states: int, vocabulary: int, random: np.random.Generator
+) -> tuple[np.ndarray, ...]:
+    """What `Decoder.step` takes for `batch` requests of BEAMS beams that have `past` positions behind them."""
+    ancestry = np.full((batch, BEAMS, past + 1), -1, np.int32)
+    ancestry[:, :, :past] = random.integers(0, BEAMS, (batch, BEAMS, past))
+    return (
+        random.integers(0, vocabulary, (batch, BEAMS), np.int32),
+        np.full(batch, past, np.int32),
+        ancestry,
+        np.ones((batch, states), np.int32),
+        np.zeros(batch, np.int32),
+        np.array([[0, vocabulary]] * batch, np.int32),
+    )
+
+
+def _steps(decoder: Decoder, inputs: tuple[np.ndarray, ...], number: int) -> list[float]:
+    taken = []
+    for _ in range(WARM_STEPS + number):
+        began = time.perf_counter()
+        decoder.step(*inputs)
+        taken.append(time.perf_counter() - began)
+    return taken[WARM_STEPS:]
+
+
+def outcome(
+    preset: Preset, precision: str, limits: Limits, captions: list[dict[str, float]], steps: list[dict[str, Any]]
+) -> dict[str, Any]:
+    """Measurements → `results`, each beside its floor."""
+    sizes = preset.sizes
+    caption_steps = [
+        step_work(sizes, precision, sequences=1, beams=BEAMS, position=position) for position in range(TOKENS)
+    ]
+    works = {
+        "vision_encoder": vision_work(sizes, precision),
+        "prefill": prefill_work(sizes, precision),
+        "step": sum(caption_steps, Work(0, 0)),
+    }
+    stages = {}
+    for stage in (*STAGES, "whole"):
+        entry: dict[str, Any] = {"seconds": round(median(caption.get(stage, 0.0) for caption in captions), 6)}
+        if stage in works:
+            entry |= _floor(works[stage], limits, precision, entry["seconds"])
+        stages[stage] = entry
+    stages["whole"]["floor"] = round(sum(stages[stage]["floor"] for stage in works), 6)
+    stages["whole"]["times_floor"] = round(stages["whole"]["seconds"] / stages["whole"]["floor"], 2)
+    for entry in steps:
+        work = step_work(sizes, precision, sequences=entry["batch"], beams=BEAMS, position=entry["position"] - 1)
+        entry |= _floor(work, limits, precision, entry["median"])
+        entry["per_sequence"] = round(entry["median"] / entry["batch"], 6)
+    return {"limits": asdict(limits), "stages": stages, "steps": steps}
+
+
+def _floor(work: Work, limits: Limits, precision: str, seconds: float) -> dict[str, Any]:
+    floor = work.seconds(limits, precision)
+    return {
+        "floor": round(floor, 6),
+        "times_floor": round(seconds / floor, 2),
+        "bound_by": work.bound_by(limits, precision),
+        "megabytes": round(work.bytes / 1e6, 1),
+        "gigaoperations": round(work.operations / 1e9, 2),
+    }
+
+
+def _rounded(value: int, room: int) -> int:
+    return -(-value // room) * room
+
+
+if __name__ == "__main__":
+    sys.exit(part.main("decode_steps", measure, __doc__))

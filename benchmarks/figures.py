@@ -1,0 +1,102 @@
+"""Numbers that are compared: medians, percentiles, rates."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import mean, median
+from typing import Any
+
+#: Answers that come within so many seconds of each other came out of one batch.
+BATCH_GAP = 0.25
+
+
+def percentile(values: Sequence[float], percent: float) -> float:
+    """The value below which `percent` % lie, between neighbours in proportion (as numpy's default)."""
+    if not values:
+        raise ValueError("there is no percentile of nothing")
+    if not 0 <= percent <= 100:
+        raise ValueError(f"{percent} is no percentage")
+    ordered = sorted(values)
+    place = (len(ordered) - 1) * percent / 100
+    below = math.floor(place)
+    above = min(below + 1, len(ordered) - 1)
+    return ordered[below] + (ordered[above] - ordered[below]) * (place - below)
+
+
+def summary(seconds: Sequence[float]) -> dict[str, Any]:
+    """Count, median, mean, p95, best and worst of some durations."""
+    return {
+        "count": len(seconds),
+        "median": round(median(seconds), 6),
+        "mean": round(mean(seconds), 6),
+        "p95": round(percentile(seconds, 95), 6),
+        "best": round(min(seconds), 6),
+        "worst": round(max(seconds), 6),
+    }
+
+
+@dataclass(frozen=True)
+class Answered:
+    """One request of a load: when it was sent and answered (seconds of one clock), and what it asked for."""
+
+    sent: float
+    answered: float
+    tokens: int
+
+    @property
+    def seconds(self) -> float:
+        return self.answered - self.sent
+
+
+def in_window(answers: Sequence[Answered], opened: float) -> tuple[list[Answered], float]:
+    """The answers that count, and the seconds in which they came.
+
+    The window opens with the answers of one batch (the first at or after `opened`, and those that follow
+    within BATCH_GAP) and closes with the last answer, so that it holds whole rounds: a server that answers
+    eight at a time would else be credited with a batch that was computed before the window, or none. Answers
+    at the opening itself do not count. Empty and 0.0 where nothing came after it.
+    """
+    ordered = sorted(answers, key=lambda answer: answer.answered)
+    after = [answer for answer in ordered if answer.answered >= opened]
+    if not after:
+        return [], 0.0
+    first = after[0].answered
+    begin = max(answer.answered for answer in after if answer.answered <= first + BATCH_GAP)
+    counted = [answer for answer in after if answer.answered > begin]
+    return counted, (counted[-1].answered - begin if counted else 0.0)
+
+
+def load_figures(answers: Sequence[Answered], opened: float) -> dict[str, Any]:
+    """Captions per second and latencies of a load; raises ValueError where its window holds no answer."""
+    counted, seconds = in_window(answers, opened)
+    if not counted or seconds <= 0:
+        raise ValueError(f"no caption was answered in the window; {len(answers)} were in all")
+    latencies = [answer.seconds for answer in counted]
+    return {
+        "captions": len(counted),
+        "seconds": round(seconds, 3),
+        "captions_per_second": round(len(counted) / seconds, 4),
+        "tokens_per_second": round(sum(answer.tokens for answer in counted) / seconds, 2),
+        "latency_p50": round(percentile(latencies, 50), 4),
+        "latency_p95": round(percentile(latencies, 95), 4),
+        "latency_mean": round(mean(latencies), 4),
+    }
+
+
+def goal(name: str, target: str, measured: float, reached: bool) -> dict[str, Any]:
+    """One goal beside what was measured, as it stands in a result file."""
+    return {"goal": name, "target": target, "measured": round(measured, 3), "reached": bool(reached)}
+
+
+def growth(samples: Sequence[float], warm_share: float = 0.25) -> float:
+    """How much the level of some samples rose: median of the last quarter over that of the first counted one.
+
+    The first `warm_share` of the samples is not counted. 0.0 means flat.
+    """
+    warm = samples[int(len(samples) * warm_share):]
+    quarter = max(1, len(warm) // 4)
+    if len(warm) < 2:
+        return 0.0
+    return median(warm[-quarter:]) / median(warm[:quarter]) - 1.0

@@ -1,0 +1,100 @@
+"""The least that each stage must move and compute, from the sizes of the model: the floor under its time.
+
+A stage cannot be faster than max(bytes / bandwidth, operations / arithmetic). Counted are the matrices:
+weights once per run, caches once per run, activations not at all (they stay in the processor's caches), a
+multiply-add as two operations. A floor of memory counts every weight as read from memory; a processor whose
+caches hold part of the model from one step to the next can get below it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from benchmarks.machine import Limits
+from benchmarks.presets import ModelSizes
+
+#: Bytes of one stored number by precision: weights, and the decoder's caches.
+WEIGHT_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, "int8": 1}
+CACHE_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, "int8": 2}
+
+
+@dataclass(frozen=True)
+class Work:
+    """What one run of a stage must do."""
+
+    bytes: float
+    operations: float
+
+    def __add__(self, other: Work) -> Work:
+        return Work(self.bytes + other.bytes, self.operations + other.operations)
+
+    def scaled(self, times: float) -> Work:
+        """So many runs."""
+        return Work(self.bytes * times, self.operations * times)
+
+    def seconds(self, limits: Limits, precision: str) -> float:
+        """The floor under the time of one run."""
+        return max(self.bytes / limits.bandwidth, self.operations / limits.arithmetic(precision))
+
+    def bound_by(self, limits: Limits, precision: str) -> str:
+        """Which of the two floors is the higher."""
+        memory = self.bytes / limits.bandwidth >= self.operations / limits.arithmetic(precision)
+        return "memory" if memory else "arithmetic"
+
+
+def vision_weights(sizes: ModelSizes) -> int:
+    """Numbers in the matrices of the vision encoder: patches, attention, feed-forward of four widths."""
+    width = sizes.vision_width
+    return 3 * sizes.patch_size**2 * width + sizes.vision_layers * 12 * width**2
+
+
+def step_weights(sizes: ModelSizes) -> int:
+    """Numbers in the matrices of one decoder step.
+
+    Per layer four matrices of self-attention, two of cross-attention (its keys and values are made before),
+    two of feed-forward; then the head: its dense layer, and the word embedding.
+    """
+    width = sizes.hidden_size
+    layer = 6 * width**2 + 2 * width * sizes.intermediate_size
+    return sizes.decoder_layers * layer + width**2 + sizes.vocab_size * width
+
+
+def prefill_weights(sizes: ModelSizes) -> int:
+    """Numbers in the matrices that make the keys and values of cross-attention."""
+    return sizes.decoder_layers * 2 * sizes.hidden_size**2
+
+
+def vision_work(sizes: ModelSizes, precision: str, images: int = 1) -> Work:
+    """The vision encoder on a batch of images."""
+    tokens, width = sizes.image_tokens, sizes.vision_width
+    weights = vision_weights(sizes)
+    # Scores and their sum over values: two products of tokens × tokens × width in each layer.
+    attention = sizes.vision_layers * 2 * tokens**2 * width
+    return Work(weights * WEIGHT_BYTES[precision], 2 * images * (tokens * weights + attention))
+
+
+def prefill_work(sizes: ModelSizes, precision: str, states: int | None = None) -> Work:
+    """Cross-attention's keys and values of one request; they are written to the cache."""
+    states = sizes.image_tokens if states is None else states
+    weights = prefill_weights(sizes)
+    written = sizes.decoder_layers * 2 * states * sizes.hidden_size
+    return Work(weights * WEIGHT_BYTES[precision] + written * CACHE_BYTES[precision], 2 * states * weights)
+
+
+def step_work(
+    sizes: ModelSizes, precision: str, *, sequences: int, beams: int, position: int, states: int | None = None
+) -> Work:
+    """One step of the decoder: `sequences` requests of `beams` beams, each at `position` (from 0).
+
+    The beams of a request share the keys and values of its encoder states; of its own past a request reads
+    every beam's columns, of which there are as many as beams.
+    """
+    states = sizes.image_tokens if states is None else states
+    width, layers = sizes.hidden_size, sizes.decoder_layers
+    weights = step_weights(sizes)
+    cross, past = 2 * layers * states * width, 2 * layers * position * beams * width  # numbers per request
+    read = weights * WEIGHT_BYTES[precision] + sequences * (cross + past) * CACHE_BYTES[precision]
+    # Each query meets each key and each value once: as many multiply-adds as the keys and values have numbers.
+    # Of its past a beam needs only its own ancestors' columns, 1 / beams of those that are held.
+    operations = 2 * sequences * beams * (weights + cross + past / beams)
+    return Work(read, operations)

@@ -1,0 +1,65 @@
+"""What the parts have in common: their command line, and the result file that they write."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from benchmarks import machine
+from benchmarks.presets import PRESETS
+from benchmarks.workspace import ROOT, Workspace
+
+#: Parts, in the order in which they run and stand on the page.
+PARTS = ("one_caption", "decode_steps", "throughput", "soak")
+WORKSPACE = ROOT / "build" / "bench"
+PRECISIONS = ("auto", "fp32", "bf16", "fp16", "int8")
+
+
+def add_common(parser: argparse.ArgumentParser) -> None:
+    """The options that every part takes, and the runner."""
+    parser.add_argument("--preset", choices=PRESETS, default="base", help="base, or quick: a rehearsal at tiny sizes")
+    parser.add_argument("--precision", choices=PRECISIONS, default="auto", help="of our stages (default: %(default)s)")
+    parser.add_argument("--workspace", type=Path, default=WORKSPACE, metavar="DIR",
+                        help="scratch: checkpoint and repository, used again (default: build/bench)")
+
+
+def main(name: str, measure: Callable[[Workspace], dict[str, Any]], description: str | None) -> int:
+    """Run a part from its command line: `measure` gives `results` and `goals`, which go into the result file."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_common(parser)
+    parser.add_argument("--result", type=Path, metavar="FILE", help="the JSON to write (default: print it)")
+    options = parser.parse_args()
+    # Ended by the runner: leave through the `with`s, so that no server is left behind.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    workspace = Workspace(options.workspace, PRESETS[options.preset], options.precision)
+    workspace.prepare()
+    document = describe(name, workspace)
+    began = time.monotonic()
+    document |= measure(workspace)
+    document["seconds"] = round(time.monotonic() - began, 1)
+    text = json.dumps(document, indent=1) + "\n"
+    if options.result is None:
+        print(text, end="")
+    else:
+        options.result.parent.mkdir(parents=True, exist_ok=True)
+        options.result.write_text(text)
+    return 0
+
+
+def describe(name: str, workspace: Workspace) -> dict[str, Any]:
+    """The head of a result file: what was measured, of what, on what."""
+    info = workspace.build_info()
+    return {
+        "part": name,
+        "preset": workspace.preset.name,
+        "precision": info["precision"],
+        "target": info["target"],
+        "settings": workspace.preset.settings(),
+        "machine": machine.describe() | {"environment": machine.environment()},
+    }

@@ -1,0 +1,202 @@
+"""Captions per second and latency under load: ours, ours without in-flight batching, LitServe over BLIP.
+
+    python -m benchmarks.throughput [--preset base|quick] [--result FILE]
+
+Closed loops of clients that ask for captions of mixed lengths (8 to 20 tokens) of pictures that are all
+different, one server at a time. Last, ours with pictures that repeat: the response cache answers for the
+vision encoder, and what is left is the decoder at full house.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+
+from benchmarks import part
+from benchmarks.figures import goal, load_figures
+from benchmarks.load import Ask, Load, run_load
+from benchmarks.pictures import Pictures
+from benchmarks.presets import BEAMS, Preset
+from benchmarks.server_metrics import Metrics, mean_batch
+from benchmarks.workspace import ROOT, Workspace, say
+from clients.client import AsyncClient
+from mplug.server import TritonServer
+
+OURS, ONE_SLOT, REPEATED, LITSERVE = "ours", "ours_one_slot", "ours_repeated_pictures", "litserve_blip"
+TITLES = {
+    OURS: "ours",
+    ONE_SLOT: "ours, in-flight batching off",
+    REPEATED: "ours, pictures that repeat",
+    LITSERVE: "LitServe over BLIP, batches of 8",
+}
+#: So few that all of their image states stay in the response cache.
+REPEATED_PICTURES = 16
+REQUEST_SECONDS = 600.0
+LITSERVE_START_SECONDS = 180.0
+#: The clients that the goals speak of.
+GOAL_CLIENTS = 16
+
+
+def measure(workspace: Workspace) -> dict[str, Any]:
+    """All settings, one after the other; a setting that fails is told in `errors`, and the others go on."""
+    preset = workspace.preset
+    say(f"drawing {preset.pictures} pictures")
+    pictures = Pictures(preset.pictures)
+    results: dict[str, list[dict[str, Any]]] = {name: [] for name in TITLES}
+    errors: list[str] = []
+
+    def note(name: str, clients: int, run: Callable[[], dict[str, Any]]) -> None:
+        try:
+            figures = {"clients": clients, **run()}
+        except Exception as error:
+            errors.append(f"{TITLES[name]}, {clients} clients: {type(error).__name__}: {error}")
+            say(errors[-1])
+            return
+        results[name].append(figures)
+        say(f"{TITLES[name]}, {clients} clients: {figures['captions_per_second']:.2f} captions/s, "
+            f"p50 {figures['latency_p50']:.2f} s, p95 {figures['latency_p95']:.2f} s")
+
+    with TritonServer(workspace.repository) as server:
+        for clients in preset.clients:
+            note(OURS, clients, lambda count=clients: _ours(server, preset, count, pictures))
+        few, most = Pictures(REPEATED_PICTURES, first_seed=len(pictures)), max(preset.clients)
+        note(REPEATED, most, lambda: _ours(server, preset, most, few))
+    with TritonServer(workspace.one_slot_repository()) as server:
+        for clients in preset.unbatched_clients:
+            note(ONE_SLOT, clients, lambda count=clients: _ours(server, preset, count, pictures))
+    for clients in preset.clients:
+        note(LITSERVE, clients, lambda count=clients: _litserve(workspace, count, pictures))
+    return outcome(results, errors)
+
+
+def _ours(server: TritonServer, preset: Preset, clients: int, pictures: Pictures) -> dict[str, Any]:
+    readings: list[Metrics] = []
+
+    def read() -> None:
+        readings.append(Metrics.read(server.metrics_url))
+
+    async def load() -> dict[str, Any]:
+        async with AsyncClient(server.grpc_url, timeout=REQUEST_SECONDS) as client:
+            async def ask(picture: bytes, tokens: int) -> None:
+                await client.caption(picture, num_beams=BEAMS, min_length=tokens, max_length=tokens)
+
+            return await _figures(preset, clients, ask, pictures, read)
+
+    figures = asyncio.run(load())
+    before, after = readings
+    figures["mean_decode_batch"] = mean_batch(before, after)
+    hits = "nv_cache_num_hits_per_model"
+    figures["vision_cache_hits"] = after.since(before, hits, model="vision_encoder")
+    return figures
+
+
+def _litserve(workspace: Workspace, clients: int, pictures: Pictures) -> dict[str, Any]:
+    async def load(port: int) -> dict[str, Any]:
+        async with _http_ask(f"http://127.0.0.1:{port}/predict") as ask:
+            return await _figures(workspace.preset, clients, ask, pictures, lambda: None)
+
+    # A fresh one each time: what is still queued of the last setting would be answered first.
+    with litserve(workspace) as port:
+        return asyncio.run(load(port))
+
+
+async def _figures(
+    preset: Preset, clients: int, ask: Ask, pictures: Pictures, read: Callable[[], None]
+) -> dict[str, Any]:
+    load = Load(clients, preset.lengths, preset.warm_seconds, preset.window_seconds, preset.least_captions,
+                preset.longest_window)
+    result = await run_load(load, ask, pictures, on_open=read, on_close=read)
+    return load_figures(result.answers, result.opened)
+
+
+@asynccontextmanager
+async def _http_ask(url: str) -> AsyncIterator[Ask]:
+    timeout, connector = aiohttp.ClientTimeout(total=REQUEST_SECONDS), aiohttp.TCPConnector(limit=0)
+    async with aiohttp.ClientSession(timeout=timeout, connector=connector) as session:
+
+        async def ask(picture: bytes, tokens: int) -> None:
+            body = {"image": base64.b64encode(picture).decode(), "tokens": tokens}
+            async with session.post(url, json=body) as response:
+                response.raise_for_status()
+                ids = (await response.json())["ids"]
+            if len(ids) != 1 + tokens:
+                raise RuntimeError(f"{len(ids) - 1} tokens instead of {tokens}")
+
+        yield ask
+
+
+@contextmanager
+def litserve(workspace: Workspace) -> Iterator[int]:
+    """LitServe in a process group of its own, healthy; gives its port."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    log = workspace.folder / "litserve.log"
+    command = [sys.executable, "-m", "benchmarks.litserve_blip", "--port", str(port)]
+    command += ["--preset", workspace.preset.name]
+    with log.open("wb") as output:
+        process = subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=output, start_new_session=True)
+    try:
+        _wait_healthy(process, port, log)
+        yield port
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # its workers are in its group
+        process.wait()
+
+
+def _wait_healthy(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
+    async def healthy() -> bool:
+        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=5)) as session:
+            try:
+                async with session.get(f"http://127.0.0.1:{port}/health") as response:
+                    return response.status == 200
+            except (aiohttp.ClientError, TimeoutError):
+                return False
+
+    deadline = time.monotonic() + LITSERVE_START_SECONDS
+    while not asyncio.run(healthy()):
+        if process.poll() is not None or time.monotonic() > deadline:
+            raise RuntimeError(f"LitServe did not start: {log.read_text()[-500:]}")
+        time.sleep(0.2)
+
+
+def outcome(results: dict[str, list[dict[str, Any]]], errors: list[str]) -> dict[str, Any]:
+    """Figures by setting → the part's `results` and those goals that can be judged."""
+    ours, baseline = results[OURS], results[LITSERVE]
+    goals = []
+    at_ours, at_baseline = _at(ours, GOAL_CLIENTS), _at(baseline, GOAL_CLIENTS)
+    if at_ours and at_baseline:
+        times = at_ours["captions_per_second"] / at_baseline["captions_per_second"]
+        goals.append(goal("captions/s at 16 clients, times LitServe's", "at least 5", times, times >= 5))
+        latency = at_ours["latency_p95"] / at_baseline["latency_p50"]
+        goals.append(goal("our p95 latency at 16 clients over LitServe's median", "below 1", latency, latency < 1))
+    if at_ours and baseline:
+        times = at_ours["captions_per_second"] / max(each["captions_per_second"] for each in baseline)
+        goals.append(goal("captions/s at 16 clients, times LitServe's best", "at least 3", times, times >= 3))
+    for entry in results[REPEATED]:
+        if entry["clients"] == 32 and entry["mean_decode_batch"] is not None:
+            batch = entry["mean_decode_batch"]
+            goals.append(goal("mean decode batch with 32 requests in flight", "above 24", batch, batch > 24))
+    return {"results": {"titles": TITLES, "series": results, "errors": errors}, "goals": goals}
+
+
+def _at(series: list[dict[str, Any]], clients: int) -> dict[str, Any] | None:
+    return next((entry for entry in series if entry["clients"] == clients), None)
+
+
+if __name__ == "__main__":
+    sys.exit(part.main("throughput", measure, __doc__))

@@ -1,0 +1,51 @@
+"""The other baseline: our PyTorch network decoding as the published code does, without a key-value cache.
+
+At each step the whole prefix runs through the decoder again, over image states that are tiled over the beams,
+in fp32. The search is ours and finds the same tokens. Attention is PyTorch's fused one, which the published
+code had not: the published code itself is no faster than this.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mplug.beam_search import BeamSearch, Hypothesis, SearchOptions
+from mplug.network import MPlug
+from mplug.network.graphs import BLOCKED
+from mplug.runtime.interface import threads
+
+
+class Uncached:
+    """A captioner that reads the image states alone."""
+
+    def __init__(self, network: MPlug, start_id: int) -> None:
+        torch.set_num_threads(threads())
+        self._network, self._start_id = network.eval(), start_id
+
+    @torch.inference_mode()
+    def caption(self, pixel_values: np.ndarray, options: SearchOptions) -> list[Hypothesis]:
+        """Pixels `[3, R, R]` → the best hypotheses; their ids stand behind the start token."""
+        image_states = self._network.vision_encoder(torch.from_numpy(pixel_values)[None])  # [1, N, W]
+        search = BeamSearch(options)
+        ids = torch.full((options.num_beams, 1), self._start_id)
+        while True:
+            tokens, log_probabilities = self._likeliest(ids, image_states, options, search.end_blocked)
+            continuation = search.advance(tokens.numpy(), log_probabilities.numpy())
+            if continuation is None:
+                return search.best()
+            parents, chosen = (torch.from_numpy(part) for part in (continuation.parents, continuation.tokens))
+            ids = torch.cat([ids[parents], chosen[:, None].long()], dim=1)
+
+    def _likeliest(
+        self, ids: Tensor, image_states: Tensor, options: SearchOptions, end_blocked: bool
+    ) -> tuple[Tensor, Tensor]:
+        """Prefixes `[M, L]` → the M likeliest next tokens of each and their log-probabilities, `[M, M]`."""
+        tiled = image_states.repeat(len(ids), 1, 1)  # [M, N, W]
+        logits = self._network.text_decoder(ids, tiled, torch.ones(tiled.shape[:2], dtype=torch.long))  # [M, L, V]
+        log_probabilities = torch.log_softmax(logits[:, -1], dim=-1)
+        if end_blocked:
+            log_probabilities[:, options.end_id] = BLOCKED
+        best = torch.topk(log_probabilities, options.num_beams, dim=-1)
+        return best.indices, best.values
