@@ -1,7 +1,11 @@
-"""Real servers for the tests: `serve` starts one per repository, `scratch_repository` writes a small one."""
+"""Real servers for the tests: `serve` starts one per repository, `scratch_repository` writes a small one, and
+`built` builds one from a golden checkpoint.
+"""
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -9,6 +13,9 @@ from pathlib import Path
 import pytest
 
 from mplug.server import Options, TritonServer
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+GOLDEN = CHECKOUT / "tests" / "parity" / "data"
 
 # A batched stage: one run takes SLEEP seconds whatever its batch, and tells how many rows it saw.
 SLOW_CONFIG = """
@@ -142,3 +149,32 @@ def serve() -> Iterator[Callable[..., TritonServer]]:
     yield start
     for server in servers.values():
         server.stop()
+
+
+@pytest.fixture(scope="session")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """`built(case, *arguments)`: the repository that builders/build.py makes of a golden case, once a session.
+
+    In fp32, so that token ids and scores are those of the reference; exporting takes half a minute.
+    """
+    repositories: dict[tuple[str, ...], Path] = {}
+
+    def build(case: str, *arguments: str) -> Path:
+        key = (case, *arguments)
+        if key not in repositories:
+            output = tmp_path_factory.mktemp(case) / "repository"
+            command = [sys.executable, "builders/build.py", GOLDEN / case, "--output", output]
+            done = subprocess.run(
+                [*command, "--precision", "fp32", *arguments], cwd=CHECKOUT, capture_output=True, text=True
+            )
+            assert done.returncode == 0, done.stderr
+            repositories[key] = output
+        return repositories[key]
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def caption_server(built: Callable[..., Path], serve: Callable[..., TritonServer]) -> TritonServer:
+    """The golden captioner, compiled for the CPU and served until the session ends."""
+    return serve(built("caption"))
