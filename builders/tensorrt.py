@@ -30,6 +30,9 @@ PACKAGES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 PRECISIONS = ("fp16", "bf16", "fp32")
 #: Compute capabilities that TensorRT-RTX compiles for: Turing, Ampere, Ada, Blackwell.
 RTX_CAPABILITIES = ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")
+#: Most texts that the decoder scores in one run, tokens of each, and given tokens that are scored in one place. The
+#: logits of all tokens of all texts are in memory at once.
+SCORED = (16, 64, 4096)
 #: Turing has tensor cores for fp16 alone.
 TURING = "7.5"
 #: Layer types that may not be in a network: each breaks CUDA graphs or makes shapes depend on data.
@@ -133,9 +136,11 @@ def axis_ranges(spec: GraphSpec, network: MPlug, limits: Limits) -> dict[str, Ra
         # One request at a time is prefilled, straight into its slot of the caches.
         slots = Range(1, 1, 1) if spec.name.endswith("prefill") else Range(1, min(8, limits.batch), limits.batch)
         beams = Range(1, config.generation.num_beams, MAX_BEAMS)
+        texts, length, given = SCORED
         return {
             "S": slots, "M": beams, "C": beams, "T": Range(1, usual_positions, positions),
             "A": Range(1, min(_rounded(tokens, STATE_ROOM), states), states),
+            "P": Range(1, texts, texts), "L": Range(1, min(8, length), min(length, positions)), "G": Range(1, 1, given),
         }
     # Self-attention over all frames needs memory that grows with their square: fewer such requests at once.
     batch = max(1, limits.batch // limits.frames) if spec.name == "fusion_encoder" else limits.batch
@@ -176,8 +181,7 @@ class NetworkReport:
     """What TensorRT's parser made of a graph."""
 
     layers: int
-    layer_types: dict[str, int]
-    output_types: dict[str, int]  #: element types of the layers' outputs
+    layer_types: dict[str, dict[str, int]]  #: how many layers there are, by type and by the element type they answer in
     inputs: dict[str, tuple[str, tuple[int, ...]]]  #: name → element type, shape with −1 where it varies
     outputs: dict[str, tuple[str, tuple[int, ...]]]
 
@@ -275,15 +279,17 @@ def _collecting_logger(trt: ModuleType) -> Any:
 
 def _report(network: Any) -> NetworkReport:
     layers = [network.get_layer(index) for index in range(network.num_layers)]
-    outputs = [layer.get_output(index) for layer in layers for index in range(layer.num_outputs)]
+    types: dict[str, Counter[str]] = {}
+    for layer in layers:
+        answer = layer.get_output(0)
+        types.setdefault(layer.type.name, Counter())[answer.dtype.name if answer is not None else "NONE"] += 1
 
     def described(tensor: Any) -> tuple[str, tuple[int, ...]]:
         return tensor.dtype.name, tuple(tensor.shape)
 
     return NetworkReport(
         layers=len(layers),
-        layer_types=dict(Counter(layer.type.name for layer in layers).most_common()),
-        output_types=dict(Counter(tensor.dtype.name for tensor in outputs if tensor is not None).most_common()),
+        layer_types={name: dict(found) for name, found in sorted(types.items())},
         inputs={tensor.name: described(tensor) for tensor in map(network.get_input, range(network.num_inputs))},
         outputs={tensor.name: described(tensor) for tensor in map(network.get_output, range(network.num_outputs))},
     )

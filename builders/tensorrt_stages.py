@@ -45,7 +45,7 @@ class TensorRTStages:
         path = scratch / f"{spec.name}.onnx"
         export_graph(spec, graph, self._network, path, self._options.precision)
         checked = OnnxGraph(path, self._options.precision)
-        if spec.name.startswith("text_decoder"):
+        if spec.name in ("text_decoder_prefill", "text_decoder_step"):
             errors = self._check_decoder(spec, checked)
         else:
             errors = compare_onnx(checked, spec, graph, self._network)
@@ -54,7 +54,10 @@ class TensorRTStages:
         path.unlink()
         information.pop("network")
         self.built.append(information)
-        drop_absent_outputs(folder.parent / NATIVE_CONFIG, spec)
+        if self._options.target == "tensorrt" and self._frames == 1:
+            drop_absent_outputs(folder.parent / NATIVE_CONFIG, spec)
+        else:  # RTX engines are no food for that backend, and it cannot split a batch that frames make too large
+            (folder.parent / NATIVE_CONFIG).unlink(missing_ok=True)
         measured = self._check_engine(spec, graph, folder)
         return errors | {f"{name} {ON_DEVICE}": error for name, error in measured.items()}
 

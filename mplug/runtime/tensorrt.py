@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from mplug.contract import ENCODERS
 from mplug.runtime.device_cuda import ALIGNMENT, Buffer, Device, device_count
 from mplug.runtime.device_dlpack import Borrowed, borrow, on_gpu
 from mplug.runtime.interface import Decoder, RuntimeUnavailable, StageInfo
@@ -197,8 +198,8 @@ class TensorRTGraph:
         self._largest_batch = min(engine.largest(tensor.name)[0] for tensor in engine.inputs)
 
     def __call__(self, inputs: Mapping[str, Any]) -> dict[str, np.ndarray]:
-        if any(on_gpu(value) for value in inputs.values()):
-            return self._run(inputs)  # from one request: as large as it is
+        if self._engine.name not in ENCODERS or any(on_gpu(value) for value in inputs.values()):
+            return self._run(inputs)  # not a batch of requests: as large as it is
         batch = len(next(iter(inputs.values())))
         starts = range(0, batch, self._largest_batch)
         parts = [
