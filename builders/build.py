@@ -20,7 +20,7 @@ import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
@@ -29,32 +29,46 @@ if not __package__:
     # Run as a script: in place of this folder, whose openvino.py would stand for the package of that name.
     sys.path[0] = str(ROOT)
 
-import yaml  # noqa: E402
-from safetensors.torch import save_file  # noqa: E402
-from tqdm import tqdm  # noqa: E402
+import yaml
+from safetensors.torch import save_file
+from tqdm import tqdm
 
-from builders import openvino as openvino_builder  # noqa: E402
-from builders import tensorrt as tensorrt_builder  # noqa: E402
-from builders.compare import TOLERANCES, ArtefactError, compare_decoder, compare_graph  # noqa: E402
-from builders.export import example_inputs, export  # noqa: E402
-from mplug.checkpoint import CheckpointError, CheckpointFiles, load_checkpoint  # noqa: E402
-from mplug.config import TASKS, ConfigError  # noqa: E402
-from mplug.network import MPlug  # noqa: E402
-from mplug.network.graphs import graphs_of  # noqa: E402
-from mplug.runtime.interface import RuntimeUnavailable, StageInfo  # noqa: E402
-from mplug.tasks.checkpoint_files import SERVED_FILE  # noqa: E402
-from mplug.tokenizer import Tokenizer  # noqa: E402
+from builders import openvino as openvino_builder
+from builders import tensorrt as tensorrt_builder
+from builders.compare import TOLERANCES, ArtefactError, compare_decoder, compare_graph
+from builders.export import example_inputs, export
+from mplug.checkpoint import CheckpointError, CheckpointFiles, load_checkpoint
+from mplug.config import TASKS, ConfigError
+from mplug.contract import DECODER_SCORE, MAX_FRAMES
+from mplug.network import MPlug
+from mplug.network.graphs import graphs_of
+from mplug.runtime.interface import RuntimeUnavailable, StageInfo
+from mplug.tasks.checkpoint_files import SERVED_FILE
+from mplug.tasks.judgement import Head
+from mplug.tokenizer import Tokenizer
 
 SOURCE = ROOT / "model_repository"
 BUILD_INFO = "build_info.json"
 TARGETS = ("openvino", "torch", *tensorrt_builder.PACKAGES)
 PRECISIONS = ("auto", "fp32", "bf16", "fp16", "int8")
 
-#: Public models → the tasks of a checkpoint that they serve.
-PUBLIC_MODELS = {"caption": ("image-captioning", "video-captioning")}
-
-#: Encoder states that one request to the decoder may bring, in images: video lays frames side by side.
-MAX_FRAMES = 16
+_CAPTIONING = ("image-captioning", "video-captioning")
+_QUESTIONS = ("visual-question-answering", "video-question-answering")
+_RETRIEVAL = ("image-text-retrieval", "video-text-retrieval")
+#: Public models → the tasks of a checkpoint that let it serve them.
+PUBLIC_MODELS = {
+    # A checkpoint for questions about videos also describes them from the frames alone, as published.
+    "caption": (*_CAPTIONING, "video-question-answering"),
+    "vqa": _QUESTIONS,
+    "embed_image": _RETRIEVAL,
+    "embed_text": _RETRIEVAL,
+    "match": _RETRIEVAL,
+    "ground": ("visual-grounding",),
+    "nlvr": ("nlvr2",),
+    "entail": ("visual-entailment",),
+}
+#: Public models with a head of their own, by its name in the network.
+HEADS = {"nlvr": "nlvr_head", "entail": "entail_head"}
 
 
 class BuildError(RuntimeError):
@@ -72,6 +86,11 @@ class Build:
     precision: str
     engines: list[dict[str, object]] = field(default_factory=list)  #: TensorRT's, as `builders.tensorrt` describes them
 
+    @property
+    def ranks_candidates(self) -> bool:
+        """Whether the graph that scores given answers is built."""
+        return self.network.config.ranks_candidates and self.target not in tensorrt_builder.PACKAGES
+
     def stage_info(self, folder: Path) -> StageInfo:
         """What the served stage must know besides its artefact."""
         config, text = self.network.config, self.network.config.text
@@ -79,6 +98,7 @@ class Build:
             "layers": text.text_decode_layers, "heads": text.heads, "head_width": text.head_width,
             "hidden_size": text.hidden_size, "vocab_size": text.vocab_size, "max_positions": text.max_positions,
             "max_states": MAX_FRAMES * config.vision.tokens + config.max_text_length,
+            "ranks_candidates": int(self.ranks_candidates),
             "image_size": config.vision.image_size, "start_id": self.tokenizer.cls_id, "end_id": self.tokenizer.sep_id,
         }
         return StageInfo(folder, self.target, self.precision, sizes, asdict(config.generation))
@@ -166,13 +186,14 @@ def _build_stages(job: Build, repository: Path, scratch: Path) -> dict[str, floa
             onnx.unlink()
         else:
             _write_weights(job, folder, stage)
-        if stage != "text_decoder":
+        if stage != "text_decoder" or spec is DECODER_SCORE:
             measured = compare_graph(folder, spec, graph, job.network)
         elif spec.name.endswith("step"):
             measured = compare_decoder(folder, job.network, job.tokenizer.sep_id)
         else:
             continue  # compared with the step, through which alone it acts
-        errors |= {f"{stage}.{name}": error for name, error in measured.items()}
+        compared = spec.name if spec is DECODER_SCORE else stage
+        errors |= {f"{compared}.{name}": error for name, error in measured.items()}
     _check(errors, job.precision)
     return errors
 
@@ -190,6 +211,8 @@ def _build_engines(job: Build, repository: Path, scratch: Path,
         if not folder.exists():
             _copy_model(stage, repository)
             job.stage_info(folder).write()
+        if spec is DECODER_SCORE:
+            continue  # not compiled with TensorRT yet
         measured = compiler.build(spec, graph, folder, scratch)
         errors |= {f"{stage}.{name}": error for name, error in measured.items()}
     job.engines.extend(compiler.built)
@@ -230,12 +253,16 @@ def _build_public_model(job: Build, repository: Path, name: str) -> None:
     config = job.network.config
     served = {"tasks": list(config.tasks), "image_size": config.vision.image_size}
     (folder / SERVED_FILE).write_text(json.dumps(served) + "\n")
+    if name in HEADS:
+        hidden, _, output = getattr(job.network, HEADS[name])
+        weights = (hidden.weight, hidden.bias, output.weight, output.bias)
+        Head(*(tensor.detach().numpy() for tensor in weights)).write(folder)
 
 
 def _build_info(job: Build, models: list[str], errors: dict[str, float]) -> dict[str, object]:
     packages = ("torch", "onnx", "onnxscript", "openvino", "nncf", "numpy")
     return {
-        "built": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "built": datetime.now(UTC).isoformat(timespec="seconds"),
         "checkpoint": job.files.folder.name,
         "weights_sha256": job.files.sha256(),
         "target": job.target,

@@ -25,7 +25,7 @@ def example_inputs(spec: GraphSpec, network: MPlug, *, seed: int = 0, **sizes: i
     `sizes` overrides the length of dynamic axes, by letter (see `mplug.contract`).
     """
     config, text = network.config, network.config.text
-    lengths = {"B": 2, "L": config.max_text_length, "S": 3, "M": 4, "T": 7, "C": 5,
+    lengths = {"B": 2, "L": config.max_text_length, "S": 3, "M": 4, "T": 7, "C": 5, "P": 3, "G": 2,
                "A": config.vision.tokens, "R": config.vision.image_size, "N": config.vision.tokens,
                "W": text.hidden_size, "H": text.heads, "D": text.head_width, "E": config.embed_dim} | sizes
     generator = torch.Generator().manual_seed(seed)
@@ -33,8 +33,8 @@ def example_inputs(spec: GraphSpec, network: MPlug, *, seed: int = 0, **sizes: i
     def draw(tensor: TensorSpec) -> Tensor:
         shape = [axis if isinstance(axis, int) else lengths[axis] for axis in tensor.axes]
         whole = {
-            "INPUT_IDS": (0, text.vocab_size), "TOKENS": (0, text.vocab_size), "ATTENTION_MASK": (1, 2),
-            "ENCODER_MASK": (1, 2), "POSITIONS": (0, lengths["T"]), "ANCESTRY": (-1, lengths["C"]),
+            "INPUT_IDS": (0, text.vocab_size), "TOKENS": (0, text.vocab_size), "TARGETS": (0, text.vocab_size),
+            "ATTENTION_MASK": (1, 2), "ENCODER_MASK": (1, 2), "POSITIONS": (0, lengths["T"]), "ANCESTRY": (-1, lengths["C"]),
             "END_BLOCKED": (0, 2),
         }
         if tensor.name == "TOKEN_RANGE":

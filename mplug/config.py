@@ -186,6 +186,11 @@ class MPlugConfig:
         """Whether `visn_fc` and its norm bring the vision width to the text width (mPLUG large)."""
         return self.vision.width != self.text.hidden_size
 
+    @property
+    def ranks_candidates(self) -> bool:
+        """Whether answers that a client gives are to be ranked, besides those that are generated."""
+        return any(task.endswith("question-answering") for task in self.tasks)
+
     def at_image_size(self, image_size: int) -> MPlugConfig:
         """The same checkpoint served at another image size, pixels."""
         return replace(self, vision=replace(self.vision, image_size=image_size))

@@ -7,7 +7,7 @@ Axes, by the letters that name them:
     B batch · R image side, pixels · N image states · L text tokens · W hidden width · E width of the
     contrastive space · S slots · M beams · T positions that the cache holds · C cache columns per
     position · H heads · D head width · K candidates that a beam offers for its next token · A all
-    states that the decoder reads
+    states that the decoder reads · P given texts that are scored · G tokens that are scored per place
 """
 
 from __future__ import annotations
@@ -17,6 +17,13 @@ from dataclasses import dataclass
 #: Next tokens that the step returns per beam. A search with n beams needs n of each beam, so this is
 #: also the most beams that a request may ask for.
 MAX_BEAMS = 16
+
+#: Images that one request may bring as a video, whose states are laid side by side.
+MAX_FRAMES = 16
+
+#: Classes of the heads, in the order of their logits.
+NLVR_LABELS = ("false", "true")
+ENTAILMENT_LABELS = ("contradiction", "neutral", "entailment")
 
 #: Types of tensors, by Triton's names.
 NUMPY_TYPES = {"FP32": "float32", "INT32": "int32"}
@@ -37,7 +44,7 @@ class TensorSpec:
 
 
 #: Axes that vary from run to run; the others are fixed by the checkpoint.
-DYNAMIC = frozenset("BLSMTCA")
+DYNAMIC = frozenset("BLSMTCAPG")
 
 
 @dataclass(frozen=True)
@@ -139,6 +146,20 @@ def decoder_step(layers: int) -> GraphSpec:
     )
 
 
+#: Log-probabilities of given tokens, one request's texts side by side: ranks the candidates of VQA.
+DECODER_SCORE = GraphSpec(
+    "text_decoder_score",
+    inputs=(
+        TensorSpec("TOKENS", "INT32", ("P", "L")),
+        #: What is asked for behind each token.
+        TensorSpec("TARGETS", "INT32", ("P", "L", "G")),
+        TensorSpec("ENCODER_STATES", "FP32", (1, "A", "W")),
+        TensorSpec("ENCODER_MASK", "INT32", (1, "A")),
+    ),
+    outputs=(TensorSpec("LOG_PROBABILITIES", "FP32", ("P", "L", "G")),),
+)
+
+
 #: What the served model `text_decoder` takes and gives; optional inputs end with a question mark.
 TEXT_DECODER_MODEL = {
     "inputs": {
@@ -151,6 +172,9 @@ TEXT_DECODER_MODEL = {
         "NUM_RETURN?": ("INT32", [1]),
         "LENGTH_PENALTY?": ("FP32", [1]),
         "TOKEN_RANGE?": ("INT32", [2]),
+        #: Not a search: score these texts, each from `[CLS]` to `[SEP]`, padded with 0. TOKEN_IDS are then
+        #: these, and SCORE the sum of their log-probabilities, −inf for those whose first token ranks too low.
+        "CANDIDATE_IDS?": ("INT32", [-1, -1]),
         #: Names this request, so that a later one can withdraw it.
         "TAG?": ("BYTES", [1]),
         #: Alone: withdraw the request of this tag. Answered with one empty sequence.

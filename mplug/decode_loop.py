@@ -14,6 +14,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 
@@ -49,6 +50,16 @@ class DecodeRequest:
     def positions(self) -> int:
         """Tokens whose keys are cached: all but the last one chosen."""
         return len(self.prefix) + self.options.max_length - 1
+
+
+class Job(Protocol):
+    """Other work for the decoder, done piece by piece between two steps: one owner, and nobody waits long."""
+
+    failed: Callable[[BaseException], None]
+    cancelled: Callable[[], bool]
+
+    def advance(self) -> bool:
+        """Do one piece, from the loop's thread; True when it was the last and the job has been answered."""
 
 
 class _Running:
@@ -119,6 +130,7 @@ class DecodeLoop:
         self._decoder = decoder
         self._max_slots, self._max_queue, self._max_cache_bytes = max_slots, max_queue, max_cache_bytes
         self._queue: deque[DecodeRequest] = deque()
+        self._jobs: deque[Job] = deque()
         self._running: list[_Running] = []
         self._wake = threading.Condition()
         self._stopping = False
@@ -136,6 +148,17 @@ class DecodeLoop:
                 raise Unavailable(f"the decoder's queue of {self._max_queue} requests is full; try again later")
             request.queued_at = time.monotonic()
             self._queue.append(request)
+            self._wake.notify()
+
+    def submit_job(self, job: Job) -> None:
+        """Queue other work. Raises Unavailable when too much waits already, or the loop has stopped."""
+        with self._wake:
+            if self._stopping:
+                raise Unavailable("the decoder is shutting down; try again")
+            if len(self._jobs) >= self._max_queue:
+                self.statistics.refused += 1
+                raise Unavailable(f"the decoder's queue of {self._max_queue} requests is full; try again later")
+            self._jobs.append(job)
             self._wake.notify()
 
     @property
@@ -158,16 +181,19 @@ class DecodeLoop:
     def _run(self) -> None:
         while True:
             with self._wake:
-                while not (self._queue or self._running or self._stopping):
+                while not (self._queue or self._running or self._jobs or self._stopping):
                     self._wake.wait()
                 if self._stopping:
-                    left = [*(running.request for running in self._running), *self._queue]
-                    self._running, self._queue = [], deque()
+                    searches = [running.request for running in self._running]
+                    left = [*searches, *self._queue, *self._jobs]
+                    self._running, self._queue, self._jobs = [], deque(), deque()
                     break
             self._admit()
             self._drop_cancelled()
             if self._running:
                 self._step()
+            if self._jobs:
+                self._work()
             self._observer(self)
         for request in left:
             request.failed(Unavailable("the decoder is shutting down; try again"))
@@ -200,8 +226,8 @@ class DecodeLoop:
             if self._running:
                 return False
             raise InvalidRequest(
-                f"the request needs {needed >> 20} MiB of KV cache, more than the {self._max_cache_bytes >> 20} allowed: "
-                "ask for fewer beams, a shorter MAX_LENGTH or fewer frames"
+                f"the request needs {needed >> 20} MiB of KV cache, more than the {self._max_cache_bytes >> 20} "
+                "allowed: ask for fewer beams, a shorter MAX_LENGTH or fewer frames"
             )
         self._room = room
         self._decoder.reserve(*room)
@@ -268,6 +294,19 @@ class DecodeLoop:
         self.statistics.finished += len(over)
         for request, hypotheses in answers:
             request.done(hypotheses)
+
+    def _work(self) -> None:
+        """One piece of the first job; the next job has its turn then, so that a long one delays no short one."""
+        job = self._jobs.popleft()
+        try:
+            if job.cancelled():
+                self.statistics.cancelled += 1
+                job.failed(Cancelled("the client cancelled the request"))
+            elif not job.advance():
+                self._jobs.append(job)
+        except Exception as error:  # answered to the one it concerns; the others go on
+            self.statistics.failed += 1
+            job.failed(error)
 
     def _step_inputs(self, running: list[_Running]) -> tuple[np.ndarray, ...]:
         slots, beams = len(running), max(one.request.options.num_beams for one in running)

@@ -52,16 +52,7 @@ class DecodeRequestParser:
 
         Raises InvalidRequest naming the input.
         """
-        states = _array(inputs, "ENCODER_STATES")
-        allowed = states.ndim == 2 and 1 <= states.shape[0] <= self.max_states
-        if not allowed or states.shape[1] != self.hidden_size:
-            wanted = f"[1…{self.max_states}, {self.hidden_size}]"
-            raise InvalidRequest(f"ENCODER_STATES: shape {list(states.shape)}, but must be {wanted}")
-        if not np.isfinite(states).all():
-            raise InvalidRequest("ENCODER_STATES: holds values that are not finite")
-        mask = _array(inputs, "ENCODER_MASK") if "ENCODER_MASK" in inputs else np.ones(len(states), np.int32)
-        if mask.shape != (len(states),) or not np.isin(mask, (0, 1)).all() or not mask.any():
-            raise InvalidRequest(f"ENCODER_MASK: must hold {len(states)} ones and zeros, and at least one 1")
+        states, mask = self.encoder_inputs(inputs)
         prompt = _array(inputs, "PROMPT_IDS").tolist() if "PROMPT_IDS" in inputs else []
         token_range = (0, self.vocab_size)
         if "TOKEN_RANGE" in inputs:
@@ -74,9 +65,35 @@ class DecodeRequestParser:
         options = parse_search_options(inputs, self.generation, self.end_id)
         check_positions(inputs, options, len(prefix), self.max_positions)
         return DecodeRequest(
-            encoder_states=np.ascontiguousarray(states, np.float32), encoder_mask=mask.astype(np.int32),
+            encoder_states=states, encoder_mask=mask,
             prefix=prefix, options=options, token_range=token_range, done=_unset, failed=_unset,
         )
+
+    def candidates(self, inputs: Mapping[str, Value]) -> np.ndarray:
+        """Checked CANDIDATE_IDS `[n, L]` int32. Raises InvalidRequest."""
+        ids = _array(inputs, "CANDIDATE_IDS")
+        if ids.ndim != 2 or not ids.shape[0] or not 2 <= ids.shape[1] <= self.max_positions:
+            raise InvalidRequest(f"CANDIDATE_IDS: shape {list(ids.shape)}, but must be [n, 2…{self.max_positions}]")
+        if (ids < 0).any() or (ids >= self.vocab_size).any():
+            raise InvalidRequest(f"CANDIDATE_IDS: ids must be 0…{self.vocab_size - 1}")
+        used = ids != 0
+        if (ids[:, 0] != self.start_id).any() or not used[:, 1].all() or (~used[:, :-1] & used[:, 1:]).any():
+            raise InvalidRequest(f"CANDIDATE_IDS: each row must be id {self.start_id}, a text, and then zeros alone")
+        return np.ascontiguousarray(ids, np.int32)
+
+    def encoder_inputs(self, inputs: Mapping[str, Value]) -> tuple[np.ndarray, np.ndarray]:
+        """Checked states `[A, W]` fp32 and their mask `[A]` int32. Raises InvalidRequest."""
+        states = _array(inputs, "ENCODER_STATES")
+        allowed = states.ndim == 2 and 1 <= states.shape[0] <= self.max_states
+        if not allowed or states.shape[1] != self.hidden_size:
+            wanted = f"[1…{self.max_states}, {self.hidden_size}]"
+            raise InvalidRequest(f"ENCODER_STATES: shape {list(states.shape)}, but must be {wanted}")
+        if not np.isfinite(states).all():
+            raise InvalidRequest("ENCODER_STATES: holds values that are not finite")
+        mask = _array(inputs, "ENCODER_MASK") if "ENCODER_MASK" in inputs else np.ones(len(states), np.int32)
+        if mask.shape != (len(states),) or not np.isin(mask, (0, 1)).all() or not mask.any():
+            raise InvalidRequest(f"ENCODER_MASK: must hold {len(states)} ones and zeros, and at least one 1")
+        return np.ascontiguousarray(states, np.float32), mask.astype(np.int32)
 
 
 def parse_search_options(

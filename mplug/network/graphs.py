@@ -11,7 +11,15 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from mplug.contract import ENCODERS, MAX_BEAMS, OPTIONAL_OUTPUTS, GraphSpec, decoder_prefill, decoder_step
+from mplug.contract import (
+    DECODER_SCORE,
+    ENCODERS,
+    MAX_BEAMS,
+    OPTIONAL_OUTPUTS,
+    GraphSpec,
+    decoder_prefill,
+    decoder_step,
+)
 from mplug.network.mplug import MPlug
 
 #: Lowest log-probability: a blocked end token, as the published search sets it.
@@ -99,6 +107,19 @@ class DecoderStepGraph(nn.Module):
         return best.indices.to(torch.int32), best.values, keys_and_values
 
 
+class DecoderScoreGraph(nn.Module):
+    """Log-probabilities of given tokens; all texts of a run read the same encoder states."""
+
+    def __init__(self, network: MPlug) -> None:
+        super().__init__()
+        self.decoder = network.text_decoder
+
+    def forward(self, tokens: Tensor, targets: Tensor, encoder_states: Tensor, encoder_mask: Tensor) -> tuple[Tensor]:
+        # Padding stands behind the text, where causal attention does not look.
+        logits = self.decoder(tokens, encoder_states, encoder_mask)  # [P, L, V]
+        return (torch.log_softmax(logits.float(), dim=-1).gather(-1, targets.long()),)
+
+
 def graphs_of(network: MPlug, end_id: int) -> Iterator[tuple[GraphSpec, nn.Module]]:
     """The graphs that this checkpoint needs, each with its specification, in the order of the flow.
 
@@ -113,6 +134,8 @@ def graphs_of(network: MPlug, end_id: int) -> Iterator[tuple[GraphSpec, nn.Modul
         layers = network.config.text.text_decode_layers
         yield decoder_prefill(layers), DecoderPrefillGraph(network)
         yield decoder_step(layers), DecoderStepGraph(network, end_id)
+        if network.config.ranks_candidates:
+            yield DECODER_SCORE, DecoderScoreGraph(network)
 
 
 def _with_heads_of(network: MPlug, spec: GraphSpec) -> GraphSpec:

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mplug.config import MPlugConfig
+from mplug.contract import ENTAILMENT_LABELS, NLVR_LABELS
 from mplug.network.fusion_encoder import FusionEncoder
 from mplug.network.text_decoder import TextDecoder
 from mplug.network.text_encoder import TextEncoder
@@ -28,9 +29,6 @@ PARTS_OF_TASK = {
     "nlvr2": ("vision_encoder", "text_encoder", "fusion_encoder", "nlvr_head"),
     "visual-entailment": ("vision_encoder", "text_encoder", "fusion_encoder", "entail_head"),
 }
-
-ENTAILMENT_LABELS = ("contradiction", "neutral", "entailment")
-NLVR_LABELS = ("false", "true")
 
 
 def parts_needed(config: MPlugConfig) -> tuple[str, ...]:

@@ -1,10 +1,10 @@
-"""Public model `caption`: an encoded image → captions.
+"""Public model `caption`: an encoded image, several frames or a video → captions.
 
-    IMAGE → decode, resize → vision_encoder ─┬─────────────────────────────────→ text_decoder → CAPTION
-                    PROMPT → text_encoder → fusion_encoder (where the captioner reads fused states)
+    IMAGE/VIDEO → decode, resize → vision_encoder ─┬─────────────────────────────────→ text_decoder → CAPTION
+                          PROMPT → text_encoder → fusion_encoder (where the captioner reads fused states)
 
 Published captioners decode from the image states alone, and a prompt is decoded first. Ours reads the
-fused states of a prompt. The checkpoint's `caption_states` says which.
+fused states of a prompt. The checkpoint's `caption_states` says which. The states of frames lie side by side.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ import numpy as np
 
 from mplug.decode_request import check_positions, parse_search_options
 from mplug.errors import InvalidRequest
-from mplug.preprocess import as_text, clean_caption, decode_image, pixel_values
 from mplug.tasks.checkpoint_files import ServedCheckpoint
 from mplug.tasks.decoding import SEARCH_OPTIONS, decode, encoder_inputs
+from mplug.tasks.encoders import encode_images, encode_texts, fuse_for_decoder, side_by_side
+from mplug.tasks.inputs import one_text, visual
 from mplug.triton_protocol import CallStage, Value, Values
 
 
@@ -27,7 +28,7 @@ from mplug.triton_protocol import CallStage, Value, Values
 class CaptionRequest:
     """A request that was checked."""
 
-    pixel_values: np.ndarray  #: `[3, R, R]`
+    pixels: np.ndarray  #: `[F, 3, R, R]`, one image or the frames of a video
     prompt: str
     options: dict[str, np.ndarray]  #: of the search, as the client sent them
 
@@ -49,20 +50,17 @@ class CaptionTask:
         search = parse_search_options(options, self.config.generation, self.tokenizer.sep_id)
         prompt = self.config.prompt
         if "PROMPT" in inputs:
-            prompt = clean_caption(as_text(_only(inputs, "PROMPT"), "PROMPT"))
+            prompt = one_text(inputs, "PROMPT", clean=True)
             length, allowed = len(self.tokenizer.pieces(prompt)), self.config.max_text_length - 2
-            if not prompt:
-                raise InvalidRequest("PROMPT: holds no words")
             if length > allowed:
                 raise InvalidRequest(f"PROMPT: {length} tokens are more than the {allowed} allowed")
         check_positions(options, search, len(self._prefix(prompt)), self.config.text.max_positions)
-        image = decode_image(_only(inputs, "IMAGE"), name="IMAGE")
-        return CaptionRequest(pixel_values(image, self.config.vision.image_size), prompt, options)
+        return CaptionRequest(visual(inputs, self.config.vision.image_size), prompt, options)
 
     async def run(self, request: CaptionRequest, call_stage: CallStage) -> Values:
         """Chain the stages; outputs CAPTION, SCORE, TOKEN_IDS."""
-        pixels = {"PIXEL_VALUES": request.pixel_values[None]}
-        states = (await call_stage("vision_encoder", pixels, ["IMAGE_STATES"]))["IMAGE_STATES"]
+        states, _ = await encode_images(call_stage, self.config, request.pixels)
+        states = side_by_side(states)
         if self.config.caption_states == "fused":
             search = await self._fused(states, request.prompt, call_stage)
         else:
@@ -79,18 +77,5 @@ class CaptionTask:
 
     async def _fused(self, image_states: np.ndarray, prompt: str, call_stage: CallStage) -> Values:
         ids, mask = self.tokenizer.encode(prompt, len(self.tokenizer.pieces(prompt)) + 2)
-        text_inputs = {"INPUT_IDS": ids[None], "ATTENTION_MASK": mask[None]}
-        text = await call_stage("text_encoder", text_inputs, ["TEXT_STATES"])
-        fused = await call_stage(
-            "fusion_encoder",
-            {"IMAGE_STATES": image_states, "TEXT_STATES": text["TEXT_STATES"], "ATTENTION_MASK": mask[None]},
-            ["FUSED_IMAGE_STATES", "FUSED_TEXT_STATES"],
-        )
-        return encoder_inputs(np.concatenate([fused["FUSED_IMAGE_STATES"][0], fused["FUSED_TEXT_STATES"][0]]))
-
-
-def _only(inputs: Mapping[str, Value], name: str) -> bytes:
-    value = inputs.get(name)
-    if not isinstance(value, list) or len(value) != 1:
-        raise InvalidRequest(f"{name}: must hold exactly one element")
-    return value[0]
+        text = await encode_texts(call_stage, self.config, ids[None], mask[None])
+        return encoder_inputs(*await fuse_for_decoder(call_stage, image_states, text))

@@ -18,11 +18,14 @@ class ServedCheckpoint:
 
     config: MPlugConfig
     tokenizer: Tokenizer
+    #: Image side that it was trained at, pixels: box tokens count in it, whatever size is served.
+    trained_image_size: int
 
     @classmethod
     def read(cls, folder: Path) -> ServedCheckpoint:
         """From a public model's version folder, as builders/build.py leaves it."""
         served = json.loads((folder / SERVED_FILE).read_text())
         config = read_config(folder / "config.yaml", folder / "config_bert.json", task=served["tasks"][0])
+        trained = config.vision.image_size
         config = replace(config, tasks=tuple(served["tasks"])).at_image_size(served["image_size"])
-        return cls(config, Tokenizer(folder / "vocab.txt", config.text.vocab_size))
+        return cls(config, Tokenizer(folder / "vocab.txt", config.text.vocab_size), trained)

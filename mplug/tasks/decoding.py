@@ -8,6 +8,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from mplug.beam_search import SearchOptions
 from mplug.triton_protocol import CallStage, Value, Values
 
 #: Options of the search that public models pass on as the client sent them.
@@ -30,6 +31,17 @@ async def decode(call_stage: CallStage, inputs: Mapping[str, Value]) -> Values:
     except asyncio.CancelledError:
         await asyncio.shield(call_stage(DECODER, {"CANCEL": tag}, OUTPUTS))
         raise
+
+
+def search_inputs(search: SearchOptions) -> dict[str, Value]:
+    """Options of a search as the decoder's inputs."""
+    return {
+        "NUM_BEAMS": np.array([search.num_beams], np.int32),
+        "MIN_LENGTH": np.array([search.min_length], np.int32),
+        "MAX_LENGTH": np.array([search.max_length], np.int32),
+        "NUM_RETURN": np.array([search.num_return], np.int32),
+        "LENGTH_PENALTY": np.array([search.length_penalty], np.float32),
+    }
 
 
 def encoder_inputs(states: np.ndarray, mask: np.ndarray | None = None) -> dict[str, Value]:

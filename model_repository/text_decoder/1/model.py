@@ -1,8 +1,10 @@
 """Stage `text_decoder`: admits requests into its decode loop, which answers each when its search is over."""
 
+from mplug.candidate_scores import CandidateScores, open_score_graph
 from mplug.decode_loop import DecodeLoop
 from mplug.decode_metrics import DecodeMetrics
 from mplug.decode_request import WITHDRAWN, DecodeRequestParser, Withdrawals, polled, to_outputs
+from mplug.errors import InvalidRequest
 from mplug.runtime import open_decoder
 from mplug.triton_adapter import DeferredModel, Metric
 
@@ -13,6 +15,7 @@ class TritonPythonModel(DeferredModel):
     def open(self, context):
         self.parser = DecodeRequestParser.of_stage(context.folder)
         self.withdrawals = Withdrawals()
+        self.score_graph = open_score_graph(context.folder)
         self.loop = DecodeLoop(
             open_decoder(context.folder),
             max_slots=int(context.parameters["max_slots"]),
@@ -25,15 +28,38 @@ class TritonPythonModel(DeferredModel):
         if "CANCEL" in pending.inputs:
             self.withdrawals.withdraw(pending.inputs["CANCEL"])
             pending.send(WITHDRAWN)
-            return
+        elif "CANDIDATE_IDS" in pending.inputs:
+            self.score(pending)
+        else:
+            self.search(pending)
+
+    def search(self, pending):
         request = self.parser.parse(pending.inputs)
-        withdrawn = self.withdrawals.register(pending.inputs.get("TAG"))
-        pending.inputs = {}  # what the search needs of them is in the request
+        request.cancelled = self.cancellation(pending)
         request.done = lambda hypotheses: pending.send(to_outputs(request, hypotheses))
         request.failed = pending.fail
-        client_gone = polled(pending.cancelled)
-        request.cancelled = lambda: withdrawn.is_set() or client_gone()
         self.loop.submit(request)
+
+    def score(self, pending):
+        if self.score_graph is None:
+            raise InvalidRequest("CANDIDATE_IDS: this deployment was built without the ranking of given answers")
+        states, mask = self.parser.encoder_inputs(pending.inputs)
+        candidates = self.parser.candidates(pending.inputs)
+
+        def done(scores):
+            pending.send({"TOKEN_IDS": candidates, "SCORE": scores})
+
+        cancelled = self.cancellation(pending)
+        self.loop.submit_job(
+            CandidateScores(self.score_graph, states, mask, candidates, done, pending.fail, cancelled)
+        )
+
+    def cancellation(self, pending):
+        """Whether nobody waits any more. What the work needs of the inputs must have been taken from them."""
+        withdrawn = self.withdrawals.register(pending.inputs.get("TAG"))
+        pending.inputs = {}
+        client_gone = polled(pending.cancelled)
+        return lambda: withdrawn.is_set() or client_gone()
 
     def close(self):
         self.loop.stop()

@@ -1,0 +1,84 @@
+"""Public model `ground`: an image, an expression → where in the image that thing is.
+
+    IMAGE → letterbox → vision_encoder ┐
+          EXPRESSION  → text_encoder   ┴→ fusion_encoder → [image; text] → text_decoder → four tokens → BOX
+
+As published: the decoder starts at `[unused339]` and greedily writes four tokens of `[unused340]`…`[unused340+R]`;
+each, counted from the first and divided by R, is one of centre x, centre y, width and height on the canvas.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from mplug.beam_search import SearchOptions
+from mplug.preprocess import Letterbox, decode_image, letterbox_pixel_values
+from mplug.tasks.checkpoint_files import ServedCheckpoint
+from mplug.tasks.decoding import decode, encoder_inputs, search_inputs
+from mplug.tasks.encoders import encode_images, encode_texts, fuse_for_decoder, side_by_side, tokenised
+from mplug.tasks.inputs import one_text, only
+from mplug.triton_protocol import CallStage, Value, Values
+
+START = 339  # of the vocabulary's unused tokens, the one that the decoder starts from
+FIRST_BIN = 340  # and the one that stands for 0
+BOX_TOKENS = 4
+
+
+@dataclass(frozen=True)
+class GroundRequest:
+    """A request that was checked."""
+
+    pixels: np.ndarray  #: `[1, 3, R, R]`
+    letterbox: Letterbox
+    ids: np.ndarray  #: `[1, L]`
+    mask: np.ndarray  #: `[1, L]`
+
+
+class GroundTask:
+    """Task of `mplug.triton_protocol.Task`."""
+
+    def __init__(self, checkpoint: ServedCheckpoint) -> None:
+        """Raises ValueError for a vocabulary that has not the box tokens."""
+        self.config, self.tokenizer = checkpoint.config, checkpoint.tokenizer
+        self.scale = checkpoint.trained_image_size
+        names = [f"[unused{FIRST_BIN + index}]" for index in range(self.scale + 1)]
+        try:
+            ids = [self.tokenizer.token_id(name) for name in names]
+            self.start = self.tokenizer.token_id(f"[unused{START}]")
+        except KeyError as error:
+            needed = f"grounding at {self.scale} pixels needs {names[0]} to {names[-1]}"
+            raise ValueError(f"{needed}: {error.args[0]}") from None
+        self.first = ids[0]
+        if ids != list(range(self.first, self.first + len(ids))):
+            raise ValueError(f"the vocabulary's {names[0]} to {names[-1]} do not stand one behind the other")
+
+    @classmethod
+    def of_folder(cls, folder: Path) -> GroundTask:
+        """From the model's version folder."""
+        return cls(ServedCheckpoint.read(folder))
+
+    def parse(self, inputs: Mapping[str, Value]) -> GroundRequest:
+        """Check everything before any stage is asked. Raises InvalidRequest."""
+        expression = one_text(inputs, "EXPRESSION")
+        image = decode_image(only(inputs, "IMAGE"), name="IMAGE")
+        pixels, letterbox = letterbox_pixel_values(image, self.config.vision.image_size)
+        ids, mask = tokenised(self.tokenizer, [expression], self.config.max_text_length)
+        return GroundRequest(pixels[None], letterbox, ids, mask)
+
+    async def run(self, request: GroundRequest, call_stage: CallStage) -> Values:
+        """Chain the stages; outputs BOX (corners, pixels of the upright image) and BOX_TOKENS."""
+        states, _ = await encode_images(call_stage, self.config, request.pixels)
+        text = await encode_texts(call_stage, self.config, request.ids, request.mask)
+        read = encoder_inputs(*await fuse_for_decoder(call_stage, side_by_side(states), text))
+        greedy = SearchOptions(1, 0, BOX_TOKENS, 1, 0.0, self.tokenizer.sep_id)
+        found = await decode(call_stage, {
+            **read, **search_inputs(greedy), "PROMPT_IDS": np.array([self.start], np.int32),
+            "TOKEN_RANGE": np.array([self.first, self.first + self.scale + 1], np.int32),
+        })  # fmt: skip
+        tokens = found["TOKEN_IDS"][0, 1:]  # behind the start
+        box = request.letterbox.to_image((tokens - self.first) / self.scale)
+        return {"BOX": np.array(box, np.float32), "BOX_TOKENS": np.ascontiguousarray(tokens, np.int32)}

@@ -1,0 +1,79 @@
+"""Inputs that several public models share, from what clients send to what the stages read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from mplug.contract import MAX_FRAMES
+from mplug.errors import InvalidRequest
+from mplug.preprocess import as_text, clean_caption, decode_image, pixel_values
+from mplug.triton_protocol import Value
+from mplug.video import decode_video, sample_indices
+
+#: Frames of a video that are looked at where the request does not say, as published.
+DEFAULT_FRAMES = 8
+
+
+def only(inputs: Mapping[str, Value], name: str) -> bytes:
+    """The one element of a BYTES input. Raises InvalidRequest naming it."""
+    value = inputs.get(name)
+    if not isinstance(value, list) or len(value) != 1:
+        raise InvalidRequest(f"{name}: must hold exactly one element")
+    return value[0]
+
+
+def one_text(inputs: Mapping[str, Value], name: str, *, clean: bool = False) -> str:
+    """The one text of an input. `clean`: as captions and retrieval texts are. Raises InvalidRequest."""
+    return _text(only(inputs, name), name, clean)
+
+
+def many_texts(inputs: Mapping[str, Value], name: str, most: int, *, clean: bool = False) -> list[str]:
+    """The texts of an input, 1…`most`. Raises InvalidRequest naming the one that is wrong, counted from 0."""
+    value = inputs.get(name)
+    if not isinstance(value, list) or not 1 <= len(value) <= most:
+        found = len(value) if isinstance(value, list) else 0
+        raise InvalidRequest(f"{name}: holds {found} texts, but must hold 1 to {most}")
+    return [_text(data, f"{name}[{index}]", clean) for index, data in enumerate(value)]
+
+
+def _text(data: bytes, name: str, clean: bool) -> str:
+    text = as_text(data, name)
+    if clean:
+        text = clean_caption(text)
+        if not text:
+            raise InvalidRequest(f"{name}: holds no words")
+    return text
+
+
+def visual(inputs: Mapping[str, Value], size: int) -> np.ndarray:
+    """IMAGE (one, or several as frames) or VIDEO → pixels `[F, 3, size, size]`; F is 1 for an image.
+
+    FRAMES says how many frames of a video are looked at, evenly spaced; several IMAGEs are all looked at
+    unless it is there. Raises InvalidRequest.
+    """
+    frames = _frames(inputs)
+    if "IMAGE" in inputs and "VIDEO" in inputs:
+        raise InvalidRequest("VIDEO: is sent beside IMAGE; send one of the two")
+    if "VIDEO" in inputs:
+        pictures = decode_video(only(inputs, "VIDEO"), frames or DEFAULT_FRAMES, name="VIDEO")
+        return np.stack([pixel_values(picture, size) for picture in pictures])
+    if "IMAGE" not in inputs:
+        raise InvalidRequest("IMAGE: missing; send an encoded image, or several as frames, or a VIDEO")
+    images = inputs["IMAGE"]
+    if not isinstance(images, list) or not 1 <= len(images) <= MAX_FRAMES:
+        found = len(images) if isinstance(images, list) else 0
+        raise InvalidRequest(f"IMAGE: holds {found} elements, but must hold one image or up to {MAX_FRAMES} frames")
+    names = ["IMAGE"] if len(images) == 1 else [f"IMAGE[{index}]" for index in range(len(images))]
+    chosen = sample_indices(len(images), frames or len(images))
+    return np.stack([pixel_values(decode_image(images[index], name=names[index]), size) for index in chosen])
+
+
+def _frames(inputs: Mapping[str, Value]) -> int | None:
+    if "FRAMES" not in inputs:
+        return None
+    array = np.asarray(inputs["FRAMES"]).reshape(-1)
+    if array.size != 1 or not 1 <= int(array[0]) <= MAX_FRAMES:
+        raise InvalidRequest(f"FRAMES: {array.tolist()[:8]} is not one number between 1 and {MAX_FRAMES}")
+    return int(array[0])

@@ -1,0 +1,125 @@
+"""Public models `nlvr` (is a statement true of two images?) and `entail` (does an image entail a hypothesis?).
+
+    IMAGE → vision_encoder ┐
+     text → text_encoder   ┴→ fusion_encoder → [CLS] of the fused text → head → LABEL, PROBABILITY
+
+The published work reports results of both and no code. Ours: a linear layer, ReLU, a linear layer; for `nlvr`
+over the two images' fused `[CLS]`, one behind the other, each image being fused with the statement. The head
+takes microseconds, so it runs here in NumPy, from weights that builders/build.py lays beside the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from mplug.contract import ENTAILMENT_LABELS, NLVR_LABELS
+from mplug.errors import InvalidRequest
+from mplug.preprocess import decode_image, pixel_values
+from mplug.tasks.checkpoint_files import ServedCheckpoint
+from mplug.tasks.encoders import EncodedText, encode_images, encode_texts, fuse, tokenised
+from mplug.tasks.inputs import one_text
+from mplug.triton_protocol import CallStage, Value, Values
+
+HEAD_FILE = "head.npz"
+
+
+@dataclass(frozen=True)
+class Head:
+    """`mplug.network.mplug.ClassificationHead` in NumPy; weights `[outputs, inputs]`, as PyTorch keeps them."""
+
+    hidden_weight: np.ndarray
+    hidden_bias: np.ndarray
+    output_weight: np.ndarray
+    output_bias: np.ndarray
+
+    @classmethod
+    def read(cls, folder: Path) -> Head:
+        """From a public model's version folder."""
+        with np.load(folder / HEAD_FILE, allow_pickle=False) as arrays:
+            return cls(**{name: arrays[name] for name in cls.__dataclass_fields__})
+
+    def write(self, folder: Path) -> None:
+        """Into a public model's version folder."""
+        np.savez(folder / HEAD_FILE, **{name: getattr(self, name) for name in self.__dataclass_fields__})
+
+    def probabilities(self, states: np.ndarray) -> np.ndarray:
+        """States `[inputs]` → probabilities of the classes."""
+        hidden = np.maximum(self.hidden_weight @ states + self.hidden_bias, 0.0)
+        logits = self.output_weight @ hidden + self.output_bias
+        weights = np.exp(logits - logits.max())
+        return weights / weights.sum()
+
+
+@dataclass(frozen=True)
+class JudgementRequest:
+    """A request that was checked."""
+
+    pixels: np.ndarray  #: `[images, 3, R, R]`
+    ids: np.ndarray  #: `[1, L]`
+    mask: np.ndarray  #: `[1, L]`
+
+
+class _JudgementTask:
+    """What the two have in common: so many images, one text, one head."""
+
+    images = 1
+    text_input = ""
+
+    def __init__(self, checkpoint: ServedCheckpoint, head: Head) -> None:
+        self.config, self.tokenizer, self.head = checkpoint.config, checkpoint.tokenizer, head
+
+    @classmethod
+    def of_folder(cls, folder: Path):
+        """From the model's version folder."""
+        return cls(ServedCheckpoint.read(folder), Head.read(folder))
+
+    def parse(self, inputs: Mapping[str, Value]) -> JudgementRequest:
+        """Check everything before any stage is asked. Raises InvalidRequest."""
+        text = one_text(inputs, self.text_input, clean=True)
+        images = inputs.get("IMAGE")
+        if not isinstance(images, list) or len(images) != self.images:
+            found = len(images) if isinstance(images, list) else 0
+            raise InvalidRequest(f"IMAGE: holds {found} images, but must hold {self.images}")
+        names = ["IMAGE"] if self.images == 1 else [f"IMAGE[{index}]" for index in range(self.images)]
+        size = self.config.vision.image_size
+        pictures = [decode_image(data, name=name) for data, name in zip(images, names, strict=True)]
+        ids, mask = tokenised(self.tokenizer, [text], self.config.max_text_length)
+        return JudgementRequest(np.stack([pixel_values(picture, size) for picture in pictures]), ids, mask)
+
+    async def probabilities(self, request: JudgementRequest, call_stage: CallStage) -> np.ndarray:
+        """Each image is fused with the text; the head reads the `[CLS]` states one behind the other."""
+        states, _ = await encode_images(call_stage, self.config, request.pixels)
+        text = await encode_texts(call_stage, self.config, request.ids, request.mask)
+        repeated = EncodedText(
+            np.repeat(text.states, self.images, axis=0), np.repeat(text.mask, self.images, axis=0), None
+        )
+        fused = await fuse(call_stage, states, repeated, ["FUSED_TEXT_STATES"])
+        return self.head.probabilities(fused["FUSED_TEXT_STATES"][:, 0].reshape(-1)).astype(np.float32)
+
+
+class NlvrTask(_JudgementTask):
+    """Two IMAGEs, STATEMENT → LABEL `true` or `false`, and its PROBABILITY `[1]`."""
+
+    images = 2
+    text_input = "STATEMENT"
+
+    async def run(self, request: JudgementRequest, call_stage: CallStage) -> Values:
+        """Outputs LABEL and the probability of that label."""
+        probabilities = await self.probabilities(request, call_stage)
+        best = int(probabilities.argmax())
+        return {"LABEL": [NLVR_LABELS[best].encode()], "PROBABILITY": probabilities[best : best + 1]}
+
+
+class EntailTask(_JudgementTask):
+    """IMAGE, HYPOTHESIS → LABEL, and the PROBABILITY `[3]` of contradiction, neutral and entailment."""
+
+    text_input = "HYPOTHESIS"
+
+    async def run(self, request: JudgementRequest, call_stage: CallStage) -> Values:
+        """Outputs LABEL and the probabilities of all classes, in the order of `ENTAILMENT_LABELS`."""
+        probabilities = await self.probabilities(request, call_stage)
+        return {"LABEL": [ENTAILMENT_LABELS[int(probabilities.argmax())].encode()], "PROBABILITY": probabilities}

@@ -1,0 +1,106 @@
+"""Public models `embed_image`, `embed_text` and `match`: retrieval in two steps.
+
+The first two give unit vectors whose product shortlists; the third runs pairs of the shortlist through the
+fusion encoder, whose matching head ranks them (arXiv 2205.12005, section 4.2).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from mplug.preprocess import decode_image, pixel_values
+from mplug.tasks.checkpoint_files import ServedCheckpoint
+from mplug.tasks.encoders import EncodedText, encode_images, encode_texts, fuse, normalised, tokenised
+from mplug.tasks.inputs import many_texts, one_text, only, visual
+from mplug.triton_protocol import CallStage, Value, Values
+
+MAX_TEXTS = 256  # the published length of a shortlist
+#: Texts per call of the text encoder: its `max_batch_size`.
+TEXTS_PER_CALL = 64
+#: Bytes of image states per call of the fusion encoder: each pair brings its own copy of them.
+BYTES_PER_CALL = 32 << 20
+#: Pairs per call of the fusion encoder: its `max_batch_size`.
+PAIRS_PER_CALL = 64
+MATCHES = 1  # of the matching head's two logits, that of "they belong together"
+
+
+class _RetrievalTask:
+    """What the three have in common."""
+
+    def __init__(self, checkpoint: ServedCheckpoint) -> None:
+        self.config, self.tokenizer = checkpoint.config, checkpoint.tokenizer
+
+    @classmethod
+    def of_folder(cls, folder: Path):
+        """From the model's version folder."""
+        return cls(ServedCheckpoint.read(folder))
+
+    def _tokenised(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
+        return tokenised(self.tokenizer, texts, self.config.max_text_length)
+
+
+class EmbedImageTask(_RetrievalTask):
+    """IMAGE, or the frames of a video → FEATURE `[E]`, a unit vector."""
+
+    def parse(self, inputs: Mapping[str, Value]) -> np.ndarray:
+        """Pixels `[F, 3, R, R]`. Raises InvalidRequest."""
+        return visual(inputs, self.config.vision.image_size)
+
+    async def run(self, request: np.ndarray, call_stage: CallStage) -> Values:
+        """Projections of frames are averaged before they are normalised, as published for video."""
+        _, projections = await encode_images(call_stage, self.config, request)
+        return {"FEATURE": normalised(projections.mean(0))}
+
+
+class EmbedTextTask(_RetrievalTask):
+    """TEXT → FEATURE `[E]`, a unit vector."""
+
+    def parse(self, inputs: Mapping[str, Value]) -> str:
+        """The text as in training. Raises InvalidRequest."""
+        return one_text(inputs, "TEXT", clean=True)
+
+    async def run(self, request: str, call_stage: CallStage) -> Values:
+        """Output FEATURE."""
+        text = await encode_texts(call_stage, self.config, *self._tokenised([request]))
+        return {"FEATURE": normalised(text.projections[0])}
+
+
+@dataclass(frozen=True)
+class MatchRequest:
+    """A request that was checked."""
+
+    pixels: np.ndarray  #: `[1, 3, R, R]`
+    ids: np.ndarray  #: `[k, L]`
+    mask: np.ndarray  #: `[k, L]`
+
+
+class MatchTask(_RetrievalTask):
+    """IMAGE, TEXT `[k]` → SCORE `[k]` (logit of the matching head) and SIMILARITY `[k]` (of the embeddings)."""
+
+    def parse(self, inputs: Mapping[str, Value]) -> MatchRequest:
+        """Check everything before any stage is asked. Raises InvalidRequest."""
+        texts = many_texts(inputs, "TEXT", MAX_TEXTS, clean=True)
+        image = decode_image(only(inputs, "IMAGE"), name="IMAGE")
+        return MatchRequest(pixel_values(image, self.config.vision.image_size)[None], *self._tokenised(texts))
+
+    async def run(self, request: MatchRequest, call_stage: CallStage) -> Values:
+        """Outputs SCORE and SIMILARITY, in the order of the texts."""
+        states, projections = await encode_images(call_stage, self.config, request.pixels)
+        feature = normalised(projections[0])
+        pairs = max(1, min(PAIRS_PER_CALL, BYTES_PER_CALL // states.nbytes))
+        scores, similarities = [], []
+        for start in range(0, len(request.ids), TEXTS_PER_CALL):
+            rows = slice(start, start + TEXTS_PER_CALL)
+            texts = await encode_texts(call_stage, self.config, request.ids[rows], request.mask[rows])
+            similarities.append(normalised(texts.projections) @ feature)
+            for begin in range(0, len(texts.states), pairs):
+                some = slice(begin, begin + pairs)
+                chunk = EncodedText(texts.states[some], texts.mask[some], None)
+                image = np.broadcast_to(states, (len(chunk.states), *states.shape[1:]))
+                fused = await fuse(call_stage, image, chunk, ["MATCH_LOGITS"])
+                scores.append(fused["MATCH_LOGITS"][:, MATCHES])
+        return {"SCORE": np.concatenate(scores), "SIMILARITY": np.concatenate(similarities)}

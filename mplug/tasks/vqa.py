@@ -1,0 +1,138 @@
+"""Public model `vqa`: an image, a question → answers, written freely or ranked from a given list.
+
+    IMAGE/VIDEO → vision_encoder ┐
+       QUESTION → text_encoder   ┴→ fusion_encoder → [image; text] → text_decoder → ANSWER
+
+Ranking (published for VQA): of CANDIDATES those with the likeliest first token are kept (at most 128), and the
+sums of their log-probabilities go through a softmax.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from mplug.beam_search import SearchOptions
+from mplug.config import GenerationConfig, MPlugConfig
+from mplug.decode_request import check_positions, parse_search_options
+from mplug.errors import InvalidRequest
+from mplug.tasks.checkpoint_files import ServedCheckpoint
+from mplug.tasks.decoding import SEARCH_OPTIONS, decode, encoder_inputs, search_inputs
+from mplug.tasks.encoders import encode_images, encode_texts, fuse_for_decoder, side_by_side
+from mplug.tasks.inputs import many_texts, one_text, visual
+from mplug.triton_protocol import CallStage, Value, Values
+
+MAX_CANDIDATES = 4096  # the published list of answers has 3,129
+MAX_WORDS = 256  # of OCR, and labels of objects; the question's length in tokens cuts them off before
+#: Tokens of an answer where the checkpoint's lengths are those of another task, as published for VQA.
+ANSWER_LENGTHS = {"min_length": 1, "max_length": 10}
+
+
+@dataclass(frozen=True)
+class VqaRequest:
+    """A request that was checked."""
+
+    pixels: np.ndarray  #: `[F, 3, R, R]`
+    question: tuple[np.ndarray, np.ndarray]  #: ids and mask `[L]`
+    search: SearchOptions
+    candidates: list[str]  #: empty: answer freely
+    candidate_ids: np.ndarray | None  #: `[n, L]`
+    answers: int  #: of the ranked candidates to return
+
+
+def generation_of(config: MPlugConfig) -> GenerationConfig:
+    """Defaults of the search for an answer."""
+    if config.tasks[0].endswith("question-answering"):
+        return config.generation
+    return replace(config.generation, **ANSWER_LENGTHS)
+
+
+class VqaTask:
+    """Task of `mplug.triton_protocol.Task`."""
+
+    def __init__(self, checkpoint: ServedCheckpoint) -> None:
+        self.config, self.tokenizer = checkpoint.config, checkpoint.tokenizer
+        self.generation = generation_of(self.config)
+
+    @classmethod
+    def of_folder(cls, folder: Path) -> VqaTask:
+        """From the model's version folder."""
+        return cls(ServedCheckpoint.read(folder))
+
+    def parse(self, inputs: Mapping[str, Value]) -> VqaRequest:
+        """Check everything before any stage is asked. Raises InvalidRequest."""
+        candidates = many_texts(inputs, "CANDIDATES", MAX_CANDIDATES) if "CANDIDATES" in inputs else []
+        options = {name: np.asarray(inputs[name]) for name in SEARCH_OPTIONS if name in inputs}
+        answers = len(candidates)
+        if candidates:
+            answers = _answers_wanted(options, len(candidates))
+            search = parse_search_options({}, self.generation, self.tokenizer.sep_id)
+        else:
+            search = parse_search_options(options, self.generation, self.tokenizer.sep_id)
+            check_positions(options, search, 1, self.config.text.max_positions)
+        question = one_text(inputs, "QUESTION")
+        behind = [
+            " ".join(many_texts(inputs, name, MAX_WORDS)) for name in ("OCR", "OBJECTS")
+            if name in inputs and len(inputs[name])
+        ]  # fmt: skip
+        return VqaRequest(
+            pixels=visual(inputs, self.config.vision.image_size),
+            question=self.tokenizer.encode(question, self.config.max_text_length, behind),
+            search=search,
+            candidates=candidates,
+            candidate_ids=self._candidate_ids(candidates) if candidates else None,
+            answers=answers,
+        )
+
+    def _candidate_ids(self, candidates: list[str]) -> np.ndarray:
+        tokenizer, most = self.tokenizer, min(self.config.max_text_length, self.config.text.max_positions) - 2
+        pieces = [tokenizer.pieces(candidate) for candidate in candidates]
+        for index, piece in enumerate(pieces):
+            if not 1 <= len(piece) <= most:
+                raise InvalidRequest(f"CANDIDATES[{index}]: has {len(piece)} tokens, but must have 1 to {most}")
+        ids = np.zeros((len(pieces), max(map(len, pieces)) + 2), np.int32)
+        for row, piece in zip(ids, pieces, strict=True):
+            row[: len(piece) + 2] = [tokenizer.cls_id, *piece, tokenizer.sep_id]
+        return ids
+
+    async def run(self, request: VqaRequest, call_stage: CallStage) -> Values:
+        """Chain the stages; outputs ANSWER, SCORE, TOKEN_IDS, best first."""
+        ids, mask = request.question
+        states, _ = await encode_images(call_stage, self.config, request.pixels)
+        text = await encode_texts(call_stage, self.config, ids[None], mask[None])
+        read = encoder_inputs(*await fuse_for_decoder(call_stage, side_by_side(states), text))
+        if request.candidate_ids is not None:
+            return await self._rank(request, read, call_stage)
+        found = await decode(call_stage, {**read, **search_inputs(request.search)})
+        answers = [self.tokenizer.decode(row.tolist()).encode() for row in found["TOKEN_IDS"]]
+        return {"ANSWER": answers, "SCORE": found["SCORE"], "TOKEN_IDS": found["TOKEN_IDS"]}
+
+    async def _rank(self, request: VqaRequest, read: dict[str, Value], call_stage: CallStage) -> Values:
+        found = await decode(call_stage, {**read, "CANDIDATE_IDS": request.candidate_ids})
+        likelihood = found["SCORE"].astype(np.float64)  # −inf for those that were not kept
+        probabilities = np.exp(likelihood - likelihood.max())
+        probabilities /= probabilities.sum()
+        kept = int(np.isfinite(likelihood).sum())
+        best = np.argsort(-likelihood, kind="stable")[: min(kept, request.answers)]
+        return {
+            "ANSWER": [request.candidates[index].encode() for index in best],
+            "SCORE": probabilities[best].astype(np.float32),
+            "TOKEN_IDS": found["TOKEN_IDS"][best],
+        }
+
+
+def _answers_wanted(options: Mapping[str, np.ndarray], candidates: int) -> int:
+    """NUM_RETURN beside CANDIDATES: all by default. Options of a search have no meaning there."""
+    for name in options:
+        if name != "NUM_RETURN":
+            raise InvalidRequest(f"{name}: has no meaning beside CANDIDATES, which are ranked and not searched")
+    if "NUM_RETURN" not in options:
+        return candidates
+    array = options["NUM_RETURN"].reshape(-1)
+    if array.size != 1 or not 1 <= int(array[0]) <= candidates:
+        shown = array.tolist()[:8]
+        raise InvalidRequest(f"NUM_RETURN: {shown} is not one number between 1 and the {candidates} CANDIDATES")
+    return int(array[0])
