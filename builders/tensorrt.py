@@ -14,7 +14,7 @@ import importlib
 import json
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import ModuleType
@@ -30,6 +30,8 @@ PACKAGES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 PRECISIONS = ("fp16", "bf16", "fp32")
 #: Compute capabilities that TensorRT-RTX compiles for: Turing, Ampere, Ada, Blackwell.
 RTX_CAPABILITIES = ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")
+#: Longest requests that the decoder steps many at once, in tokens; and how many it steps at once of longer ones.
+MANY_POSITIONS, FEW_SLOTS = 64, 4
 #: Most texts that the decoder scores in one run, tokens of each, and given tokens that are scored in one place. The
 #: logits of all tokens of all texts are in memory at once.
 SCORED = (16, 64, 4096)
@@ -58,7 +60,7 @@ class EngineOptions:
     #: For `tensorrt`: kernels once timed are not timed again. Read if it exists, and written.
     timing_cache: Path | None = None
     #: Scratch memory that kernels may use, MiB.
-    workspace_mib: int = 4096
+    workspace_mib: int = 2048
 
     def __post_init__(self) -> None:
         if self.target not in PACKAGES:
@@ -126,28 +128,42 @@ class Limits:
     frames: int = 1  #: images whose states the fusion encoder reads side by side: more than 1 for video
 
 
-def axis_ranges(spec: GraphSpec, network: MPlug, limits: Limits) -> dict[str, Range]:
-    """Range of every dynamic axis of a graph, by its letter in `mplug.contract`."""
+def profiles(spec: GraphSpec, network: MPlug, limits: Limits) -> list[dict[str, Range]]:
+    """Ranges of a graph's dynamic axes, by their letters in `mplug.contract`; an engine runs what one of them holds.
+
+    TensorRT sets memory aside for a profile's largest shapes all at once, so the decoder's step has two: many
+    requests of the usual length, and few of any length.
+    """
     config = network.config
-    tokens, positions = config.vision.tokens, _rounded(config.text.max_positions, POSITION_ROOM)
-    usual_positions = min(_rounded(config.generation.max_length, POSITION_ROOM), positions)
-    if spec.name.startswith("text_decoder"):
-        states = _rounded(limits.states, STATE_ROOM)
-        # One request at a time is prefilled, straight into its slot of the caches.
-        slots = Range(1, 1, 1) if spec.name.endswith("prefill") else Range(1, min(8, limits.batch), limits.batch)
-        beams = Range(1, config.generation.num_beams, MAX_BEAMS)
+    if spec.name == "text_decoder_score":
         texts, length, given = SCORED
-        return {
-            "S": slots, "M": beams, "C": beams, "T": Range(1, usual_positions, positions),
-            "A": Range(1, min(_rounded(tokens, STATE_ROOM), states), states),
-            "P": Range(1, texts, texts), "L": Range(1, min(8, length), min(length, positions)), "G": Range(1, 1, given),
-        }
+        length = min(length, config.text.max_positions)
+        return [{"P": Range(1, texts, texts), "L": Range(1, min(8, length), length), "G": Range(1, 1, given),
+                 "A": _states(network, limits.states)}]
+    if spec.name == "text_decoder_prefill":  # one request at a time, straight into its slot of the caches
+        return [{"S": Range(1, 1, 1), "A": _states(network, limits.states)}]
+    if spec.name == "text_decoder_step":
+        beams = Range(1, config.generation.num_beams, MAX_BEAMS)
+        usual, most = config.vision.tokens + config.max_text_length, _rounded(config.text.max_positions, POSITION_ROOM)
+        positions = min(_rounded(config.generation.max_length, POSITION_ROOM), most)
+        return [
+            {"S": Range(1, min(8, limits.batch), limits.batch), "M": beams, "C": beams,
+             "T": Range(1, positions, min(max(MANY_POSITIONS, positions), most)),
+             "A": _states(network, min(usual, limits.states))},
+            {"S": Range(1, 1, min(FEW_SLOTS, limits.batch)), "M": beams, "C": beams, "T": Range(1, positions, most),
+             "A": _states(network, limits.states)},
+        ]
     # Self-attention over all frames needs memory that grows with their square: fewer such requests at once.
     batch = max(1, limits.batch // limits.frames) if spec.name == "fusion_encoder" else limits.batch
-    return {
-        "B": Range(1, min(4, batch), batch), "L": Range(1, config.max_text_length, config.max_text_length),
-        "A": Range(1, tokens, limits.frames * tokens),
-    }
+    tokens = config.vision.tokens
+    return [{"B": Range(1, min(4, batch), batch), "L": Range(1, config.max_text_length, config.max_text_length),
+             "A": Range(1, tokens, limits.frames * tokens)}]
+
+
+def _states(network: MPlug, most: int) -> Range:
+    """Encoder states of one image as a rule, and room for `most`."""
+    most = _rounded(most, STATE_ROOM)
+    return Range(1, min(_rounded(network.config.vision.tokens, STATE_ROOM), most), most)
 
 
 def input_shapes(spec: GraphSpec, network: MPlug, ranges: Mapping[str, Range]) -> Shapes:
@@ -215,16 +231,17 @@ class Compiler:
         network.name = onnx.stem
         return network, _report(network)
 
-    def compile(self, onnx: Path, spec: GraphSpec, shapes: Shapes) -> tuple[bytes, NetworkReport]:
-        """Compile an ONNX file for the shapes of `input_shapes`. Raises EngineError."""
+    def compile(self, onnx: Path, spec: GraphSpec, shapes: Sequence[Shapes]) -> tuple[bytes, NetworkReport]:
+        """Compile an ONNX file for the shapes of `input_shapes`, one per profile. Raises EngineError."""
         network, report = self.parse(onnx)
-        check_report(report, spec, shapes)
         config = self._configure()
-        profile = self._builder.create_optimization_profile()
-        for name, (least, usual, most) in shapes.items():
-            profile.set_shape(name, least, usual, most)
-        if config.add_optimization_profile(profile) < 0:
-            raise self._error(f"{spec.name}: TensorRT does not take the shapes {dict(shapes)}")
+        for one in shapes:
+            check_report(report, spec, one)
+            profile = self._builder.create_optimization_profile()
+            for name, (least, usual, most) in one.items():
+                profile.set_shape(name, least, usual, most)
+            if config.add_optimization_profile(profile) < 0:
+                raise self._error(f"{spec.name}: TensorRT does not take the shapes {one}")
         cache = self._timing_cache(config)
         plan = self._builder.build_serialized_network(network, config)
         if plan is None:
@@ -327,7 +344,7 @@ def write_engine(compiler: Compiler, onnx: Path, spec: GraphSpec, network: MPlug
                  folder: Path) -> dict[str, Any]:
     """Compile an ONNX file into `folder` and write beside it what was built; returns that, too."""
     options = compiler.options
-    shapes = input_shapes(spec, network, axis_ranges(spec, network, limits))
+    shapes = [input_shapes(spec, network, ranges) for ranges in profiles(spec, network, limits)]
     started = time.monotonic()
     plan, report = compiler.compile(onnx, spec, shapes)
     path = folder / engine_name(spec.name, options.target)

@@ -106,15 +106,29 @@ class Engine:
         return [tensor for tensor in self.tensors.values() if not tensor.is_input]
 
     def largest(self, name: str) -> tuple[int, ...]:
-        """The largest shape of an input that the engine was compiled for."""
+        """The largest shape of an input that the engine's first profile was compiled for."""
         return tuple(self._engine.get_tensor_profile_shape(name, 0)[2])
 
-    def context(self) -> Context:
-        """What holds shapes and addresses for runs of this engine."""
+    def profile_of(self, shapes: Mapping[str, tuple[int, ...]]) -> int | None:
+        """The first profile that holds these inputs, None where none does."""
+        for profile in range(self._engine.num_optimization_profiles):
+            ranges = {name: self._engine.get_tensor_profile_shape(name, profile) for name in shapes}
+            if all(
+                low <= length <= high
+                for name, shape in shapes.items()
+                for low, length, high in zip(ranges[name][0], shape, ranges[name][2], strict=True)
+            ):
+                return profile
+        return None
+
+    def context(self, profile: int = 0) -> Context:
+        """What holds shapes and addresses for runs of this engine within one of its profiles."""
         context = self._engine.create_execution_context(self._strategy)
         if context is None:
             raise RuntimeUnavailable(f"{self.name}: TensorRT makes no execution context; is the GPU's memory full?")
         context.set_device_memory(self._scratch.address, self._scratch.size)
+        if not context.set_optimization_profile_async(profile, self.device.stream_handle):
+            raise RuntimeUnavailable(f"{self.name}: TensorRT does not take its own profile {profile}")
         return Context(self, context)
 
 

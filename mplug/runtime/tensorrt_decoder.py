@@ -34,6 +34,8 @@ POSITION_ROOM, STATE_ROOM = 8, 32
 SPARE_ROOM = 2
 #: Caches may be larger than asked for up to this size: 32 slots of a base-size captioner take 0.9 GB.
 SPARE_BYTES = 1 << 30
+#: What room is said to take that the engine was not built for; the decode loop then lets a request wait, or refuses.
+BEYOND = 1 << 62
 #: Recordings that are kept; the one used longest ago goes first.
 MOST_RECORDINGS = 24
 
@@ -107,7 +109,9 @@ class TensorRTDecoder:
         return self._heads * room.states * self._row
 
     def cache_bytes(self, slots: int, positions: int, columns: int, states: int) -> int:
-        """See `Decoder.cache_bytes`."""
+        """See `Decoder.cache_bytes`; more than any memory for room that no profile of the engine holds."""
+        if self._profile(Room.rounded(slots, positions, columns, states), slots, columns) is None:
+            return BEYOND
         return self._arrays * self._heads * self._row * Room.rounded(slots, positions, columns, states).keys
 
     def reserve(self, slots: int, positions: int, columns: int, states: int) -> None:
@@ -115,7 +119,8 @@ class TensorRTDecoder:
         recordings are lost, and made again in more time than many steps take."""
         old, wanted = self._room, Room.rounded(slots, positions, columns, states)
         room = wanted.widened(old)
-        if room != old and room.keys * self._arrays * self._heads * self._row > SPARE_BYTES:
+        too_much = room.keys * self._arrays * self._heads * self._row > SPARE_BYTES
+        if room != old and (too_much or self._profile(room, slots, columns) is None):
             room = wanted
         if room == old:
             return
@@ -230,6 +235,12 @@ class TensorRTDecoder:
             step.free()
         self._steps = {}
 
+    def _profile(self, room: Room, slots: int, beams: int) -> int | None:
+        """The engine's profile for steps of a size over caches of this room."""
+        shapes = {"TOKENS": (slots, beams), "ENCODER_MASK": (slots, room.states)}
+        shapes[self._past_names[0]] = (slots, self._heads, room.positions, room.columns, self._head_width)
+        return self._step_engine.profile_of(shapes)
+
     def bind_caches(self, context: Context, slots: int) -> None:
         """Let a step read the first `slots` of the caches in place."""
         assert self._past is not None and self._cross is not None
@@ -264,7 +275,10 @@ class TensorRTDecoder:
             "ANCESTRY": ((slots, beams, room.positions), whole), "ENCODER_MASK": ((slots, room.states), whole),
             "END_BLOCKED": ((slots,), whole), "TOKEN_RANGE": ((slots, 2), whole),
         })
-        context = self._step_engine.context()
+        profile = self._profile(room, slots, beams)
+        if profile is None:
+            raise ValueError(f"the engine was not built for {slots} slots of {room}")
+        context = self._step_engine.context(profile)
         for name, array in inputs.arrays.items():
             context.set_shape(name, array.shape)
             context.set_address(name, inputs.addresses[name])

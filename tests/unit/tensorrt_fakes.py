@@ -229,6 +229,8 @@ class FakeDataType(SimpleNamespace):
     """`tensorrt.DataType`."""
 
 
+#: Largest lengths of an engine's second profile, where they are not those of the first.
+FEW = {"S": 2, "T": 64, "A": 640}
 TYPES = {"FLOAT": np.float32, "HALF": np.float16, "INT32": np.int32}
 
 
@@ -263,6 +265,7 @@ class FakeEngine:
     """`tensorrt.ICudaEngine` over a PyTorch module."""
 
     device_memory_size_v2 = 512
+    num_optimization_profiles = 2
 
     def __init__(self, trt: FakeTensorRT, spec: GraphSpec, module: torch.nn.Module) -> None:
         self.trt, self.spec, self.module = trt, spec, module
@@ -289,8 +292,14 @@ class FakeEngine:
 
     def get_tensor_profile_shape(self, name: str, profile: int):
         lengths = self.trt.sizes | self.trt.most
+        if profile == 1:
+            lengths |= FEW
         most = tuple(axis if isinstance(axis, int) else lengths[axis] for axis in self.tensors[name].axes)
-        return (), (), most
+        least = tuple(
+            1 if isinstance(axis, str) and axis in self.trt.most else length
+            for axis, length in zip(self.tensors[name].axes, most, strict=True)
+        )
+        return least, most, most
 
     def create_execution_context(self, strategy):
         assert strategy == "user"
@@ -306,14 +315,19 @@ class FakeContext:
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.addresses: dict[str, int] = {}
         self.has_run: set[tuple] = set()
-        self.scratch = 0
+        self.scratch = self.profile = 0
 
     def set_device_memory(self, address: int, size: int) -> None:
         assert size >= self.engine.device_memory_size_v2
         self.scratch = address
 
+    def set_optimization_profile_async(self, profile: int, stream: int) -> bool:
+        assert not self.shapes
+        self.profile = profile
+        return profile < self.engine.num_optimization_profiles
+
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
-        most = self.engine.get_tensor_profile_shape(name, 0)[2]
+        most = self.engine.get_tensor_profile_shape(name, self.profile)[2]
         if len(shape) != len(most) or any(length > limit for length, limit in zip(shape, most, strict=True)):
             return False
         self.shapes[name] = tuple(shape)
