@@ -90,13 +90,13 @@ def goal(name: str, target: str, measured: float, reached: bool) -> dict[str, An
     return {"goal": name, "target": target, "measured": round(measured, 3), "reached": bool(reached)}
 
 
-def growth(samples: Sequence[float], warm_share: float = 0.25) -> float:
-    """How much the level of some samples rose: median of the last quarter over that of the first counted one.
+def growth(samples: Sequence[float], warm_share: float) -> float:
+    """How much the level of some samples rose once warm: median of the last third over that of the first, less 1.
 
     The first `warm_share` of the samples is not counted. 0.0 means flat.
     """
-    warm = samples[int(len(samples) * warm_share):]
-    quarter = max(1, len(warm) // 4)
-    if len(warm) < 2:
+    warm = samples[int(len(samples) * warm_share) :]
+    if len(warm) < 3:
         return 0.0
-    return median(warm[-quarter:]) / median(warm[:quarter]) - 1.0
+    third = len(warm) // 3
+    return median(warm[-third:]) / median(warm[:third]) - 1.0

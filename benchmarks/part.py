@@ -8,12 +8,13 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from benchmarks import machine
 from benchmarks.presets import PRESETS
-from benchmarks.workspace import ROOT, Workspace
+from benchmarks.workspace import ROOT, Workspace, read_build_info, say
 
 #: Parts, in the order in which they run and stand on the page.
 PARTS = ("one_caption", "decode_steps", "throughput", "soak")
@@ -29,17 +30,32 @@ def add_common(parser: argparse.ArgumentParser) -> None:
                         help="scratch: checkpoint and repository, used again (default: build/bench)")
 
 
-def main(name: str, measure: Callable[[Workspace], dict[str, Any]], description: str | None) -> int:
-    """Run a part from its command line: `measure` gives `results` and `goals`, which go into the result file."""
+def main(
+    name: str,
+    measure: Callable[[Workspace], dict[str, Any]],
+    description: str | None,
+    *,
+    repository_of: Callable[[Workspace], Path] = Workspace.prepare,
+    checks: bool = False,
+) -> int:
+    """Run a part from its command line: `measure` gives `results` and `goals`, which go into the result file.
+
+    `repository_of` makes what is measured, and gives its repository. `checks`: the goals are checks, and one
+    that is missed makes the exit code 1.
+    """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_common(parser)
     parser.add_argument("--result", type=Path, metavar="FILE", help="the JSON to write (default: print it)")
+    parser.add_argument("--repository", type=Path, metavar="DIR", help="soak alone: run against this one")
+    parser.add_argument("--requests", type=int, metavar="N", help="soak alone: how many (default: the preset's)")
     options = parser.parse_args()
     # Ended by the runner: leave through the `with`s, so that no server is left behind.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    workspace = Workspace(options.workspace, PRESETS[options.preset], options.precision)
-    workspace.prepare()
-    document = describe(name, workspace)
+    preset = PRESETS[options.preset]
+    if options.requests:
+        preset = replace(preset, requests=options.requests)
+    workspace = Workspace(options.workspace, preset, options.precision, options.repository)
+    document = describe(name, workspace, repository_of(workspace))
     began = time.monotonic()
     document |= measure(workspace)
     document["seconds"] = round(time.monotonic() - began, 1)
@@ -49,12 +65,15 @@ def main(name: str, measure: Callable[[Workspace], dict[str, Any]], description:
     else:
         options.result.parent.mkdir(parents=True, exist_ok=True)
         options.result.write_text(text)
-    return 0
+    missed = [each for each in document["goals"] if not each["reached"]]
+    for each in missed:
+        say(f"missed: {each['goal']}: {each['measured']} ({each['target']})")
+    return 1 if checks and missed else 0
 
 
-def describe(name: str, workspace: Workspace) -> dict[str, Any]:
+def describe(name: str, workspace: Workspace, repository: Path) -> dict[str, Any]:
     """The head of a result file: what was measured, of what, on what."""
-    info = workspace.build_info()
+    info = read_build_info(repository)
     return {
         "part": name,
         "preset": workspace.preset.name,

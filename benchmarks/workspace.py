@@ -12,11 +12,11 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.presets import Preset
+from benchmarks.presets import PRESETS, Preset
 
 ROOT = Path(__file__).resolve().parents[1]
 BUILD_INFO = "build_info.json"
@@ -32,6 +32,11 @@ class Workspace:
     folder: Path
     preset: Preset
     precision: str = "auto"
+    served: Path | None = None  #: a repository to run against instead, where a part can
+
+    def at_preset(self, name: str) -> Workspace:
+        """The workspace of another preset beside this one."""
+        return replace(self, preset=PRESETS[name])
 
     @property
     def checkpoint(self) -> Path:
@@ -59,7 +64,7 @@ class Workspace:
 
     def build_info(self) -> dict[str, Any]:
         """What the repository is: its precision, among others."""
-        return json.loads((self.repository / BUILD_INFO).read_text())
+        return read_build_info(self.repository)
 
     def one_slot_repository(self) -> Path:
         """A copy of the repository whose decoder takes one request at a time: no in-flight batching."""
@@ -80,6 +85,11 @@ def with_parameter(config: str, key: str, value: str) -> str:
     if times != 1:
         raise ValueError(f"the configuration has the parameter {key} {times} times, not once")
     return changed
+
+
+def read_build_info(repository: Path) -> dict[str, Any]:
+    """What a repository was built from, as its builder left it."""
+    return json.loads((repository / BUILD_INFO).read_text())
 
 
 def say(text: str) -> None:
