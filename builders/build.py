@@ -86,11 +86,6 @@ class Build:
     precision: str
     engines: list[dict[str, object]] = field(default_factory=list)  #: TensorRT's, as `builders.tensorrt` describes them
 
-    @property
-    def ranks_candidates(self) -> bool:
-        """Whether the graph that scores given answers is built."""
-        return self.network.config.ranks_candidates and self.target not in tensorrt_builder.PACKAGES
-
     def stage_info(self, folder: Path) -> StageInfo:
         """What the served stage must know besides its artefact."""
         config, text = self.network.config, self.network.config.text
@@ -98,7 +93,7 @@ class Build:
             "layers": text.text_decode_layers, "heads": text.heads, "head_width": text.head_width,
             "hidden_size": text.hidden_size, "vocab_size": text.vocab_size, "max_positions": text.max_positions,
             "max_states": MAX_FRAMES * config.vision.tokens + config.max_text_length,
-            "ranks_candidates": int(self.ranks_candidates),
+            "ranks_candidates": int(config.ranks_candidates),
             "image_size": config.vision.image_size, "start_id": self.tokenizer.cls_id, "end_id": self.tokenizer.sep_id,
         }
         return StageInfo(folder, self.target, self.precision, sizes, asdict(config.generation))
@@ -211,10 +206,9 @@ def _build_engines(job: Build, repository: Path, scratch: Path,
         if not folder.exists():
             _copy_model(stage, repository)
             job.stage_info(folder).write()
-        if spec is DECODER_SCORE:
-            continue  # not compiled with TensorRT yet
         measured = compiler.build(spec, graph, folder, scratch)
-        errors |= {f"{stage}.{name}": error for name, error in measured.items()}
+        compared = spec.name if spec is DECODER_SCORE else stage
+        errors |= {f"{compared}.{name}": error for name, error in measured.items()}
     job.engines.extend(compiler.built)
     _check(errors, job.precision)
     return errors
