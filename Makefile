@@ -16,12 +16,12 @@ BUILT     := $(REPOSITORY)/.built
 SOURCES   := $(shell find builders/*.py model_repository $(CHECKPOINT) mplug/network mplug/config.py \
                mplug/checkpoint.py mplug/contract.py -type f ! -name '*.pyc' 2>/dev/null)
 
-.PHONY: help caption serve build demo test lint bench load clean
+.PHONY: help caption serve build demo test test-gpu lint bench load clean
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
 help:  ## what there is
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-9s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-9s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 caption: $(BUILT)  ## start the server, caption IMAGE=FILE, stop the server
 	@test -n "$(IMAGE)" || { echo "error: name a picture: make caption IMAGE=cat.jpg" >&2; exit 1; }
@@ -38,6 +38,10 @@ demo: $(BUILT)  ## caption all of examples/
 
 test: $(INSTALLED)  ## all tests; those for a GPU skip without one
 	@$(BIN)/python -m pytest $(PYTEST_ARGUMENTS)
+
+test-gpu: $(INSTALLED)  ## tests that need a GPU, with what requirements-gpu.txt adds
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-gpu.txt
+	@$(BIN)/python -m pytest tests/gpu $(PYTEST_ARGUMENTS)
 
 lint: $(INSTALLED)  ## ruff
 	@$(BIN)/ruff check .
