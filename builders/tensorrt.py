@@ -255,6 +255,8 @@ class Compiler:
         config = self._builder.create_builder_config()
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace_mib << 20)
         config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # names of layers for the engine inspector
+        if options.precision == "fp32":
+            config.clear_flag(trt.BuilderFlag.TF32)  # is on by default and keeps ten bits of the products' inputs
         if options.hardware_compatible:
             config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.AMPERE_PLUS
         if options.version_compatible:

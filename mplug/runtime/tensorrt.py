@@ -23,6 +23,8 @@ from mplug.runtime.device_dlpack import Borrowed, borrow, on_gpu
 from mplug.runtime.interface import Decoder, RuntimeUnavailable, StageInfo
 
 PACKAGES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
+#: Element types as TensorRT calls them.
+ITEM_BYTES = {"FLOAT": 4, "HALF": 2, "BF16": 2, "INT32": 4, "INT64": 8, "BOOL": 1}
 
 
 def open_graph(info: StageInfo, name: str) -> TensorRTGraph:
@@ -95,7 +97,7 @@ class Engine:
     def _type(self, trt: ModuleType, name: str) -> TensorType:
         dtype = self._engine.get_tensor_dtype(name)
         is_input = self._engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT
-        return TensorType(name, is_input, dtype.name, int(dtype.itemsize))
+        return TensorType(name, is_input, dtype.name, ITEM_BYTES[dtype.name])
 
     @property
     def inputs(self) -> list[TensorType]:

@@ -287,8 +287,7 @@ class FakeEngine:
         return "INT32" if self.tensors[name].dtype == "INT32" else "FLOAT"
 
     def get_tensor_dtype(self, name: str) -> FakeDataType:
-        kind = self.type_of(name)
-        return FakeDataType(name=kind, itemsize=np.dtype(TYPES[kind]).itemsize)
+        return FakeDataType(name=self.type_of(name))
 
     def get_tensor_profile_shape(self, name: str, profile: int):
         lengths = self.trt.sizes | self.trt.most
