@@ -24,7 +24,7 @@ from wire import Wire, connect, hypotheses
 
 from builders.build import build
 from clients.client import Client
-from mplug.checkpoint import load_checkpoint
+from mplug.checkpoint import load_checkpoint, read_state_dict
 from mplug.config import read_config
 from mplug.network import MPlug
 from mplug.preprocess import decode_image, pixel_values
@@ -273,13 +273,11 @@ def judged(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "config.yaml").write_text(yaml.safe_dump(document))
     for name in ("config_bert.json", "vocab.txt"):
         shutil.copy(source / name, folder / name)
-    weights = torch.load(source / "pytorch_model.bin", weights_only=True)
-    weights = weights.get("model", weights)
-    prefix = "model." if next(iter(weights)).startswith("model.") else ""
+    weights = read_state_dict(source / "pytorch_model.bin")
     config = read_config(folder / "config.yaml", folder / "config_bert.json")
     heads = MPlug(config, parts=("nlvr_head", "entail_head"))
     heads.initialise(seed=3)
-    torch.save({**weights, **{prefix + key: 20 * value for key, value in heads.state_dict().items()}}, folder / "w.bin")
+    torch.save({**weights, **{key: 20 * value for key, value in heads.state_dict().items()}}, folder / "weights.bin")
     return folder
 
 
