@@ -44,6 +44,8 @@ SCENE_SIZE = 128  # pixels
 PAD, CLS, SEP = 0, 101, 102
 PROMPT = "a picture of"
 VALIDATION_SEED = 20_000
+#: Chance of groups of 1, 2, 3, 4 objects: the more there are, the smaller each is drawn.
+COUNT_WEIGHTS = [0.8, 0.12, 0.05, 0.03]
 
 
 @dataclass(frozen=True)
@@ -58,12 +60,15 @@ class Stage:
     augmented: float  #: share of batches whose sprites are augmented
     patch_weight: float  #: weight of the patch labels beside the captions
     captions: bool = True  #: without, the vision encoder learns alone
+    kept_patches: int | None = None  #: work on so many patches, those of objects first
 
 
 STAGES = {
     "sprites": Stage(64, 1, 1, 64, 6e-4, augmented=0.3, patch_weight=1.0, captions=False),
     "styles": Stage(64, 1, 1, 64, 5e-4, augmented=0.7, patch_weight=1.0),
-    "scenes": Stage(128, 2, 4, 32, 5e-4, augmented=0.7, patch_weight=1.0),
+    "scenes": Stage(128, 2, 4, 32, 4e-4, augmented=0.4, patch_weight=1.0),
+    "objects": Stage(128, 2, 4, 48, 4e-4, augmented=0.4, patch_weight=1.0, kept_patches=24),
+    "whole": Stage(128, 2, 4, 32, 2e-4, augmented=0.4, patch_weight=0.5),
     "crowds": Stage(128, 4, 4, 32, 3e-4, augmented=0.7, patch_weight=0.5),
 }
 
@@ -118,6 +123,7 @@ class SceneStream(IterableDataset):
             TRAINING_STYLES, size=SCENE_SIZE, max_groups=self.stage.max_groups,
             max_count=self.stage.max_count, augment=True, seed=self.seed,
         )
+        scenes.count_weights = COUNT_WEIGHTS
         chance = Random(self.seed)
         while True:
             scenes.augment = chance.random() < self.stage.augmented
@@ -143,6 +149,12 @@ def tensors_of(batch: SceneBatch, words: WordIds, size: int) -> tuple[torch.Tens
     for row, caption in zip(ids, captions, strict=True):
         row[: len(caption)] = caption
     return torch.from_numpy(images), torch.from_numpy(ids), torch.from_numpy(labels.astype(np.int64))
+
+
+def object_patches(labels: torch.Tensor, count: int) -> torch.Tensor:
+    """Of labels `[B, g, g]`, the indices `[B, count]` of patches that show objects, filled up with background."""
+    shown = (labels.flatten(1) > 0).float()
+    return (shown + 0.5 * torch.rand_like(shown)).topk(count, dim=1).indices
 
 
 def window_corner(scene: Scene, patches: int) -> tuple[int, int]:
@@ -200,8 +212,10 @@ class Trainer:
             for group in optimiser.param_groups:
                 group["lr"] = group["base_lr"] * factor
             with torch.autocast("cpu", torch.bfloat16):
-                image_states = network.vision_encoder(normalise(images))
-                patch = self.patches(image_states, labels)
+                kept = None if stage.kept_patches is None else object_patches(labels, stage.kept_patches)
+                image_states = network.vision_encoder(normalise(images), kept)
+                seen = labels.flatten(1) if kept is None else labels.flatten(1).gather(1, kept)
+                patch = self.patches(image_states, seen)
                 caption = torch.zeros(())
                 if stage.captions:
                     caption = caption_loss(network, decoder_source(network, image_states, self.prompt_ids), ids)

@@ -26,7 +26,7 @@ class PatchLabelling(nn.Module):
         self.register_buffer("weight", weight, persistent=False)
 
     def forward(self, image_states: Tensor, patch_labels: Tensor) -> Tensor:
-        """Image states `[B, 1 + g², W]`, labels `[B, g, g]` (0 background, else class + 1) → loss."""
+        """Image states `[B, 1 + g², W]`, labels `[B, g, g]` or `[B, g²]` (0 background, else class + 1) → loss."""
         logits = self.head(image_states[:, 1:]).float()
         return functional.cross_entropy(logits.flatten(0, 1), patch_labels.flatten().long(), weight=self.weight)
 

@@ -75,11 +75,18 @@ class VisionEncoder(nn.Module):
         waves = [wave(angle) for angle in angles for wave in (torch.sin, torch.cos)]
         self.position_embedding[1:] = 0.5 * torch.cat(waves, dim=1)
 
-    def forward(self, pixel_values: Tensor) -> Tensor:
-        """Normalised pixels `[B, 3, R, R]` → image states `[B, N, W]`, N = 1 + (R / patch)²."""
+    def forward(self, pixel_values: Tensor, kept: Tensor | None = None) -> Tensor:
+        """Normalised pixels `[B, 3, R, R]` → image states `[B, N, W]`, N = 1 + (R / patch)².
+
+        `kept` `[B, K]`: indices of the patches to work on, for cheaper training; then N = 1 + K
+        (PatchDropout, arXiv 2208.07220).
+        """
         patches = self.patch_embedding(pixel_values).flatten(2).transpose(1, 2)  # [B, N-1, width]
         class_token = self.class_embedding.expand(patches.shape[0], 1, -1).to(patches.dtype)
         states = torch.cat([class_token, patches], dim=1) + self.position_embedding
+        if kept is not None:
+            chosen = torch.cat([torch.zeros_like(kept[:, :1]), kept + 1], dim=1)
+            states = states.gather(1, chosen[:, :, None].expand(-1, -1, states.shape[-1]))
         states = self.norm_in(states)
         for block in self.blocks:
             states = block(states)
