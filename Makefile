@@ -12,6 +12,7 @@ SECONDS    ?= 60
 BIN       := $(VENV)/bin
 INSTALLED := $(VENV)/.requirements.installed
 BUILT     := $(REPOSITORY)/.built
+BENCH_INSTALLED := $(VENV)/.benchmarks.installed
 # What a repository is made of: a change in any of it builds again. Tasks and runtimes are read from the checkout.
 SOURCES   := $(shell find builders/*.py model_repository $(CHECKPOINT) mplug/network mplug/config.py \
                mplug/checkpoint.py mplug/contract.py -type f ! -name '*.pyc' 2>/dev/null)
@@ -46,12 +47,13 @@ test-gpu: $(INSTALLED)  ## tests that need a GPU, with what requirements-gpu.txt
 lint: $(INSTALLED)  ## ruff
 	@$(BIN)/ruff check .
 
-bench: $(BUILT)  ## ours beside the baselines, into benchmarks/
-	@$(BIN)/python benchmarks/compare.py --repository $(REPOSITORY)
+# The soak runs against the demo where there is its checkpoint; all else against a random one of base size.
+bench: $(BENCH_INSTALLED) $(if $(wildcard $(CHECKPOINT)),$(BUILT))  ## ours beside the baselines (15 min), into docs/benchmarks.md
+	@$(BIN)/python -m benchmarks.run $(if $(wildcard $(CHECKPOINT)),--repository $(REPOSITORY)) $(BENCH)
 
 load: $(BUILT)  ## load test: USERS (16) users for SECONDS (60) seconds
 	@$(BIN)/python -m mplug.server $(REPOSITORY) --run $(BIN)/locust --headless --only-summary \
-		-f benchmarks/locustfile.py -u $(USERS) -r $(USERS) -t $(SECONDS)s --host {grpc}
+		-f benchmarks/locustfile.py -u $(USERS) -r $(USERS) -t $(SECONDS)s --grpc-url {grpc} --http-url {http}
 
 clean:  ## remove what was built, and the virtual environment
 	rm -rf build $(VENV) .pytest_cache .ruff_cache
@@ -62,6 +64,11 @@ $(INSTALLED): requirements.txt
 	@test -x $(BIN)/python || { echo "making $(VENV)" >&2; $(PYTHON) -m venv $(VENV); }
 	@echo "installing requirements.txt into $(VENV): minutes the first time" >&2
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	@touch $@
+
+$(BENCH_INSTALLED): $(INSTALLED) benchmarks/requirements.txt
+	@echo "installing benchmarks/requirements.txt into $(VENV)" >&2
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt -r benchmarks/requirements.txt
 	@touch $@
 
 $(BUILT): $(INSTALLED) $(SOURCES)

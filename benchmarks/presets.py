@@ -45,7 +45,7 @@ class Preset:
     slow_rounds: int = 3
     #: throughput: clients per setting, warm-up and window of each setting
     clients: tuple[int, ...] = (1, 4, 16, 32)
-    unbatched_clients: tuple[int, ...] = (4, 16, 32)
+    unbatched_clients: tuple[int, ...] = (4, 16)
     lengths: tuple[int, ...] = tuple(range(8, 21))
     warm_seconds: float = 8.0
     window_seconds: float = 25.0

@@ -46,6 +46,8 @@ TITLES = {
 REPEATED_PICTURES = 16
 REQUEST_SECONDS = 600.0
 LITSERVE_START_SECONDS = 180.0
+#: What a setting may take besides its window: a server that starts, a warm-up.
+SLOWEST_START = 40.0
 #: The clients that the goals speak of.
 GOAL_CLIENTS = 16
 
@@ -57,9 +59,13 @@ def measure(workspace: Workspace) -> dict[str, Any]:
     pictures = Pictures(preset.pictures)
     results: dict[str, list[dict[str, Any]]] = {name: [] for name in TITLES}
     errors: list[str] = []
+    # A setting that would be begun too late is left out, so that the others are not lost with it.
+    last_start = time.monotonic() + preset.limits["throughput"] - SLOWEST_START - preset.longest_window
 
     def note(name: str, clients: int, run: Callable[[], dict[str, Any]]) -> None:
         try:
+            if time.monotonic() > last_start:
+                raise TimeoutError("left out, the part is out of time")
             figures = {"clients": clients, **run()}
         except Exception as error:
             errors.append(f"{TITLES[name]}, {clients} clients: {type(error).__name__}: {error}")
