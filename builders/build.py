@@ -104,7 +104,8 @@ def build(checkpoint: Path, output: Path, *, target: str = "openvino", precision
           engine_settings: Mapping[str, object] | None = None) -> dict[str, float]:
     """Build `output` and return the relative error per compared output.
 
-    `engine_settings` are more of `builders.tensorrt.EngineOptions`. Raises BuildError, CheckpointError, ConfigError or ArtefactError; `output` is then left as it was.
+    `engine_settings` are more of `builders.tensorrt.EngineOptions`. Raises BuildError, CheckpointError,
+    ConfigError or ArtefactError; `output` is then left as it was.
     """
     output = output.absolute()
     if output.exists() and not output.is_dir():
@@ -225,7 +226,9 @@ def _check(errors: dict[str, float], precision: str) -> None:
 
 def _write_weights(job: Build, folder: Path, stage: str) -> None:
     """What the torch runtime loads: the stage's weights, with the heads behind it, and the configuration."""
-    heads = {"vision_encoder": "vision_projection.", "text_encoder": "text_projection.", "fusion_encoder": "match_head."}
+    heads = {
+        "vision_encoder": "vision_projection.", "text_encoder": "text_projection.", "fusion_encoder": "match_head.",
+    }
     prefixes = (f"{stage}.", heads.get(stage, f"{stage}."))
     weights = {key: value.contiguous() for key, value in job.network.state_dict().items() if key.startswith(prefixes)}
     save_file(weights, folder / "model.safetensors")
@@ -274,12 +277,17 @@ def _build_info(job: Build, models: list[str], errors: dict[str, float]) -> dict
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="a folder with weights, YAML, BERT JSON and vocab.txt")
+    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT",
+                        help="a folder with weights, YAML, BERT JSON and vocab.txt")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="the repository to write")
-    parser.add_argument("--target", choices=TARGETS, default="openvino", help="what to compile to (default: %(default)s)")
-    parser.add_argument("--precision", choices=PRECISIONS, default="auto", help="auto: fp16 on a GPU, bf16 where the CPU has it, else fp32")
-    parser.add_argument("--image-size", type=int, metavar="N", help="serve at N×N pixels instead of the checkpoint's size")
-    parser.add_argument("--task", choices=TASKS, help="what the checkpoint was fine-tuned for, where its YAML does not say")
+    parser.add_argument("--target", choices=TARGETS, default="openvino",
+                        help="what to compile to (default: %(default)s)")
+    parser.add_argument("--precision", choices=PRECISIONS, default="auto",
+                        help="auto: fp16 on a GPU, bf16 where the CPU has it, else fp32")
+    parser.add_argument("--image-size", type=int, metavar="N",
+                        help="serve at N×N pixels instead of the checkpoint's size")
+    parser.add_argument("--task", choices=TASKS,
+                        help="what the checkpoint was fine-tuned for, where its YAML does not say")
     gpu = parser.add_argument_group("TensorRT", "see docs/gpu.md")
     gpu.add_argument("--compute-capability", metavar="LIST", default="",
                      help="RTX GPUs that tensorrt-rtx compiles for, such as 8.6,8.9,12.0 (default: Ampere and later)")

@@ -34,8 +34,8 @@ def example_inputs(spec: GraphSpec, network: MPlug, *, seed: int = 0, **sizes: i
         shape = [axis if isinstance(axis, int) else lengths[axis] for axis in tensor.axes]
         whole = {
             "INPUT_IDS": (0, text.vocab_size), "TOKENS": (0, text.vocab_size), "TARGETS": (0, text.vocab_size),
-            "ATTENTION_MASK": (1, 2), "ENCODER_MASK": (1, 2), "POSITIONS": (0, lengths["T"]), "ANCESTRY": (-1, lengths["C"]),
-            "END_BLOCKED": (0, 2),
+            "ATTENTION_MASK": (1, 2), "ENCODER_MASK": (1, 2), "POSITIONS": (0, lengths["T"]),
+            "ANCESTRY": (-1, lengths["C"]), "END_BLOCKED": (0, 2),
         }
         if tensor.name == "TOKEN_RANGE":
             return torch.tensor([[0, text.vocab_size]] * shape[0], dtype=torch.int32)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Iterable
+from itertools import pairwise
 from pathlib import Path
 
 import matplotlib
@@ -44,7 +45,7 @@ def draw(records: list[dict], output: Path) -> None:
             looks.plot(*zip(*points, strict=True), colour, marker="o", label=f"object recall, {name}")
     looks.set(xlabel="thousand samples", ylabel="share right", ylim=(0, 1), title="200 fixed scenes, unaugmented")
     for axes in (losses, looks):
-        for first, second in zip(records, records[1:], strict=False):
+        for first, second in pairwise(records):
             if first["stage"] != second["stage"]:
                 axes.axvline(second["samples"] / 1000, color="grey", linewidth=0.6)
         axes.legend(fontsize=8)
