@@ -10,7 +10,7 @@ import matplotlib
 
 matplotlib.use("Agg")  # draws files, needs no screen
 
-from matplotlib import pyplot
+from matplotlib import pyplot, ticker
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -45,7 +45,10 @@ def _one_caption(results: dict[str, Any]) -> Figure:
         axes.text(each["median"] * 1.08, row + 0.36, f"{each['median']:.2f} s, {each['times_ours']:.1f}×", fontsize=8)
     axes.set_yticks(range(len(contenders)), [each["title"] for _, each in contenders])
     axes.set_xscale("log")
-    axes.set_xlim(right=3 * max(each["median"] for _, each in contenders))
+    medians = [each["median"] for _, each in contenders]
+    axes.set_xlim(min(medians) / 4, 3 * max(medians))
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter(ticker.NullFormatter())
     axes.set_xlabel("seconds for one caption (logarithmic); strokes are single rounds")
     return _plain(figure, axes)
 
@@ -101,7 +104,7 @@ def _soak(results: dict[str, Any]) -> Figure:
     levels = [[sample["processes"].get(name, 0.0) for sample in samples] for name in names]
     above.stackplot(seconds, levels, labels=[name.rsplit(" ", 1)[0] for name in names], alpha=0.8)
     above.set(ylabel="resident MiB", ylim=(0, None))
-    above.legend(frameon=False, fontsize=7, ncols=3, loc="lower right")
+    above.legend(frameon=False, fontsize=7, ncols=len(names), loc="lower left", bbox_to_anchor=(0, 1))
     below.plot(seconds, [sample["in_flight"] for sample in samples], color=FLOOR, label="captions in flight")
     below.plot(seconds, [sample["decode_batch"] for sample in samples], color=OURS, label="decode batch")
     below.set(xlabel="seconds", ylabel="requests", ylim=(0, None))
