@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 from collections.abc import Mapping
 
 import numpy as np
 
 from mplug.beam_search import SearchOptions
+from mplug.errors import ServingError
 from mplug.triton_protocol import CallStage, Value, Values
 
 #: Options of the search that public models pass on as the client sent them.
@@ -29,7 +31,11 @@ async def decode(call_stage: CallStage, inputs: Mapping[str, Value]) -> Values:
     try:
         return await call_stage(DECODER, {**inputs, "TAG": tag}, OUTPUTS)
     except asyncio.CancelledError:
-        await asyncio.shield(call_stage(DECODER, {"CANCEL": tag}, OUTPUTS))
+        withdrawal = asyncio.ensure_future(call_stage(DECODER, {"CANCEL": tag}, OUTPUTS))
+        # A decoder that has gone cannot be told, and who was cancelled is cancelled all the same.
+        withdrawal.add_done_callback(lambda told: told.cancelled() or told.exception())
+        with contextlib.suppress(ServingError):
+            await asyncio.shield(withdrawal)
         raise
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import json
 from pathlib import Path
@@ -14,8 +15,9 @@ from mplug.beam_search import Hypothesis
 from mplug.config import GenerationConfig
 from mplug.contract import MAX_BEAMS, TEXT_DECODER_MODEL
 from mplug.decode_request import DecodeRequestParser, Withdrawals, parse_search_options, polled, to_outputs
-from mplug.errors import InvalidRequest
+from mplug.errors import InvalidRequest, Unavailable
 from mplug.runtime.interface import StageInfo
+from mplug.tasks.decoding import decode
 
 START, END = 101, 102
 GENERATION = GenerationConfig(num_beams=5, min_length=8, max_length=25)
@@ -200,6 +202,39 @@ def test_withdrawals_forget_requests_that_are_gone() -> None:
     gc.collect()
     assert len(withdrawals._flags) == 0
     withdrawals.withdraw([b"a"])
+
+
+@pytest.mark.parametrize("decoder_is_there", [True, False])
+def test_who_is_cancelled_withdraws_the_search(decoder_is_there: bool) -> None:
+    """Also when cancelled again meanwhile, as clients that have gone are, and when the decoder cannot be told."""
+    calls: list[dict[str, Any]] = []
+    complaints: list[dict[str, Any]] = []
+
+    async def call_stage(name: str, inputs: dict[str, Any], outputs: Any) -> dict[str, Any]:
+        calls.append(inputs)
+        if "CANCEL" not in inputs:
+            await asyncio.sleep(20)
+        await asyncio.sleep(0.02)
+        if not decoder_is_there:
+            raise Unavailable("it has gone")
+        return {}
+
+    async def cancel() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context))
+        search = asyncio.create_task(decode(call_stage, {"ENCODER_STATES": STATES}))
+        await asyncio.sleep(0)
+        for _ in range(2):
+            search.cancel()
+            await asyncio.sleep(0.001)
+        with pytest.raises(asyncio.CancelledError):
+            await search
+        await asyncio.sleep(0.05)
+
+    asyncio.run(cancel())
+    gc.collect()
+    assert [sorted(call) for call in calls] == [["ENCODER_STATES", "TAG"], ["CANCEL"]]
+    assert calls[0]["TAG"] == calls[1]["CANCEL"]
+    assert complaints == []
 
 
 def test_a_dear_check_is_not_made_at_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
