@@ -56,7 +56,8 @@ def test_whole_searches_in_fp16_end_as_in_fp32():
         network, SEP, [CLS], onnx_decoder("caption", "fp16"), list(tensors("caption")["image_embeds"]), list(states)
     )
     assert agreement.requests == len(pixels)
-    assert agreement.share >= 0.8 and agreement.worst_score < 0.02, agreement
+    # A score sums a dozen log-probabilities of ten or so, each off by fp16 rounding that differs between CPUs.
+    assert agreement.share >= 0.8 and agreement.worst_score < 0.05, agreement
 
 
 @pytest.mark.skipif(not (DEMO / "config.yaml").exists(), reason="checkpoints/demo is not here")
