@@ -108,14 +108,14 @@ class Outcome:
     def answered(self) -> bool:
         return self._answered.is_set()
 
-    def wait(self) -> list[Hypothesis] | BaseException:
-        assert self._answered.wait(SECONDS), "no answer"
+    def wait(self, seconds: float = SECONDS) -> list[Hypothesis] | BaseException:
+        assert self._answered.wait(seconds), "no answer"
         assert len(self.answers) == 1
         return self.answers[0]
 
-    def tokens(self) -> tuple[int, ...]:
+    def tokens(self, seconds: float = SECONDS) -> tuple[int, ...]:
         """Of the best hypothesis; raises what the request was answered with otherwise."""
-        answer = self.wait()
+        answer = self.wait(seconds)
         if isinstance(answer, BaseException):
             raise answer
         return answer[0].token_ids
