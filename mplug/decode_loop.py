@@ -9,12 +9,14 @@ caches in place; when a request leaves, the last one moves into its slot.
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
+import traceback
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -196,7 +198,7 @@ class DecodeLoop:
                 self._work()
             self._observer(self)
         for request in left:
-            request.failed(Unavailable("the decoder is shutting down; try again"))
+            _deliver(request.failed, Unavailable("the decoder is shutting down; try again"))
 
     def _admit(self) -> None:
         for _ in range(ADMISSIONS_PER_STEP):
@@ -215,7 +217,7 @@ class DecodeLoop:
                     return  # first come, first served: whoever is behind waits too
             except Exception as error:  # answered to the one it concerns; the others go on
                 self.statistics.failed += 1
-                request.failed(error)
+                _deliver(request.failed, error)
             self._queue.popleft()
 
     def _make_room(self, request: DecodeRequest) -> bool:
@@ -229,8 +231,8 @@ class DecodeLoop:
                 f"the request needs {needed >> 20} MiB of KV cache, more than the {self._max_cache_bytes >> 20} "
                 "allowed: ask for fewer beams, a shorter MAX_LENGTH or fewer frames"
             )
-        self._room = room
         self._decoder.reserve(*room)
+        self._room = room
         return True
 
     def _room_for(self, requests: list[DecodeRequest]) -> tuple[int, int, int, int]:
@@ -260,7 +262,7 @@ class DecodeLoop:
 
     def _answer_cancelled(self, request: DecodeRequest) -> None:
         self.statistics.cancelled += 1
-        request.failed(Cancelled("the client cancelled the request"))
+        _deliver(request.failed, Cancelled("the client cancelled the request"))
 
     def _leave(self, slot: int) -> None:
         """Free a slot; the last request moves into it."""
@@ -278,7 +280,7 @@ class DecodeLoop:
             self._running = []
             self.statistics.failed += len(running)
             for one in running:
-                one.request.failed(error)
+                _deliver(one.request.failed, error)
             return
         self.statistics.steps += 1
         self.statistics.sequence_steps += len(running)
@@ -293,7 +295,7 @@ class DecodeLoop:
             self._leave(slot)
         self.statistics.finished += len(over)
         for request, hypotheses in answers:
-            request.done(hypotheses)
+            _deliver(request.done, hypotheses)
 
     def _work(self) -> None:
         """One piece of the first job; the next job has its turn then, so that a long one delays no short one."""
@@ -301,12 +303,12 @@ class DecodeLoop:
         try:
             if job.cancelled():
                 self.statistics.cancelled += 1
-                job.failed(Cancelled("the client cancelled the request"))
+                _deliver(job.failed, Cancelled("the client cancelled the request"))
             elif not job.advance():
                 self._jobs.append(job)
         except Exception as error:  # answered to the one it concerns; the others go on
             self.statistics.failed += 1
-            job.failed(error)
+            _deliver(job.failed, error)
 
     def _step_inputs(self, running: list[_Running]) -> tuple[np.ndarray, ...]:
         slots, beams = len(running), max(one.request.options.num_beams for one in running)
@@ -327,6 +329,14 @@ class DecodeLoop:
             np.array([one.search.end_blocked for one in running], np.int32),
             np.array([one.request.token_range for one in running], np.int32),
         )
+
+
+def _deliver(callback: Callable[[Any], None], answer: object) -> None:
+    """Answer one request; if that fails, it is logged and the others go on."""
+    try:
+        callback(answer)
+    except Exception as error:
+        traceback.print_exception(error, file=sys.stderr)
 
 
 def _rounded(value: int, room: int) -> int:

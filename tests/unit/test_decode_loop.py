@@ -243,7 +243,6 @@ def test_an_admission_that_breaks_concerns_one(start) -> None:
     assert (outcomes[0].tokens(), outcomes[2].tokens()) == (script(1, 4), script(3, 4))
 
 
-@pytest.mark.xfail(strict=True, reason="the loop notes the room before the decoder has it")
 def test_a_reservation_that_breaks_concerns_one(start) -> None:
     """Memory that is not there for a large request costs those in the house nothing."""
     loop, decoder = start(free=False)
@@ -258,8 +257,6 @@ def test_a_reservation_that_breaks_concerns_one(start) -> None:
     assert ask(loop, 3, 4).tokens() == script(3, 4)
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-@pytest.mark.xfail(strict=True, reason="what a callback raises ends the loop's thread")
 def test_answers_that_cannot_be_delivered_do_not_end_the_loop(start) -> None:
     loop, _ = start()
 
