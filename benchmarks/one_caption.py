@@ -62,16 +62,15 @@ def _rounds(
     names = list(captioners)
     for number in range(rounds):
         turn = number % len(names)
-        for name in names[turn:] + names[:turn]:
-            if name == UNCACHED and number >= slow_rounds:
-                continue
+        order = [name for name in names[turn:] + names[:turn] if name != UNCACHED or number < slow_rounds]
+        for name in order:
             picture = pictures.next()
             began = time.perf_counter()
             ids = captioners[name].caption(picture, TOKENS)
             taken[name].append(time.perf_counter() - began)
             if len(ids) != 1 + TOKENS:
                 raise RuntimeError(f"{TITLES[name]}: {len(ids) - 1} tokens instead of {TOKENS}")
-        latest = ", ".join(f"{name} {times[-1]:.2f} s" for name, times in taken.items())
+        latest = ", ".join(f"{name} {taken[name][-1]:.2f} s" for name in names if name in order)
         say(f"round {number + 1} of {rounds}: {latest}")
     return taken
 

@@ -37,9 +37,9 @@ BUSY_LOAD = 0.5
 def main() -> int:
     options = _parse()
     preset = PRESETS[options.preset]
-    scratch = options.workspace / preset.name
-    results = options.results or (RESULTS if preset.name == "base" else scratch / "results")
-    page = report.PAGE if preset.name == "base" else scratch / "benchmarks.md"
+    scratch = options.workspace / preset.name / "results"
+    results = options.results or (RESULTS if preset.name == "base" else scratch)
+    page = report.PAGE if results == RESULTS else results / "benchmarks.md"  # a rehearsal leaves the page alone
     failed = [] if options.report_only else _run_parts(options, results)
     drawn = _report(results, page)
     print(f"{page}: {', '.join(drawn)}")
