@@ -19,7 +19,7 @@ SIDE = 256  # pixels; twice the side that the demo model sees, for people to loo
 JPEG_QUALITY = 92
 SEED = 24
 # Pictures per style; the held-out one comes last.
-PICTURES = {**dict.fromkeys(TRAIN_STYLES, 2), HELD_OUT_STYLE: 4}
+PICTURES = {**dict.fromkeys(TRAIN_STYLES[:4], 2), HELD_OUT_STYLE: 4}  # the styles that have every class
 
 README_HEAD = """# Pictures to try
 

@@ -28,6 +28,7 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset
 
 from builders.data.emoji_scenes import PATCH, Scene, SceneBatch, SceneGenerator
+from builders.data.emoji_sprites import HELD_OUT_STYLE, TRAIN_STYLES
 from builders.data.scene_grammar import object_recall
 from builders.data.vocabulary import build_vocabulary
 from builders.train.captioning import caption_loss, decoder_source, greedy_captions
@@ -37,8 +38,7 @@ from mplug.config import GenerationConfig, MPlugConfig, TextConfig, VisionConfig
 from mplug.network import MPlug
 from mplug.preprocess import PIXEL_MEAN, PIXEL_STD
 
-TRAINING_STYLES = ("noto", "noto-v1", "fluent-flat", "fluent-3d")
-HELD_OUT_STYLE = "twemoji"
+TRAINING_STYLES = TRAIN_STYLES
 CLASSES = 250
 SCENE_SIZE = 128  # pixels
 PAD, CLS, SEP = 0, 101, 102

@@ -136,7 +136,7 @@ def test_classes_and_styles_are_balanced():
     objects = [scene.objects[0] for scene in generator.batch(1000).scenes]
     assert set(Counter(o.class_index for o in objects).values()) <= {3, 4, 5}  # 4, but for redrawn scenes
     styles = Counter(o.style for o in objects)
-    assert set(styles) == set(TRAIN_STYLES) and min(styles.values()) > 150
+    assert set(styles) == set(TRAIN_STYLES) and min(styles.values()) > 60
 
 
 def test_difficulty_can_change_between_batches():
