@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -11,7 +12,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
+import yaml
 
+from builders.build import build
+from mplug.checkpoint import save_weights
+from mplug.config import TASKS, read_config
+from mplug.network import MPlug
 from mplug.server import Options, TritonServer
 
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -178,3 +185,34 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 def caption_server(built: Callable[..., Path], serve: Callable[..., TritonServer]) -> TritonServer:
     """The golden captioner, compiled for the CPU and served until the session ends."""
     return serve(built("caption"))
+
+
+@pytest.fixture(scope="session")
+def every_task(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random checkpoint of the demo's size and vocabulary that is fine-tuned, in name, for every task."""
+    folder = tmp_path_factory.mktemp("every_task") / "checkpoint"
+    folder.mkdir()
+    demo = CHECKOUT / "checkpoints" / "demo"
+    document = yaml.safe_load((demo / "config.yaml").read_text())
+    document["tasks"] = sorted(TASKS, key=lambda task: task != "image-captioning")  # the first gives the lengths
+    (folder / "config.yaml").write_text(yaml.safe_dump(document))
+    for name in ("config_bert.json", "vocab.txt"):
+        shutil.copy(demo / name, folder / name)
+    network = MPlug(read_config(folder / "config.yaml", folder / "config_bert.json"))
+    network.initialise(seed=5)
+    with torch.no_grad():
+        for name, parameter in network.named_parameters():
+            if parameter.ndim > 1 and "position" not in name:
+                parameter.mul_(3)  # as initialised, all images look nearly alike to it
+    save_weights(network, folder / "model.safetensors")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def every_task_server(
+    every_task: Path, tmp_path_factory: pytest.TempPathFactory, serve: Callable[..., TritonServer]
+) -> TritonServer:
+    """All public models over one set of stages, run by PyTorch, which builds in seconds."""
+    repository = tmp_path_factory.mktemp("every_task_built") / "repository"
+    build(every_task, repository, target="torch")
+    return serve(repository)
