@@ -109,8 +109,8 @@ def test_captions_from_fused_states(wire: Wire, reference: Reference, images: li
             start=tokenizer.cls_id, shortest=2, longest=12,
         )  # fmt: skip
         assert answer["TOKEN_IDS"][0].tolist() == wanted
-        found[asked] = wanted
-    assert found[None] != found["how many dogs"]  # the prompt is read
+        scores.append(float(answer["SCORE"][0]))
+    assert abs(scores[0] - scores[1]) > TOLERANCE  # the prompt is read
 
 
 @pytest.mark.parametrize("images", [PICTURES[:1], PICTURES], ids=["image", "frames"])
