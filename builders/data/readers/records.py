@@ -1,0 +1,93 @@
+"""What every data set is read into: one small record per example, the same for training and for evaluation."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from mplug.errors import InvalidRequest
+from mplug.preprocess import decode_image
+
+#: A picture: an encoded file, or pixels uint8 `[height, width, 3]`, RGB.
+Picture = Path | np.ndarray
+
+Box = tuple[float, float, float, float]  #: x0, y0, x1, y1 in pixels of the upright image
+
+
+class DatasetError(ValueError):
+    """A data set cannot be read; the message names the file, and the entry and key in it."""
+
+
+@dataclass(frozen=True)
+class CaptionRecord:
+    """A picture and everything that was written of it; for captioning and for retrieval."""
+
+    key: str  #: the data set's id of the picture
+    image: Picture
+    captions: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class QuestionRecord:
+    """A question about a picture. `answers` are those of all who were asked, repeats kept; empty in a blind test."""
+
+    key: str  #: the data set's id of the question
+    image: Picture
+    question: str
+    answers: tuple[str, ...]
+    kind: str = ""  #: of question or answer, as the data set has it
+    weight: float = 1.0  #: of the question in training; 0.5 for Visual Genome, as published
+
+    @property
+    def weighted_answers(self) -> dict[str, float]:
+        """Answer → its share of all answers, times `weight`: what fine-tuning for VQA weights its loss by."""
+        return {answer: self.weight * n / len(self.answers) for answer, n in Counter(self.answers).items()}
+
+
+@dataclass(frozen=True)
+class ExpressionRecord:
+    """An expression and the box of what it refers to."""
+
+    key: str
+    image: Picture
+    expression: str
+    box: Box
+
+
+@dataclass(frozen=True)
+class PairRecord:
+    """A statement about two pictures; `label` is one of `mplug.contract.NLVR_LABELS`."""
+
+    key: str
+    images: tuple[Picture, Picture]
+    statement: str
+    label: str
+
+
+@dataclass(frozen=True)
+class HypothesisRecord:
+    """A hypothesis about a picture; `label` is one of `mplug.contract.ENTAILMENT_LABELS`."""
+
+    key: str
+    image: Picture
+    hypothesis: str
+    label: str
+
+
+Record = CaptionRecord | QuestionRecord | ExpressionRecord | PairRecord | HypothesisRecord
+
+
+def open_picture(picture: Picture) -> Image.Image:
+    """A picture as the server would open it: upright, RGB. Raises DatasetError naming a file that is no picture."""
+    if isinstance(picture, np.ndarray):
+        return Image.fromarray(picture)
+    try:
+        return decode_image(picture.read_bytes(), name=str(picture))
+    except OSError as error:
+        raise DatasetError(f"{picture}: cannot be read: {error.strerror}") from None
+    except InvalidRequest as error:
+        raise DatasetError(str(error)) from None
