@@ -9,6 +9,8 @@ trained with: arXiv 2205.12005 and its published implementation.
 
 from __future__ import annotations
 
+import base64
+import binascii
 import io
 import warnings
 from collections.abc import Sequence
@@ -38,6 +40,8 @@ _LEVELS = (np.arange(256, dtype=np.float32) / np.float32(255) - PIXEL_MEAN[:, No
 # Pillow's own limits lie above ours. What it would merely warn of is refused all the same.
 warnings.simplefilter("error", Image.DecompressionBombWarning)
 
+_DATA_URI = b"data:"
+
 # First bytes → format, to tell a damaged picture from something that never was one.
 _SIGNATURES = {
     b"\xff\xd8\xff": "JPEG",
@@ -65,23 +69,41 @@ _NOT_IN_CAPTIONS = str.maketrans({**dict.fromkeys(",.'!?\"()*#:;~"), "-": " ", "
 # ---------------------------------------------------------------------------------------------- images
 
 
+def file_bytes(data: bytes, most: int, name: str) -> bytes:
+    """A whole file from what was sent: its bytes, or a data URI of them (RFC 2397, base64).
+
+    JSON carries text alone, so `data:image/png;base64,…` is how a picture travels in it. `most` bytes are
+    taken, `name` is the input's name for messages. Raises `InvalidRequest`, for a long text before it is decoded.
+    """
+    if data.startswith(_DATA_URI):
+        header, _, text = data.partition(b",")
+        if not header.endswith(b";base64"):
+            raise InvalidRequest(f"{name} is a data URI without base64 in it: send data:image/png;base64,…")
+        if len(text) // 4 * 3 > most + 2:  # 2: what its padding may stand for
+            raise InvalidRequest(f"{name} has {len(text) // 4 * 3:,} bytes, at most {most:,} are taken")
+        try:
+            data = base64.b64decode(text, validate=True)
+        except binascii.Error as error:
+            raise InvalidRequest(f"{name} is a data URI whose base64 is damaged ({error})") from error
+    if len(data) > most:
+        raise InvalidRequest(f"{name} has {len(data):,} bytes, at most {most:,} are taken: send a smaller file")
+    return data
+
+
 def decode_image(data: bytes, *, name: str = "IMAGE") -> Image.Image:
     """One encoded picture as an upright RGB image.
 
     The first frame counts. EXIF orientation is applied; transparency is laid on white, as viewers show it;
     16-bit samples keep their high byte; colour profiles are ignored, as they were in training.
 
-    `data` is a whole file in one of `IMAGE_FORMATS`, `name` the input's name for messages.
+    `data` is a whole file in one of `IMAGE_FORMATS`, or a data URI of one, `name` the input's name for messages.
     Raises `InvalidRequest` when it is empty, not an image, truncated or damaged, or larger than
     `MAX_IMAGE_BYTES`, `MAX_IMAGE_PIXELS` or `MAX_IMAGE_SIDE`. Sizes are judged by the header, before a
     pixel is decoded.
     """
+    data = file_bytes(data, MAX_IMAGE_BYTES, name)
     if not data:
         raise InvalidRequest(f"{name} is empty: send the bytes of an encoded image ({_formats()})")
-    if len(data) > MAX_IMAGE_BYTES:
-        raise InvalidRequest(
-            f"{name} has {len(data):,} bytes, at most {MAX_IMAGE_BYTES:,} are taken: send a smaller image"
-        )
     image = _open(data, name)
     _check_size(image.size, name)
     try:

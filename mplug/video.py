@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from mplug.errors import InvalidRequest
+from mplug.preprocess import file_bytes
 
 MAX_VIDEO_BYTES = 64 * 2**20  # encoded, 64 MiB
 MAX_VIDEO_SECONDS = 300
@@ -40,10 +41,9 @@ def decode_video(data: bytes, frames: int, *, name: str = "VIDEO") -> list[Image
     `name` is the input's name for messages. Raises InvalidRequest when it is empty, not a video, damaged, or
     beyond a limit of this module.
     """
+    data = file_bytes(data, MAX_VIDEO_BYTES, name)
     if not data:
         raise InvalidRequest(f"{name} is empty: send the bytes of an encoded video (MP4, WebM, AVI …)")
-    if len(data) > MAX_VIDEO_BYTES:
-        raise InvalidRequest(f"{name} has {len(data):,} bytes, at most {MAX_VIDEO_BYTES:,} are taken: send less of it")
     try:
         pictures = _pictures(data, set(sample_indices(_count(data, name), frames)), name)
         if not pictures:
