@@ -102,7 +102,7 @@ class Images:
 
 
 def _kind(value: Any) -> str:
-    return "nothing" if value is None else f"a {type(value).__name__}"
+    return "nothing" if value is None else f"of type {type(value).__name__}"
 
 
 def _shown(value: Any) -> str:
