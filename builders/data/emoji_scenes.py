@@ -18,6 +18,7 @@ import numpy as np
 
 from builders.data.emoji_classes import DATA_DIR, Drawing, EmojiClass, load_classes
 from builders.data.emoji_sprites import SOURCES, load_sprites
+from builders.data.held_out_pairs import held_out_pairs, partners
 from builders.data.scene_backgrounds import Backgrounds
 from builders.data.scene_grammar import AmbiguousLayout, Box, ObjectGroup, caption_of
 from builders.data.scene_layout import Place, plan_layout
@@ -25,6 +26,8 @@ from builders.data.sprite_augmentation import VISIBLE, SpriteAugmenter, crop_vis
 
 PATCH = 16  # pixels; side of one cell of the patch labels
 PATCH_SHARE = 0.2  # a sprite labels a patch when it covers more than this share of it
+PAIRS = ("seen", "held-out", "any")  # which classes may stand together in a scene
+SHARED_CLASS = 0.6  # chance that the second scene of a pair shows a class of the first
 BANK_DEPTH = 6  # augmented renderings kept per drawing
 BANK_REFRESH = 0.2  # chance that a use draws a new rendering once the bank is full
 EDGE_KERNEL = np.ones((5, 5), np.uint8)  # the edge is two pixels deep
@@ -100,8 +103,11 @@ class SceneGenerator:
 
     Difficulty may be changed between calls: ``max_groups`` (1..4), ``group_weights`` and ``count_weights``
     (chance of 1, 2, 3, 4 groups, and of as many objects in a group), ``max_count`` (1..4).
-    ``augment`` breaks the styles apart, for training; ``folder`` holds the sprite atlases.
-    Raises ``ValueError`` for unknown styles, a size that is no multiple of 16 and maxima outside 1..4.
+    ``augment`` breaks the styles apart, for training; ``folder`` holds the sprite atlases. ``pairs`` says which
+    classes may stand together: "seen" leaves out the pairs that are held out for tests (``held_out_pairs``),
+    "held-out" puts one of them into every scene of two groups or more, "any" leaves it to chance.
+    Raises ``ValueError`` for unknown styles, a size that is no multiple of 16, maxima outside 1..4 and
+    ``pairs`` that are none of the three.
     """
 
     def __init__(
@@ -113,6 +119,7 @@ class SceneGenerator:
         max_count: int = 4,
         augment: bool = False,
         seed: int = 0,
+        pairs: str = "seen",
         folder: Path = DATA_DIR,
     ) -> None:
         if size % PATCH or size < 2 * PATCH:
@@ -120,7 +127,10 @@ class SceneGenerator:
         for name, value in (("max_groups", max_groups), ("max_count", max_count)):
             if not 1 <= value <= 4:
                 raise ValueError(f"{name} must be 1 to 4, not {value}")
+        if pairs not in PAIRS:
+            raise ValueError(f"pairs must be one of {', '.join(PAIRS)}, not {pairs!r}")
         self.size = size
+        self.pairs = pairs
         self.augment = augment
         self.max_groups = max_groups
         self.max_count = max_count
@@ -146,30 +156,43 @@ class SceneGenerator:
             scenes=scenes,
         )
 
-    def scene(self) -> Scene:
-        """Return one new scene."""
-        choices = self._choose()
+    def pair(self) -> tuple[Scene, Scene]:
+        """Return two scenes to compare; more often than not a class of the first is in the second too."""
+        first = self.scene()
+        if self._random.random() >= SHARED_CLASS:
+            return first, self.scene()
+        return first, self.scene((self._random.choice(first.groups).class_index,))
+
+    def scene(self, classes: Sequence[int] = ()) -> Scene:
+        """Return one new scene; ``classes``: indices of some that it shows, for as many groups as it has."""
+        choices = self._choose(classes)
         for _ in range(LAYOUT_TRIES):
             shapes = [[_shape(sprite) for sprite in choice.sprites] for choice in choices]
             plan = plan_layout(self._random, shapes, self.size)
             scene = self._render(choices, plan)
             if scene is not None:
                 return scene
-        return self.scene()  # these sprites do not go together; others will
+        return self.scene(classes)  # these sprites do not go together; others will
 
-    def _choose(self) -> list[_Choice]:
+    def _choose(self, classes: Sequence[int]) -> list[_Choice]:
         random = self._random
         number = random.choices((1, 2, 3, 4)[: self.max_groups], self.group_weights[: self.max_groups])[0]
+        wanted = [load_classes()[index] for index in classes]
+        if self.pairs == "held-out" and number > 1 and not wanted:
+            wanted = self._held_out_pair()
         choices: list[_Choice] = []
         taken: set[tuple[str, str | None]] = set()
         while len(choices) < number:
-            emoji_class = self._next_class()
+            emoji_class = wanted.pop() if wanted else self._next_class()
             options = self._styles_of[emoji_class.index]
             if not options:
                 continue  # none of the chosen styles has this class
             style, drawings = random.choice(options)
             drawing = random.choice(drawings)
             if (emoji_class.name, drawing.colour) in taken:
+                continue
+            beside = {choice.emoji_class.index for choice in choices}
+            if self.pairs == "seen" and not partners()[emoji_class.index].isdisjoint(beside):
                 continue
             taken.add((emoji_class.name, drawing.colour))
             count = random.choices((1, 2, 3, 4)[: self.max_count], self.count_weights[: self.max_count])[0]
@@ -184,6 +207,13 @@ class SceneGenerator:
             self._deck = list(load_classes())
             self._random.shuffle(self._deck)
         return self._deck.pop()
+
+    def _held_out_pair(self) -> list[EmojiClass]:
+        """Return a held-out pair that the loaded styles have, in random order."""
+        while True:
+            pair = self._random.choice(held_out_pairs())
+            if all(self._styles_of[index] for index in pair):
+                return [load_classes()[index] for index in self._random.sample(pair, 2)]
 
     def _sprite(self, emoji_class: EmojiClass, drawing: Drawing, style: str) -> _Sprite:
         key = (style, drawing.codepoint)
