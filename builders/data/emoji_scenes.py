@@ -146,9 +146,12 @@ class SceneGenerator:
         self._deck: list[EmojiClass] = []
         self._styles_of = [_styles_of(emoji_class, self._base) for emoji_class in load_classes()]
 
-    def batch(self, n: int) -> SceneBatch:
-        """Return ``n`` new scenes."""
-        scenes = [self.scene() for _ in range(n)]
+    def batch(self, n: int, *, paired: bool = False) -> SceneBatch:
+        """Return ``n`` new scenes; ``paired``: scenes 0 and 1, 2 and 3, … go together as ``pair`` draws them."""
+        if paired:
+            scenes = [scene for _ in range((n + 1) // 2) for scene in self.pair()][:n]
+        else:
+            scenes = [self.scene() for _ in range(n)]
         return SceneBatch(
             images=np.stack([scene.image for scene in scenes]),
             captions=[scene.caption for scene in scenes],
