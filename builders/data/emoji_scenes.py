@@ -102,7 +102,8 @@ class SceneGenerator:
     """Seeded generator of scenes.
 
     Difficulty may be changed between calls: ``max_groups`` (1..4), ``group_weights`` and ``count_weights``
-    (chance of 1, 2, 3, 4 groups, and of as many objects in a group), ``max_count`` (1..4).
+    (chance of 1, 2, 3, 4 groups, and of as many objects in a group), ``max_count`` (1..4), ``coloured``
+    (chance that a scene surely shows one of the few classes whose colour is told; without, one in fifty groups).
     ``augment`` breaks the styles apart, for training; ``folder`` holds the sprite atlases. ``pairs`` says which
     classes may stand together: "seen" leaves out the pairs that are held out for tests (``held_out_pairs``),
     "held-out" puts one of them into every scene of two groups or more, "any" leaves it to chance.
@@ -136,6 +137,7 @@ class SceneGenerator:
         self.max_count = max_count
         self.group_weights = [0.45, 0.35, 0.12, 0.08]
         self.count_weights = [0.7, 0.14, 0.09, 0.07]
+        self.coloured = 0.0
         self._random = Random(seed)
         self._backgrounds = Backgrounds(size, self._random)
         self._augmenter = SpriteAugmenter(self._random)
@@ -181,6 +183,8 @@ class SceneGenerator:
         random = self._random
         number = random.choices((1, 2, 3, 4)[: self.max_groups], self.group_weights[: self.max_groups])[0]
         wanted = [load_classes()[index] for index in classes]
+        if not wanted and self.coloured and random.random() < self.coloured:
+            wanted = [random.choice([emoji_class for emoji_class in load_classes() if emoji_class.coloured])]
         if self.pairs == "held-out" and number > 1 and not wanted:
             wanted = self._held_out_pair()
         choices: list[_Choice] = []

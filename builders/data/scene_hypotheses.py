@@ -57,7 +57,7 @@ OPEN_FORMS = (
     "{other} was to the left of {the} before", "{the} will be above {other} later",
 )  # fmt: skip
 
-#: Share of some false texts that is not used: without, most texts of their form would be false.
+#: Share of some texts that is not used: without, their words alone would tell whether they are true.
 SPARED = 0.7
 
 Made = tuple[str, str] | None
@@ -119,6 +119,8 @@ def _has_number(scene: Scene, random: Random, truth: bool) -> str | None:
     if any(other.name in alike(group.name) for other in scene.groups):
         return None
     number = count_of(scene.groups, group.name)
+    if number == 1 and random.random() < SPARED:
+        return None
     if random.random() < 0.3:
         bound = random.randint(1, 3)
         limit = "more than" if (number > bound) == truth else "fewer than"

@@ -46,6 +46,7 @@ if TYPE_CHECKING:
 
 QUESTION_KINDS = ("what", "colour", "count", "where", "yes-no", "compare")
 TRIES = 12  # per question that is wanted; a scene that supports few questions gives fewer
+SPARED = 0.75  # share of "is there one dog?" that is not asked: most groups are single, so it is mostly true
 ABSENT_COUNTED = 0.12  # chance that "how many" asks for what is not there
 
 OF_ALL = ("what is in the picture?", "what is shown in the picture?", "what can you see?")
@@ -236,6 +237,8 @@ def _are_there_number(groups: tuple[ObjectGroup, ...], random: Random, truth: bo
     if not _named_clearly(group, groups):
         return None
     number = count_of(groups, group.name)
+    if number == 1 and random.random() < SPARED:
+        return None
     if random.random() < 0.35:
         bound = random.randint(1, 3)
         more = (number > bound) == truth
@@ -292,6 +295,8 @@ def _ask_compare(scene: Scene, random: Random) -> Asked:
     for form in random.sample(COUNT_COMPARISONS, len(COUNT_COMPARISONS)):
         text, compared = form
         if compared(*numbers) == truth:
+            if compared(1, 1) and not truth and not others:
+                continue  # of what is not there, the numbers are never equal
             return text.format(*names), "yes" if truth else "no"
     return None
 

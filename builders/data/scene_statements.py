@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from builders.data.emoji_scenes import Scene
 
 TRIES = 12  # per statement that is wanted
+SPARED = 0.6  # share of statements on single objects that are not made
 SIDES = ("left", "right")
 
 
@@ -209,6 +210,8 @@ def _said_of_count(pair: Pair, random: Random, truth: bool) -> str | None:
     if not _clear(group.name, pair):
         return None
     number = count_of(pair[side], group.name)
+    if number == 1 and random.random() < SPARED:
+        return None  # else "one" would mostly be true and "two" mostly false
     if not truth:
         elsewhere = count_of(pair[1 - side], group.name)
         number = elsewhere if elsewhere not in (0, number) else other_count(number, random)
