@@ -58,6 +58,7 @@ POSITIONS = {
     (-1, 0): "left", (0, 0): "middle", (1, 0): "right",
     (-1, 1): "lower left", (0, 1): "bottom", (1, 1): "lower right",
 }  # fmt: skip
+LEVEL = 0.2  # of the way from one centre to the other, on its longer axis
 CLEARLY_BIGGER = 1.7  # ratio of areas
 
 
@@ -181,19 +182,17 @@ def related(first: ObjectGroup, second: ObjectGroup) -> str | None:
 def surely_not(first: ObjectGroup, words: str, second: ObjectGroup) -> bool:
     """Return whether "first words second" is clearly false.
 
-    Either the opposite is true, or they stand on the other axis and level: the overlap of their boxes on the
-    denied axis is at least half of the smaller box.
+    Either the opposite is true, or they stand on the other axis and level: the first is no further in the
+    denied direction than a fifth of its way on the other axis.
     """
     true = related(first, second)
     if true is None or true == words:
         return False
-    return true == INVERSE[words] or _level(first.box, second.box, vertical=words in (ABOVE, BELOW))
-
-
-def _level(first: Box, second: Box, *, vertical: bool) -> bool:
-    low, high = (1, 3) if vertical else (0, 2)
-    shared = min(first[high], second[high]) - max(first[low], second[low])
-    return shared >= 0.5 * min(first[high] - first[low], second[high] - second[low])
+    if true == INVERSE[words]:
+        return True
+    across, down = second.centre[0] - first.centre[0], second.centre[1] - first.centre[1]
+    ahead = {LEFT_OF: across, RIGHT_OF: -across, ABOVE: down, BELOW: -down}[words]
+    return ahead <= LEVEL * max(abs(across), abs(down))
 
 
 def position_of(box: Box, size: int) -> str | None:
