@@ -17,29 +17,19 @@ import cv2
 import numpy as np
 
 from builders.data.emoji_classes import DATA_DIR, Drawing, EmojiClass, load_classes
-from builders.data.emoji_sprites import SOURCES, load_sprites
 from builders.data.held_out_pairs import held_out_pairs, partners
 from builders.data.scene_backgrounds import Backgrounds
 from builders.data.scene_grammar import AmbiguousLayout, Box, ObjectGroup, caption_of
 from builders.data.scene_layout import Place, plan_layout
-from builders.data.sprite_augmentation import VISIBLE, SpriteAugmenter, crop_visible, premultiply
+from builders.data.sprite_bank import Piece, Sprite, SpriteBank, may_mirror, paste, stand_out, visible_box
 
 PATCH = 16  # pixels; side of one cell of the patch labels
 PATCH_SHARE = 0.2  # a sprite labels a patch when it covers more than this share of it
 PAIRS = ("seen", "held-out", "any")  # which classes may stand together in a scene
 SHARED_CLASS = 0.6  # chance that the second scene of a pair shows a class of the first
-BANK_DEPTH = 6  # augmented renderings kept per drawing
-BANK_REFRESH = 0.2  # chance that a use draws a new rendering once the bank is full
-EDGE_KERNEL = np.ones((5, 5), np.uint8)  # the edge is two pixels deep
-SOLID = 160  # alpha above which a pixel may be a probe
-PROBES = 20  # pixels that the contrast check looks at, along a sprite's edge and as many all over it
-CONTRAST_STEP = 40  # least difference of the most different channel, of 255
-CONTRAST_SHARE = 0.6  # of the probes along the edge, that must differ by that much
-BODY_CONTRAST_SHARE = 0.4  # of the probes all over the sprite
 BACKGROUND_TRIES = 12
 LAYOUT_TRIES = 20
 LEVELS = np.linspace(0, 1, 256)
-DIRECTION_WORDS = frozenset({"left", "right", "east", "west"})  # classes that would change when mirrored
 
 
 @dataclass(frozen=True)
@@ -80,22 +70,13 @@ class SceneBatch:
 
 
 @dataclass(frozen=True)
-class _Sprite:
-    """A rendering ready to paste: premultiplied RGBA, and probes: first its edge, then all of it."""
-
-    pixels: np.ndarray  # uint8 [h, w, 4]
-    probes: np.ndarray  # float32 [2 * PROBES, 2], (y, x) as shares of height and width
-    colours: np.ndarray  # int32 [2 * PROBES, 3]
-
-
-@dataclass(frozen=True)
-class _Choice:
+class Choice:
     """What a group will show, before it has a place."""
 
     emoji_class: EmojiClass
     drawing: Drawing
     style: str
-    sprites: tuple[_Sprite, ...]
+    sprites: tuple[Sprite, ...]
 
 
 class SceneGenerator:
@@ -140,13 +121,9 @@ class SceneGenerator:
         self.coloured = 0.0
         self._random = Random(seed)
         self._backgrounds = Backgrounds(size, self._random)
-        self._augmenter = SpriteAugmenter(self._random)
+        self._bank = SpriteBank(styles, self._random, folder)
         self._grain = _grain(self._random, size)
-        self._base = load_sprites(styles, folder)
-        self._plain: dict[tuple[str, str], _Sprite] = {}
-        self._bank: dict[tuple[str, str], list[_Sprite]] = {}
         self._deck: list[EmojiClass] = []
-        self._styles_of = [_styles_of(emoji_class, self._base) for emoji_class in load_classes()]
 
     def batch(self, n: int, *, paired: bool = False) -> SceneBatch:
         """Return ``n`` new scenes; ``paired``: scenes 0 and 1, 2 and 3, … go together as ``pair`` draws them."""
@@ -170,16 +147,17 @@ class SceneGenerator:
 
     def scene(self, classes: Sequence[int] = ()) -> Scene:
         """Return one new scene; ``classes``: indices of some that it shows, for as many groups as it has."""
-        choices = self._choose(classes)
+        choices = self.choose(classes)
         for _ in range(LAYOUT_TRIES):
-            shapes = [[_shape(sprite) for sprite in choice.sprites] for choice in choices]
+            shapes = [[sprite.shape for sprite in choice.sprites] for choice in choices]
             plan = plan_layout(self._random, shapes, self.size)
             scene = self._render(choices, plan)
             if scene is not None:
                 return scene
         return self.scene(classes)  # these sprites do not go together; others will
 
-    def _choose(self, classes: Sequence[int]) -> list[_Choice]:
+    def choose(self, classes: Sequence[int] = ()) -> list[Choice]:
+        """Return what a new scene will show, group by group; ``classes`` as for ``scene``."""
         random = self._random
         number = random.choices((1, 2, 3, 4)[: self.max_groups], self.group_weights[: self.max_groups])[0]
         wanted = [load_classes()[index] for index in classes]
@@ -187,11 +165,11 @@ class SceneGenerator:
             wanted = [random.choice([emoji_class for emoji_class in load_classes() if emoji_class.coloured])]
         if self.pairs == "held-out" and number > 1 and not wanted:
             wanted = self._held_out_pair()
-        choices: list[_Choice] = []
+        choices: list[Choice] = []
         taken: set[tuple[str, str | None]] = set()
         while len(choices) < number:
             emoji_class = wanted.pop() if wanted else self._next_class()
-            options = self._styles_of[emoji_class.index]
+            options = self._bank.options(emoji_class)
             if not options:
                 continue  # none of the chosen styles has this class
             style, drawings = random.choice(options)
@@ -204,8 +182,11 @@ class SceneGenerator:
             taken.add((emoji_class.name, drawing.colour))
             count = random.choices((1, 2, 3, 4)[: self.max_count], self.count_weights[: self.max_count])[0]
             same = random.random() < 0.5  # all objects of the group look alike
-            sprites = [self._sprite(emoji_class, drawing, style) for _ in range(1 if same else count)]
-            choices.append(_Choice(emoji_class, drawing, style, tuple(sprites * count)[:count]))
+            sprites = [
+                self._bank.sprite(emoji_class, drawing, style, augment=self.augment)
+                for _ in range(1 if same else count)
+            ]
+            choices.append(Choice(emoji_class, drawing, style, tuple(sprites * count)[:count]))
         return choices
 
     def _next_class(self) -> EmojiClass:
@@ -219,33 +200,19 @@ class SceneGenerator:
         """Return a held-out pair that the loaded styles have, in random order."""
         while True:
             pair = self._random.choice(held_out_pairs())
-            if all(self._styles_of[index] for index in pair):
+            if all(self._bank.options(load_classes()[index]) for index in pair):
                 return [load_classes()[index] for index in self._random.sample(pair, 2)]
 
-    def _sprite(self, emoji_class: EmojiClass, drawing: Drawing, style: str) -> _Sprite:
-        key = (style, drawing.codepoint)
-        if not self.augment:
-            if key not in self._plain:
-                self._plain[key] = _prepare(crop_visible(premultiply(self._base[style][drawing.codepoint])))
-            return self._plain[key]
-        bank = self._bank.setdefault(key, [])
-        if len(bank) == BANK_DEPTH and self._random.random() >= BANK_REFRESH:
-            return self._random.choice(bank)
-        base = self._base[style][drawing.codepoint]
-        sprite = _prepare(self._augmenter.augment(base, keep_colour=emoji_class.coloured))
-        if len(bank) == BANK_DEPTH:
-            bank[self._random.randrange(BANK_DEPTH)] = sprite
-        else:
-            bank.append(sprite)
-        return sprite
-
-    def _render(self, choices: list[_Choice], plan: list[list[Place]]) -> Scene | None:
+    def _render(self, choices: list[Choice], plan: list[list[Place]]) -> Scene | None:
         """Draw a planned scene; None when no background suits or the layout reads two ways."""
-        mirrored = [
-            [self._random.random() < 0.5 and _may_mirror(choice.emoji_class) for _ in choice.sprites]
-            for choice in choices
+        pieces = [
+            [
+                Piece(sprite, place, self._random.random() < 0.5 and may_mirror(choice.emoji_class))
+                for sprite, place in zip(choice.sprites, places, strict=True)
+            ]
+            for choice, places in zip(choices, plan, strict=True)
         ]
-        image = self._background(choices, plan, mirrored)
+        image = self.background([piece for group in pieces for piece in group])
         if image is None:
             return None
         objects: list[SceneObject] = []
@@ -256,10 +223,10 @@ class SceneGenerator:
         for number, choice in enumerate(choices):
             emoji_class, colour = choice.emoji_class, choice.drawing.colour
             boxes = []
-            for sprite, place, mirror in zip(choice.sprites, plan[number], mirrored[number], strict=True):
-                alpha = self._paste(image, sprite, place, mirror)
-                _label(alpha, place, labels, best, emoji_class.index + 1)
-                box = _visible_box(alpha, place)
+            for piece in pieces[number]:
+                alpha = paste(image, piece)
+                _label(alpha, piece.place, labels, best, emoji_class.index + 1)
+                box = visible_box(alpha, piece.place)
                 boxes.append(box)
                 objects.append(
                     SceneObject(emoji_class.index, emoji_class.name, colour, box, number, choice.style)
@@ -274,43 +241,13 @@ class SceneGenerator:
             image = self._degrade(image)
         return Scene(image, tuple(groups), tuple(objects), caption, labels)
 
-    def _background(
-        self, choices: list[_Choice], plan: list[list[Place]], mirrored: list[list[bool]]
-    ) -> np.ndarray | None:
-        """Return a background from which every sprite's edge stands out; None when none was found."""
-        rows, columns, colours = [], [], []
-        for choice, places, flags in zip(choices, plan, mirrored, strict=True):
-            for sprite, place, mirror in zip(choice.sprites, places, flags, strict=True):
-                share_x = 1 - sprite.probes[:, 1] if mirror else sprite.probes[:, 1]
-                rows.append(place.y + sprite.probes[:, 0] * (place.height - 1))
-                columns.append(place.x + share_x * (place.width - 1))
-                colours.append(sprite.colours)
-        row, column = np.concatenate(rows).astype(np.intp), np.concatenate(columns).astype(np.intp)
-        colour = np.concatenate(colours)
+    def background(self, pieces: Sequence[Piece]) -> np.ndarray | None:
+        """Return a background from which every sprite stands out; None when none was found."""
         for _ in range(BACKGROUND_TRIES):
             image = self._backgrounds.draw()
-            distance = np.abs(image[row, column] - colour).max(1)
-            edge, body = (distance >= CONTRAST_STEP).reshape(-1, 2, PROBES).mean(2).min(0)
-            if edge >= CONTRAST_SHARE and body >= BODY_CONTRAST_SHARE:
+            if stand_out(image, pieces):
                 return image
         return None
-
-    def _paste(self, image: np.ndarray, sprite: _Sprite, place: Place, mirror: bool) -> np.ndarray:
-        """Draw one sprite into the image; return its alpha, uint8 [place.height, place.width]."""
-        pixels = sprite.pixels
-        height, width = pixels.shape[:2]
-        if 2 * place.height < height or 2 * place.width < width:
-            # Bilinear scaling below one half skips pixels: average them in twos first.
-            halves = max(1, width // 2), max(1, height // 2)
-            pixels = cv2.resize(pixels, halves, interpolation=cv2.INTER_AREA)
-        pixels = cv2.resize(pixels, (place.width, place.height), interpolation=cv2.INTER_LINEAR)
-        if mirror:
-            pixels = cv2.flip(pixels, 1)
-        colour, alpha = cv2.cvtColor(pixels, cv2.COLOR_RGBA2RGB), cv2.extractChannel(pixels, 3)
-        window = image[place.y : place.y + place.height, place.x : place.x + place.width]
-        clear = cv2.bitwise_not(alpha)
-        window[:] = cv2.add(colour, cv2.multiply(window, cv2.merge((clear, clear, clear)), scale=1 / 255))
-        return alpha
 
     def _degrade(self, image: np.ndarray) -> np.ndarray:
         """Spoil a picture as cameras and codecs do: tone, blur, noise, JPEG."""
@@ -330,12 +267,6 @@ class SceneGenerator:
         return image
 
 
-def _visible_box(alpha: np.ndarray, place: Place) -> Box:
-    left, top, width, height = cv2.boundingRect(cv2.compare(alpha, VISIBLE, cv2.CMP_GT))
-    x, y = place.x + left, place.y + top
-    return float(x), float(y), float(x + width), float(y + height)
-
-
 def _label(alpha: np.ndarray, place: Place, labels: np.ndarray, best: np.ndarray, label: int) -> None:
     """Write ``label`` into the patches of which this sprite covers more than any before it.
 
@@ -351,47 +282,6 @@ def _label(alpha: np.ndarray, place: Place, labels: np.ndarray, best: np.ndarray
     more = share > best[window]
     labels[window][more] = label
     best[window][more] = share[more]
-
-
-def _styles_of(
-    emoji_class: EmojiClass, base: dict[str, dict[str, np.ndarray]]
-) -> list[tuple[str, tuple[Drawing, ...]]]:
-    """Return (style, its drawings of the class) for every loaded style that has the class."""
-    options = []
-    for style, sprites in base.items():
-        if SOURCES[style].vendor in emoji_class.vendors:
-            drawings = tuple(drawing for drawing in emoji_class.drawings if drawing.codepoint in sprites)
-            if drawings:
-                options.append((style, drawings))
-    return options
-
-
-def _may_mirror(emoji_class: EmojiClass) -> bool:
-    return DIRECTION_WORDS.isdisjoint(emoji_class.name.split())
-
-
-def _shape(sprite: _Sprite) -> tuple[float, float]:
-    height, width = sprite.pixels.shape[:2]
-    longest = max(width, height)
-    return width / longest, height / longest
-
-
-def _prepare(pixels: np.ndarray) -> _Sprite:
-    """Choose the probes of a premultiplied sprite."""
-    solid = cv2.compare(cv2.extractChannel(pixels, 3), SOLID, cv2.CMP_GT)
-    if not solid.any():  # a faint sprite: take what there is
-        solid = cv2.compare(cv2.extractChannel(pixels, 3), VISIBLE, cv2.CMP_GT)
-    inner = cv2.erode(solid, EDGE_KERNEL, borderType=cv2.BORDER_CONSTANT, borderValue=0)
-    probes = []
-    for mask in (cv2.subtract(solid, inner), solid):
-        places = np.flatnonzero(mask)
-        # Evenly spread over the pixels in reading order: needs no random numbers.
-        probes.append(places[np.arange(PROBES) * (len(places) - 1) // (PROBES - 1)])
-    height, width = solid.shape
-    y, x = np.divmod(np.concatenate(probes), width)
-    shares = np.stack((y / max(1, height - 1), x / max(1, width - 1)), 1).astype(np.float32)
-    colours = pixels[y, x].astype(np.int32)
-    return _Sprite(pixels, shares, colours[:, :3] * 255 // np.maximum(colours[:, 3:], 1))
 
 
 def _grain(random: Random, size: int) -> list[np.ndarray]:

@@ -6,7 +6,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from builders.data import emoji_scenes
+from builders.data import emoji_scenes, sprite_bank
 from builders.data.emoji_scenes import PATCH, SceneGenerator
 from builders.data.emoji_sprites import HELD_OUT_STYLE, TRAIN_STYLES
 from builders.data.make_examples import EXAMPLES_DIR, write_examples
@@ -23,8 +23,8 @@ def on_magenta(monkeypatch):
     monkeypatch.setattr(
         Backgrounds, "draw", lambda self: np.full((self.size, self.size, 3), MAGENTA, np.uint8)
     )
-    monkeypatch.setattr(emoji_scenes, "CONTRAST_SHARE", 0.0)
-    monkeypatch.setattr(emoji_scenes, "BODY_CONTRAST_SHARE", 0.0)
+    monkeypatch.setattr(sprite_bank, "CONTRAST_SHARE", 0.0)
+    monkeypatch.setattr(sprite_bank, "BODY_CONTRAST_SHARE", 0.0)
 
 
 def difference(image, background):
