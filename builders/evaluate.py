@@ -1,92 +1,253 @@
-"""Caption fresh emoji scenes through a running server and count what is right.
+"""Evaluate a model on every task, through a running server or through PyTorch, and print one table.
 
-    python -m mplug.server build/demo --run builders/evaluate.py --url {grpc}
+    python -m mplug.server build/demo --run builders/evaluate.py --url {grpc}      # emoji scenes, all tasks
+    python builders/evaluate.py --checkpoint checkpoints/demo --task caption vqa   # without a server
+    python builders/evaluate.py --url localhost:8001 --data coco --annotations dataset_coco.json --images coco \
+                                --split test
+    python builders/evaluate.py --data vqa --predictions answers.json --annotations v2_mscoco_val2014_annotations.json
 
-Object recall: the share of a scene's groups whose class the caption names. Exact: captions that equal
-the true one, word for word. Scenes are drawn from a seed that training never uses.
+What each figure means stands in docs/evaluation.md.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import io
-import json
+import contextlib
 import sys
-from dataclasses import asdict, dataclass
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
+from typing import Any
 
-sys.path[0] = str(Path(__file__).resolve().parents[1])
+ROOT = Path(__file__).resolve().parents[1]
+if not __package__:
+    sys.path[0] = str(ROOT)
 
-import numpy as np
-from PIL import Image
-from tqdm.asyncio import tqdm_asyncio
+from builders.build import BuildError
+from builders.compare import ArtefactError
+from builders.data.readers import READERS, easy_vqa
+from builders.data.readers.records import DatasetError
+from builders.evaluation import caption_metrics, emoji, report, tasks
+from builders.evaluation.in_process import Asked, open_checkpoint
+from builders.evaluation.predictions import SCORED, score_file
+from builders.evaluation.tasks import Outcome
+from clients.client import AsyncClient, ClientError
+from mplug.checkpoint import CheckpointError, find_checkpoint
+from mplug.config import TASKS, ConfigError
 
-from builders.data.emoji_scenes import SceneGenerator
-from builders.data.emoji_sprites import HELD_OUT_STYLE, TRAIN_STYLES
-from builders.data.scene_grammar import exact_match, object_recall
-from clients.client import AsyncClient
+#: Public models that a task asks, and how it is scored.
+MODELS = {
+    "caption": ("caption",), "vqa": ("vqa",), "retrieval": ("embed_image", "embed_text", "match"),
+    "grounding": ("ground",), "nlvr": ("nlvr",), "entail": ("entail",), "video": ("vqa",),
+}  # fmt: skip
+SCORERS = {
+    "caption": tasks.captions, "vqa": tasks.questions, "retrieval": tasks.retrieval, "grounding": tasks.expressions,
+    "nlvr": tasks.pairs, "entail": tasks.hypotheses, "video": tasks.video_questions,
+}  # fmt: skip
+DATA = ("emoji", "easy-vqa", *READERS)
+DEFAULT_URL = "localhost:8001"
+EMOJI_ITEMS = 1000
 
-TEST_SEED = 90_000
-CONCURRENCY = 16
-SPLITS = {"training styles": TRAIN_STYLES, "Twemoji (held out)": (HELD_OUT_STYLE,)}
+
+class UsageError(ValueError):
+    """Options that do not go together, or ask for what the model has not."""
 
 
 @dataclass(frozen=True)
-class Score:
-    """Shares of 1 over one split."""
+class Job:
+    """A task on a split. `records` draws or reads them when their turn comes."""
 
+    task: str
     split: str
-    scenes: int
-    object_recall: float
-    exact: float
+    records: Callable[[], Sequence[Any]]
+    keywords: dict[str, Any]
+
+    async def run(self, model: Asked) -> Outcome:
+        return await SCORERS[self.task](model, self.records(), self.split, **self.keywords)
 
 
-async def evaluate_split(client: AsyncClient, split: str, count: int, max_groups: int) -> tuple[Score, list[list[str]]]:
-    """Score one split; also every [truth, answer] pair."""
-    scenes = SceneGenerator(SPLITS[split], max_groups=max_groups, seed=TEST_SEED).batch(count).scenes
-    gate = asyncio.Semaphore(CONCURRENCY)
-
-    async def caption(image: np.ndarray) -> str:
-        stream = io.BytesIO()
-        Image.fromarray(image).save(stream, "PNG")
-        async with gate:
-            return (await client.caption(stream.getvalue()))[0].text
-
-    answers = await tqdm_asyncio.gather(*(caption(scene.image) for scene in scenes), desc=split, disable=None)
-    score = Score(
-        split, count,
-        float(np.mean([object_recall(answer, scene) for answer, scene in zip(answers, scenes, strict=True)])),
-        float(np.mean([exact_match(answer, scene.caption) for answer, scene in zip(answers, scenes, strict=True)])),
-    )
-    return score, [[scene.caption, answer] for scene, answer in zip(scenes, answers, strict=True)]
-
-
-async def evaluate(url: str, count: int, max_groups: int) -> tuple[list[Score], dict[str, list[list[str]]]]:
-    """Score every split."""
-    scores, pairs = [], {}
-    async with AsyncClient(url) as client:
-        for split in SPLITS:
-            score, pairs[split] = await evaluate_split(client, split, count, max_groups)
-            scores.append(score)
-    return scores, pairs
+def jobs_of(options: argparse.Namespace) -> list[Job]:
+    """What the options ask for, in the order of the table. Raises UsageError and DatasetError."""
+    possible = tuple(emoji.RECORDS) if options.data == "emoji" else ("vqa",)
+    if options.data in READERS:
+        possible = READERS[options.data].tasks
+    wrong = set(options.task or ()) - set(possible)
+    if wrong:
+        raise UsageError(f"--data {options.data} is for {', '.join(possible)}, not for {', '.join(sorted(wrong))}")
+    wanted = options.task or possible
+    if options.data == "emoji":
+        splits = [options.split] if options.split else list(emoji.SPLITS)
+        if not set(splits) <= set(emoji.SPLITS):
+            raise UsageError(f"--split {options.split!r} is none of: {', '.join(emoji.SPLITS)}")
+        count = options.items or EMOJI_ITEMS
+        return [
+            Job(task, split, partial(emoji.RECORDS[task], split, count), _keywords(task, options))
+            for task in wanted for split in splits
+        ]  # fmt: skip
+    records, split = _read(options)
+    if not records:
+        raise UsageError(f"--data {options.data} holds nothing of the split")
+    some = records[: options.items]
+    return [Job(task, split, lambda: some, _keywords(task, options)) for task in wanted]
 
 
-def main() -> None:
+def _read(options: argparse.Namespace) -> tuple[Sequence[Any], str]:
+    """Records of a real data set, and the name of the split for the table."""
+    if options.data == "easy-vqa":
+        split = options.split or "test"
+        return easy_vqa.read(split), f"easy-vqa {split}"
+    if options.annotations is None or options.images is None:
+        raise UsageError(f"--data {options.data} needs --annotations and --images")
+    if options.questions is not None and options.data != "vqa":
+        raise UsageError("--questions goes with --data vqa alone")
+    more = {"questions": options.questions} if options.data == "vqa" else {}
+    records = READERS[options.data].read(options.annotations, options.images, options.split, **more)
+    return records, f"{options.data} {options.split or options.annotations.stem}"
+
+
+def _keywords(task: str, options: argparse.Namespace) -> dict[str, Any]:
+    """What a task's scorer takes besides the records."""
+    scenes = options.data == "emoji"
+    if task == "caption":
+        return {"figures": emoji.caption_figures if scenes else None}
+    if task == "retrieval":
+        # Two scenes with one caption are both right for it.
+        return {"reranked": options.rerank, "merge_texts": scenes}
+    if task == "vqa" and options.data == "easy-vqa" and options.rank:
+        return {"candidates": easy_vqa.answers()}
+    return {}
+
+
+async def evaluate(model: Asked, jobs: Sequence[Job], *, skip: bool) -> list[Outcome]:
+    """Run the jobs one after the other. `skip` those that the model does not serve; else raises UsageError."""
+    if not await model.is_ready():
+        raise UsageError("the server does not answer, or is not ready; start one: python -m mplug.server REPOSITORY")
+    served = {name: await model.is_ready(name) for name in {name for names in MODELS.values() for name in names}}
+    outcomes, left_out = [], {}
+    for job in jobs:
+        missing = [name for name in MODELS[job.task] if not served[name]]
+        if missing:
+            left_out[job.task] = missing[0]
+            continue
+        began = time.monotonic()
+        outcomes.append(await job.run(model))
+        print(f"{job.task}, {job.split}: {outcomes[-1].items:,} items in {time.monotonic() - began:.0f} s",
+              file=sys.stderr)  # fmt: skip
+    told = "; ".join(f"{task}: the model {name} is not served" for task, name in left_out.items())
+    if left_out and not (skip and outcomes):
+        raise UsageError(told)
+    if left_out:
+        print(f"left out: {told}", file=sys.stderr)
+    return outcomes
+
+
+@contextlib.asynccontextmanager
+async def _model(options: argparse.Namespace) -> AsyncIterator[Asked]:
+    if options.checkpoint is not None:
+        async with open_checkpoint(options.checkpoint, options.checkpoint_task) as model:
+            yield model
+    else:
+        async with AsyncClient(options.url, options.protocol) as client:
+            yield client
+
+
+async def _run(options: argparse.Namespace) -> list[Outcome]:
+    jobs = jobs_of(options)
+    async with _model(options) as model:
+        return await evaluate(model, jobs, skip=options.task is None)
+
+
+def _about(options: argparse.Namespace) -> dict[str, object]:
+    """What was evaluated, for the JSON file."""
+    if options.predictions:
+        source: dict[str, object] = {"predictions": options.predictions.name}
+    elif options.checkpoint:
+        weights = find_checkpoint(options.checkpoint)
+        source = {"checkpoint": options.checkpoint.name, "weights_sha256": weights.sha256(), "through": "PyTorch, fp32"}
+    else:
+        source = {"through": f"a server over {options.protocol}"}
+    return {**source, "data": options.data, "evaluated": datetime.now(UTC).isoformat(timespec="seconds")}
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--url", default="localhost:8001", help="gRPC HOST:PORT (default: %(default)s)")
-    parser.add_argument("--scenes", type=int, default=500, help="per split (default: %(default)s)")
-    parser.add_argument("--max-groups", type=int, default=2, choices=range(1, 5), help="kinds of objects in a scene")
-    parser.add_argument("--output", type=Path, help="write scores and every caption to this JSON file")
-    options = parser.parse_args()
-    scores, pairs = asyncio.run(evaluate(options.url, options.scenes, options.max_groups))
-    print(f"{'split':22s} {'scenes':>7s} {'object recall':>14s} {'exact':>7s}")
-    for score in scores:
-        print(f"{score.split:22s} {score.scenes:7d} {score.object_recall:14.1%} {score.exact:7.1%}")
-    if options.output:
-        document = {"scores": [asdict(score) for score in scores], "captions": pairs}
-        options.output.write_text(json.dumps(document, indent=1) + "\n")
+    model = parser.add_argument_group("what is evaluated").add_mutually_exclusive_group()
+    model.add_argument("--url", help=f"a server, HOST:PORT (default: {DEFAULT_URL})")
+    model.add_argument("--checkpoint", type=Path, metavar="DIR", help="a checkpoint's folder, through PyTorch")
+    model.add_argument("--predictions", type=Path, metavar="FILE",
+                       help=f"answers in the layout of the official servers ({', '.join(SCORED)}); asks no model")
+    parser.add_argument("--protocol", choices=("grpc", "http"), default="grpc", help="of --url")
+    parser.add_argument("--checkpoint-task", choices=TASKS, metavar="TASK",
+                        help="what the checkpoint was fine-tuned for, where its YAML does not say")
+    data = parser.add_argument_group("on what")
+    data.add_argument("--data", choices=DATA, default="emoji", help="default: %(default)s")
+    data.add_argument("--task", nargs="+", choices=SCORERS, help="default: all that data and model have")
+    data.add_argument("--split", help=f"train, val, test; of emoji: {', '.join(emoji.SPLITS)} (default: all of them)")
+    data.add_argument("--items", type=_positive, metavar="N",
+                      help=f"at most so many per task and split (default: all; of emoji {EMOJI_ITEMS:,})")
+    data.add_argument("--annotations", type=Path, metavar="FILE", help="of a real data set")
+    data.add_argument("--questions", type=Path, metavar="FILE", help="of VQA in the official layout")
+    data.add_argument("--images", type=Path, metavar="DIR", help="where a real data set's pictures are")
+    how = parser.add_argument_group("how")
+    how.add_argument("--rerank", type=_positive, default=tasks.RERANKED, metavar="K",
+                     help="of a retrieval's shortlist that the matching head ranks (default: %(default)s)")
+    how.add_argument("--rank", action="store_true", help="easy-vqa: rank its 13 answers instead of writing one")
+    how.add_argument("--fetch-spice-models", action="store_true", help="download what SPICE needs first (400 MB)")
+    result = parser.add_argument_group("results")
+    result.add_argument("--output", type=Path, metavar="FILE", help="write scores and first mistakes as JSON")
+    result.add_argument("--markdown", type=Path, metavar="FILE", help="write the table, and the failures, as Markdown")
+    result.add_argument("--failures", type=int, default=0, metavar="N",
+                        help="show the first N mistakes of each task and split, nobody having picked them")
+    result.add_argument("--save-predictions", type=Path, metavar="DIR", help="write every answer, a file per task")
+    options = parser.parse_args(arguments)
+    if options.predictions is not None and options.annotations is None:
+        parser.error("--predictions needs --annotations, the references")
+    options.url = options.url or DEFAULT_URL
+    return options
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of 1 or more")
+    return int(text)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit code."""
+    options = _parse(arguments)
+    try:
+        if options.fetch_spice_models:
+            caption_metrics.fetch_spice_models()
+        if options.predictions is not None:
+            outcomes = [score_file(options.data, options.predictions, options.annotations, options.split)]
+        else:
+            outcomes = asyncio.run(_run(options))
+        print(report.text_table(outcomes))
+        for outcome in outcomes if options.failures else ():
+            wrong = f"{len(outcome.mistakes):,} of {outcome.items:,}"
+            print(f"\n{outcome.task}, {outcome.split}: {wrong} wrong, the first:")
+            print("\n".join(report.failures_of(outcome, options.failures)))
+        if options.output:
+            report.write_json(options.output, outcomes, _about(options), options.failures)
+        if options.markdown:
+            report.write_markdown(options.markdown, outcomes, options.failures)
+        if options.save_predictions:
+            report.write_predictions(options.save_predictions, outcomes)
+    except (UsageError, DatasetError, ClientError, BuildError, CheckpointError, ConfigError, ArtefactError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        print(f"error: {error.filename or 'the network'}: {error.strerror or error}", file=sys.stderr)
+        return 1
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit(130)  # as shells report it

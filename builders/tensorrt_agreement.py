@@ -28,7 +28,7 @@ from tqdm import tqdm
 from builders.compare import EagerDecoder
 from builders.data.emoji_scenes import SceneGenerator
 from builders.data.emoji_sprites import TRAIN_STYLES
-from builders.evaluate import TEST_SEED
+from builders.evaluation.emoji import TEST_SEED
 from builders.tensorrt_check import OnnxDecoder, OnnxGraph
 from builders.tensorrt_precision import HALF_TYPES
 from builders.tensorrt_stages import export_graph

@@ -81,16 +81,21 @@ def entries_of(path: Path) -> Iterator[Entry]:
 
 
 class Images:
-    """A folder of pictures. Each that is asked for must be there: a run of hours does not end at its last entry."""
+    """A folder of pictures. Each that is asked for must be there: a run of hours does not end at its last entry.
 
-    def __init__(self, folder: Path) -> None:
+    Without a folder, for those who read references alone, names are taken as they are.
+    """
+
+    def __init__(self, folder: Path | None) -> None:
         """Raises DatasetError when the folder is not there."""
-        if not folder.is_dir():
+        if folder is not None and not folder.is_dir():
             raise DatasetError(f"{folder}: no such folder of images")
         self.folder = folder
 
     def find(self, entry: Entry, *names: str) -> Path:
         """The first of the names that is a file. Raises DatasetError naming the entry and what was looked for."""
+        if self.folder is None:
+            return Path(names[0])
         for name in names:
             if Path(name).is_absolute() or ".." in Path(name).parts:
                 raise DatasetError(f"{entry.place}: the image {name!r} leads out of the folder of images")

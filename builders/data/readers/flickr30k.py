@@ -8,6 +8,6 @@ from builders.data.readers import karpathy
 from builders.data.readers.records import CaptionRecord
 
 
-def read(annotations: Path, images: Path, split: str | None = None) -> list[CaptionRecord]:
+def read(annotations: Path, images: Path | None, split: str | None = None) -> list[CaptionRecord]:
     """See `karpathy.read`; `images` holds `flickr30k-images/`."""
     return karpathy.read(annotations, images, split)

@@ -18,11 +18,12 @@ from builders.data.readers.records import CaptionRecord, DatasetError
 SPLITS = {"train": ("train", "restval"), "val": ("val",), "test": ("test",)}
 
 
-def read(annotations: Path, images: Path, split: str | None = None) -> list[CaptionRecord]:
+def read(annotations: Path, images: Path | None, split: str | None = None) -> list[CaptionRecord]:
     """One record per picture, with all of its captions; `key` is the number at the end of the picture's name.
 
     `split` (train, val, test) is needed for a file that holds all of them, and changes nothing for the others.
-    Raises DatasetError naming the file, entry, key or picture.
+    `images` None: paths stand as in the file, and need not be there. Raises DatasetError naming the file, entry, key
+    or picture.
     """
     content, folder = load_json(annotations), Images(images)
     if isinstance(content, dict):

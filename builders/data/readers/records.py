@@ -49,6 +49,17 @@ class QuestionRecord:
 
 
 @dataclass(frozen=True)
+class VideoQuestionRecord:
+    """A question about a video: an encoded file, or its bytes. `kind` and `answers` as for pictures."""
+
+    key: str
+    video: Path | bytes
+    question: str
+    answers: tuple[str, ...]
+    kind: str = ""
+
+
+@dataclass(frozen=True)
 class ExpressionRecord:
     """An expression and the box of what it refers to."""
 

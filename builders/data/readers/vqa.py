@@ -36,6 +36,27 @@ def read(
     return [_record(entry, folders) for entry in list_of_entries(content, str(annotations))]
 
 
+def read_references(annotations: Path) -> list[QuestionRecord]:
+    """Answers alone, to score predictions against: of a file in either layout, without pictures.
+
+    An official file of annotations has not the questions' texts; they are blank then. Raises DatasetError.
+    """
+    content = load_json(annotations)
+    if not isinstance(content, dict):
+        folders = dict.fromkeys(WEIGHTS, Images(None))
+        return [_record(entry, folders) for entry in list_of_entries(content, str(annotations))]
+    return [
+        QuestionRecord(
+            key=str(entry["question_id"]),
+            image=Path(),
+            question="",
+            answers=tuple(each.text("answer") for each in entry.entries("answers")),
+            kind=entry.text("answer_type") if "answer_type" in entry else "",
+        )
+        for entry in Entry(content, str(annotations)).entries("annotations")
+    ]
+
+
 def _record(entry: Entry, folders: dict[str, Images]) -> QuestionRecord:
     source = entry.text("dataset") if "dataset" in entry else "vqa"
     if source not in WEIGHTS:
