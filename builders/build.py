@@ -1,11 +1,14 @@
-"""Build a deployable repository from a checkpoint.
+"""Build a deployable repository from one checkpoint, or from several that serve different tasks.
 
-    python builders/build.py CHECKPOINT --output DIR [--target openvino|torch|tensorrt|tensorrt-rtx]
+    python builders/build.py [NAME=]CHECKPOINT... --output DIR [--target openvino|torch|tensorrt|tensorrt-rtx]
                              [--precision auto|fp32|bf16|fp16|int8]
 
 CHECKPOINT is a folder in any published layout, or in ours. DIR becomes a complete Triton repository: the
-models that this checkpoint can serve, each compiled stage compared with PyTorch, and a build-info file.
-Example: python builders/build.py checkpoints/demo --output build/demo
+models that these checkpoints can serve, each compiled stage compared with PyTorch, and a build-info file.
+Stages with equal weights are built once. NAME=CHECKPOINT serves its models as NAME_caption and so on.
+
+    python builders/build.py checkpoints/demo --output build/demo
+    python builders/build.py mplug-captioning mplug-vqa large=mplug-large-captioning --output build/mplug
 """
 
 from __future__ import annotations
@@ -18,9 +21,10 @@ import shutil
 import sys
 import tempfile
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -31,42 +35,29 @@ if not __package__:
 
 import yaml
 from safetensors.torch import save_file
+from torch import nn
 from tqdm import tqdm
 
 from builders import openvino as openvino_builder
 from builders import tensorrt as tensorrt_builder
 from builders.compare import TOLERANCES, ArtefactError, compare_decoder, compare_graph
 from builders.export import example_inputs, export
-from mplug.checkpoint import CheckpointError, CheckpointFiles, load_checkpoint
+from builders.plan import Checkpoint, Plan, PlanError, Source, Stage, plan
+from mplug.checkpoint import CheckpointError, CheckpointFiles
 from mplug.config import TASKS, ConfigError
-from mplug.contract import DECODER_SCORE, MAX_FRAMES
-from mplug.network import MPlug
-from mplug.network.graphs import graphs_of
+from mplug.contract import DECODER_SCORE, MAX_FRAMES, GraphSpec
 from mplug.runtime.interface import RuntimeUnavailable, StageInfo
 from mplug.tasks.checkpoint_files import SERVED_FILE
 from mplug.tasks.judgement import Head
-from mplug.tokenizer import Tokenizer
+from mplug.triton_protocol import STAGES_FILE
 
 SOURCE = ROOT / "model_repository"
 BUILD_INFO = "build_info.json"
 TARGETS = ("openvino", "torch", *tensorrt_builder.PACKAGES)
 PRECISIONS = ("auto", "fp32", "bf16", "fp16", "int8")
+#: Of `--task`: what the checkpoint's own YAML says.
+OWN_TASK = "auto"
 
-_CAPTIONING = ("image-captioning", "video-captioning")
-_QUESTIONS = ("visual-question-answering", "video-question-answering")
-_RETRIEVAL = ("image-text-retrieval", "video-text-retrieval")
-#: Public models → the tasks of a checkpoint that let it serve them.
-PUBLIC_MODELS = {
-    # A checkpoint for questions about videos also describes them from the frames alone, as published.
-    "caption": (*_CAPTIONING, "video-question-answering"),
-    "vqa": _QUESTIONS,
-    "embed_image": _RETRIEVAL,
-    "embed_text": _RETRIEVAL,
-    "match": _RETRIEVAL,
-    "ground": ("visual-grounding",),
-    "nlvr": ("nlvr2",),
-    "entail": ("visual-entailment",),
-}
 #: Public models with a head of their own, by its name in the network.
 HEADS = {"nlvr": "nlvr_head", "entail": "entail_head"}
 
@@ -79,22 +70,20 @@ class BuildError(RuntimeError):
 class Build:
     """What is built from what."""
 
-    network: MPlug
-    files: CheckpointFiles
-    tokenizer: Tokenizer
+    plan: Plan
     target: str
     precision: str
+    options: tensorrt_builder.EngineOptions | None  #: of TensorRT's targets
     engines: list[dict[str, object]] = field(default_factory=list)  #: TensorRT's, as `builders.tensorrt` describes them
 
-    def stage_info(self, folder: Path) -> StageInfo:
+    def stage_info(self, stage: Stage, folder: Path) -> StageInfo:
         """What the served stage must know besides its artefact."""
-        config, text = self.network.config, self.network.config.text
+        config, text, tokenizer = stage.config, stage.config.text, stage.readers[0].tokenizer
         sizes = {
             "layers": text.text_decode_layers, "heads": text.heads, "head_width": text.head_width,
             "hidden_size": text.hidden_size, "vocab_size": text.vocab_size, "max_positions": text.max_positions,
-            "max_states": MAX_FRAMES * config.vision.tokens + config.max_text_length,
-            "ranks_candidates": int(config.ranks_candidates),
-            "image_size": config.vision.image_size, "start_id": self.tokenizer.cls_id, "end_id": self.tokenizer.sep_id,
+            "max_states": stage.max_states, "ranks_candidates": int(config.ranks_candidates),
+            "image_size": config.vision.image_size, "start_id": tokenizer.cls_id, "end_id": tokenizer.sep_id,
         }
         return StageInfo(folder, self.target, self.precision, sizes, asdict(config.generation))
 
@@ -102,9 +91,16 @@ class Build:
 def build(checkpoint: Path, output: Path, *, target: str = "openvino", precision: str = "auto",
           image_size: int | None = None, task: str | None = None,
           engine_settings: Mapping[str, object] | None = None) -> dict[str, float]:
-    """Build `output` and return the relative error per compared output.
+    """`build_repository` of one checkpoint, whose public models keep their names."""
+    sources = [Source(checkpoint, task=task, image_size=image_size)]
+    return build_repository(sources, output, target=target, precision=precision, engine_settings=engine_settings)
 
-    `engine_settings` are more of `builders.tensorrt.EngineOptions`. Raises BuildError, CheckpointError,
+
+def build_repository(sources: Sequence[Source], output: Path, *, target: str = "openvino", precision: str = "auto",
+                     engine_settings: Mapping[str, object] | None = None) -> dict[str, float]:
+    """Build `output` from checkpoints and return the relative error per compared output.
+
+    `engine_settings` are more of `builders.tensorrt.EngineOptions`. Raises BuildError, PlanError, CheckpointError,
     ConfigError or ArtefactError; `output` is then left as it was.
     """
     output = output.absolute()
@@ -112,6 +108,7 @@ def build(checkpoint: Path, output: Path, *, target: str = "openvino", precision
         raise BuildError(f"{output} is not a folder; choose another one")
     if output.exists() and not (output / BUILD_INFO).exists() and any(output.iterdir()):
         raise BuildError(f"{output} exists and was not made by this builder; choose another folder")
+    options = None
     try:
         if target in tensorrt_builder.PACKAGES:
             precision = tensorrt_builder.resolve_precision(precision)
@@ -122,23 +119,15 @@ def build(checkpoint: Path, output: Path, *, target: str = "openvino", precision
             precision = _torch_precision(precision)
     except ValueError as error:
         raise BuildError(str(error)) from None
-    network, files = load_checkpoint(checkpoint, task=task, image_size=image_size)
-    tokenizer = _tokenizer(files, network)
-    models = [name for name, tasks in PUBLIC_MODELS.items() if set(tasks) & set(network.config.tasks)]
-    if not models:
-        raise BuildError(f"{checkpoint}: nothing serves {', '.join(network.config.tasks)} yet; "
-                         f"served tasks: {', '.join(task for tasks in PUBLIC_MODELS.values() for task in tasks)}")
+    job = Build(plan([Checkpoint.read(source) for source in sources]), target, precision, options)
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}-") as scratch:
         repository = Path(scratch) / "repository"
-        job = Build(network, files, tokenizer, target, precision)
-        if target in tensorrt_builder.PACKAGES:
-            errors = _build_engines(job, repository, Path(scratch), options)
-        else:
-            errors = _build_stages(job, repository, Path(scratch))
-        for name in models:
-            _build_public_model(job, repository, name)
-        (repository / BUILD_INFO).write_text(json.dumps(_build_info(job, models, errors), indent=1) + "\n")
+        errors = _build_stages(job, repository, Path(scratch))
+        for checkpoint in job.plan.checkpoints:
+            for name, model in checkpoint.public_models.items():
+                _build_public_model(job, checkpoint, _copy_model(model, repository, name), model)
+        (repository / BUILD_INFO).write_text(json.dumps(_build_info(job, errors), indent=1) + "\n")
         if output.exists():  # moved, not deleted: a moment without a repository is as short as can be
             output.rename(Path(scratch) / "previous")
         repository.rename(output)
@@ -151,68 +140,58 @@ def _torch_precision(precision: str) -> str:
     return "fp32"
 
 
-def _tokenizer(files: CheckpointFiles, network: MPlug) -> Tokenizer:
-    try:
-        return Tokenizer(files.vocabulary, network.config.text.vocab_size)
-    except ValueError as error:
-        raise CheckpointError(str(error)) from None
-
-
-def _copy_model(name: str, repository: Path) -> Path:
-    """Copy a model of `model_repository/`; returns its version folder."""
-    shutil.copytree(SOURCE / name, repository / name, ignore=shutil.ignore_patterns("__pycache__"))
+def _copy_model(model: str, repository: Path, name: str) -> Path:
+    """Copy a model of `model_repository/`, which has its name from its folder alone; returns the version folder."""
+    shutil.copytree(SOURCE / model, repository / name, ignore=shutil.ignore_patterns("__pycache__"))
     return repository / name / "1"
 
 
 def _build_stages(job: Build, repository: Path, scratch: Path) -> dict[str, float]:
     errors: dict[str, float] = {}
-    graphs = list(graphs_of(job.network, job.tokenizer.sep_id))
+    graphs = [(stage, spec, graph) for stage in job.plan.stages for spec, graph in stage.graphs()]
+    compilers = {stage.model: _graph_builder(job, stage) for stage in job.plan.stages}
     progress = tqdm(graphs, desc="building", unit="graph", leave=False, disable=None)
-    for spec, graph in progress:
-        stage = "text_decoder" if spec.name.startswith("text_decoder") else spec.name
-        progress.set_postfix_str(spec.name)
-        folder = repository / stage / "1"
+    for stage, spec, graph in progress:
+        graph_name = stage.model + spec.name.removeprefix(stage.name)
+        progress.set_postfix_str(graph_name)
+        folder = repository / stage.model / "1"
         if not folder.exists():
-            _copy_model(stage, repository)
-            job.stage_info(folder).write()
-        if job.target == "openvino":
-            onnx = scratch / f"{spec.name}.onnx"
-            export(spec, graph, example_inputs(spec, job.network), onnx)
-            openvino_builder.compile_graph(onnx, folder, job.precision)
-            onnx.unlink()
-        else:
-            _write_weights(job, folder, stage)
-        if stage != "text_decoder" or spec is DECODER_SCORE:
-            measured = compare_graph(folder, spec, graph, job.network)
-        elif spec.name.endswith("step"):
-            measured = compare_decoder(folder, job.network, job.tokenizer.sep_id)
-        else:
-            continue  # compared with the step, through which alone it acts
-        compared = spec.name if spec is DECODER_SCORE else stage
+            _copy_model(stage.name, repository, stage.model)
+            job.stage_info(stage, folder).write()
+        measured = compilers[stage.model](spec, graph, folder, scratch)
+        compared = graph_name if spec is DECODER_SCORE else stage.model
         errors |= {f"{compared}.{name}": error for name, error in measured.items()}
     _check(errors, job.precision)
     return errors
 
 
-def _build_engines(job: Build, repository: Path, scratch: Path,
-                   options: tensorrt_builder.EngineOptions) -> dict[str, float]:
+#: Builds a graph into a stage's version folder; returns the relative error per output that was compared.
+GraphBuilder = Callable[[GraphSpec, nn.Module, Path, Path], dict[str, float]]
+
+
+def _graph_builder(job: Build, stage: Stage) -> GraphBuilder:
+    if job.options is None:
+        return partial(_build_graph, job, stage)
     stages = importlib.import_module("builders.tensorrt_stages")  # only here: it loads TensorRT and ONNX Runtime
-    max_states = job.stage_info(repository).sizes["max_states"]
-    compiler = stages.TensorRTStages(job.network, job.tokenizer.sep_id, max_states, MAX_FRAMES, options)
-    errors: dict[str, float] = {}
-    graphs = list(graphs_of(job.network, job.tokenizer.sep_id))
-    for spec, graph in tqdm(graphs, desc="building", unit="graph", leave=False, disable=None):
-        stage = "text_decoder" if spec.name.startswith("text_decoder") else spec.name
-        folder = repository / stage / "1"
-        if not folder.exists():
-            _copy_model(stage, repository)
-            job.stage_info(folder).write()
-        measured = compiler.build(spec, graph, folder, scratch)
-        compared = spec.name if spec is DECODER_SCORE else stage
-        errors |= {f"{compared}.{name}": error for name, error in measured.items()}
-    job.engines.extend(compiler.built)
-    _check(errors, job.precision)
-    return errors
+    end_id = stage.readers[0].tokenizer.sep_id
+    compiler = stages.TensorRTStages(stage.network, end_id, stage.max_states, MAX_FRAMES, job.options, job.engines)
+    return compiler.build
+
+
+def _build_graph(job: Build, stage: Stage, spec: GraphSpec, graph: nn.Module, folder: Path, scratch: Path
+                 ) -> dict[str, float]:
+    if job.target == "openvino":
+        onnx = scratch / f"{spec.name}.onnx"
+        export(spec, graph, example_inputs(spec, stage.network), onnx)
+        openvino_builder.compile_graph(onnx, folder, job.precision)
+        onnx.unlink()
+    else:
+        _write_weights(stage, folder)
+    if spec.name.endswith("prefill"):
+        return {}  # compared with the step, through which alone it acts
+    if spec.name.endswith("step"):
+        return compare_decoder(folder, stage.network, stage.readers[0].tokenizer.sep_id)
+    return compare_graph(folder, spec, graph, stage.network)
 
 
 def _check(errors: dict[str, float], precision: str) -> None:
@@ -224,48 +203,45 @@ def _check(errors: dict[str, float], precision: str) -> None:
         raise ArtefactError(f"compiled stages differ from PyTorch by more than {tolerance:.0e}: {', '.join(wrong)}")
 
 
-def _write_weights(job: Build, folder: Path, stage: str) -> None:
+def _write_weights(stage: Stage, folder: Path) -> None:
     """What the torch runtime loads: the stage's weights, with the heads behind it, and the configuration."""
-    heads = {
-        "vision_encoder": "vision_projection.", "text_encoder": "text_projection.", "fusion_encoder": "match_head.",
-    }
-    prefixes = (f"{stage}.", heads.get(stage, f"{stage}."))
-    weights = {key: value.contiguous() for key, value in job.network.state_dict().items() if key.startswith(prefixes)}
+    first = stage.readers[0]
+    prefixes = tuple(f"{part}." for part in first.parts(stage.name))
+    weights = {key: value.contiguous() for key, value in stage.network.state_dict().items() if key.startswith(prefixes)}
     save_file(weights, folder / "model.safetensors")
-    _write_config(job, folder)
+    _write_config(first.files, stage.config.tasks, folder)
 
 
-def _write_config(job: Build, folder: Path) -> None:
+def _write_config(files: CheckpointFiles, tasks: Sequence[str], folder: Path) -> None:
     """The checkpoint's two files; a YAML without a task, as the authors' are, gets the one that is built."""
-    document = yaml.safe_load(job.files.config.read_text(encoding="utf-8"))
-    document["tasks"] = list(job.network.config.tasks)
+    document = yaml.safe_load(files.config.read_text(encoding="utf-8"))
+    document["tasks"] = list(tasks)
     (folder / "config.yaml").write_text(yaml.safe_dump(document, sort_keys=False), encoding="utf-8")
-    shutil.copy(job.files.bert_config, folder / "config_bert.json")
+    shutil.copy(files.bert_config, folder / "config_bert.json")
 
 
-def _build_public_model(job: Build, repository: Path, name: str) -> None:
-    folder = _copy_model(name, repository)
-    _write_config(job, folder)
-    shutil.copy(job.files.vocabulary, folder / "vocab.txt")
-    config = job.network.config
+def _build_public_model(job: Build, checkpoint: Checkpoint, folder: Path, model: str) -> None:
+    config = checkpoint.network.config
+    _write_config(checkpoint.files, config.tasks, folder)
+    shutil.copy(checkpoint.files.vocabulary, folder / "vocab.txt")
     served = {"tasks": list(config.tasks), "image_size": config.vision.image_size}
     (folder / SERVED_FILE).write_text(json.dumps(served) + "\n")
-    if name in HEADS:
-        hidden, _, output = getattr(job.network, HEADS[name])
+    (folder / STAGES_FILE).write_text(json.dumps(job.plan.stages_of(checkpoint)) + "\n")
+    if model in HEADS:
+        hidden, _, output = getattr(checkpoint.network, HEADS[model])
         weights = (hidden.weight, hidden.bias, output.weight, output.bias)
         Head(*(tensor.detach().numpy() for tensor in weights)).write(folder)
 
 
-def _build_info(job: Build, models: list[str], errors: dict[str, float]) -> dict[str, object]:
+def _build_info(job: Build, errors: dict[str, float]) -> dict[str, object]:
     packages = ("torch", "onnx", "onnxscript", "openvino", "nncf", "numpy")
+    checkpoints = [_checkpoint_info(job, checkpoint) for checkpoint in job.plan.checkpoints]
     return {
         "built": datetime.now(UTC).isoformat(timespec="seconds"),
-        "checkpoint": job.files.folder.name,
-        "weights_sha256": job.files.sha256(),
+        **(checkpoints[0] if len(checkpoints) == 1 else {"checkpoints": checkpoints}),
+        "stages": {stage.model: stage.sha256 for stage in job.plan.stages},
         "target": job.target,
         "precision": job.precision,
-        "image_size": job.network.config.vision.image_size,
-        "public_models": models,
         "relative_errors": errors,
         "tolerance": TOLERANCES[job.precision],
         "versions": {name: version(name) for name in packages} | {"python": platform.python_version()},
@@ -274,20 +250,33 @@ def _build_info(job: Build, models: list[str], errors: dict[str, float]) -> dict
     }
 
 
+def _checkpoint_info(job: Build, checkpoint: Checkpoint) -> dict[str, object]:
+    return {
+        "checkpoint": checkpoint.files.folder.name,
+        "weights_sha256": checkpoint.files.sha256(),
+        "image_size": checkpoint.network.config.vision.image_size,
+        "public_models": list(checkpoint.public_models),
+        "reads_stages": job.plan.stages_of(checkpoint),
+    }
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT",
-                        help="a folder with weights, YAML, BERT JSON and vocab.txt")
+    parser.add_argument("checkpoints", nargs="+", metavar="[NAME=]CHECKPOINT",
+                        help="a folder with weights, YAML, BERT JSON and vocab.txt; its models are called NAME_caption "
+                             "and so on, or caption without a NAME")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="the repository to write")
     parser.add_argument("--target", choices=TARGETS, default="openvino",
                         help="what to compile to (default: %(default)s)")
     parser.add_argument("--precision", choices=PRECISIONS, default="auto",
                         help="auto: fp16 on a GPU, bf16 where the CPU has it, else fp32")
-    parser.add_argument("--image-size", type=int, metavar="N",
-                        help="serve at N×N pixels instead of the checkpoint's size")
-    parser.add_argument("--task", choices=TASKS,
-                        help="what the checkpoint was fine-tuned for, where its YAML does not say")
+    parser.add_argument("--image-size", type=int, metavar="N", action="append",
+                        help="serve at N×N pixels instead of the checkpoint's size; of several checkpoints all, or "
+                             "given once for each, in their order")
+    parser.add_argument("--task", choices=(OWN_TASK, *TASKS), action="append",
+                        help="what the checkpoint was fine-tuned for, where its YAML does not say; of several "
+                             f"checkpoints all, or given once for each, in their order ({OWN_TASK}: as its YAML says)")
     gpu = parser.add_argument_group("TensorRT", "see docs/gpu.md")
     gpu.add_argument("--compute-capability", metavar="LIST", default="",
                      help="RTX GPUs that tensorrt-rtx compiles for, such as 8.6,8.9,12.0 (default: Ampere and later)")
@@ -305,9 +294,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with warnings.catch_warnings():
             warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
-            build(options.checkpoint, options.output, target=options.target, precision=options.precision,
-                  image_size=options.image_size, task=options.task, engine_settings=engine_settings)
-    except (BuildError, CheckpointError, ConfigError, ArtefactError, RuntimeUnavailable,
+            build_repository(_sources(options), options.output, target=options.target, precision=options.precision,
+                             engine_settings=engine_settings)
+    except (BuildError, PlanError, CheckpointError, ConfigError, ArtefactError, RuntimeUnavailable,
             tensorrt_builder.EngineError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -316,6 +305,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     print(f"built {options.output}; serve it with: python -m mplug.server {options.output}")
     return 0
+
+
+def _sources(options: argparse.Namespace) -> list[Source]:
+    """The checkpoints with what the options say of each. Raises PlanError."""
+    def for_each(option: str, values: list | None) -> list:
+        given = values or [None]
+        if len(given) not in (1, len(options.checkpoints)):
+            raise PlanError(f"{option} is given {len(given)} times for {len(options.checkpoints)} checkpoints; "
+                            "give it once for all of them, or once for each, in their order")
+        return given * len(options.checkpoints) if len(given) == 1 else given
+
+    tasks = [None if task == OWN_TASK else task for task in for_each("--task", options.task)]
+    sizes = for_each("--image-size", options.image_size)
+    return [Source.parse(*of_one) for of_one in zip(options.checkpoints, tasks, sizes, strict=True)]
 
 
 if __name__ == "__main__":

@@ -31,14 +31,18 @@ ON_DEVICE = "on the GPU"
 class TensorRTStages:
     """Builds graph after graph, in the order of `mplug.network.graphs.graphs_of`."""
 
-    def __init__(self, network: MPlug, end_id: int, max_states: int, max_frames: int, options: EngineOptions) -> None:
-        """`max_states` is what one request may bring to the decoder, `max_frames` the images of a video."""
+    def __init__(self, network: MPlug, end_id: int, max_states: int, max_frames: int, options: EngineOptions,
+                 built: list[dict[str, Any]]) -> None:
+        """`max_states` is what one request may bring to the decoder, `max_frames` the images of a video.
+
+        To `built` is added what is written beside each engine, without its network.
+        """
         self._network, self._end_id, self._options = network, end_id, options
         self._max_states = max_states
         self._frames = max_frames if any(task.startswith("video") for task in network.config.tasks) else 1
         self._compiler = Compiler(options)
         self._decoder_graphs: dict[str, OnnxGraph] = {}
-        self.built: list[dict[str, Any]] = []  #: what was written beside each engine, without its network
+        self._built = built
 
     def build(self, spec: GraphSpec, graph: torch.nn.Module, folder: Path, scratch: Path) -> dict[str, float]:
         """Compile one graph into a stage's version folder; relative error per output that was compared."""
@@ -53,7 +57,7 @@ class TensorRTStages:
         information = write_engine(self._compiler, path, spec, self._network, limits, folder)
         path.unlink()
         information.pop("network")
-        self.built.append(information)
+        self._built.append(information)
         if self._options.target == "tensorrt" and self._frames == 1:
             drop_absent_outputs(folder.parent / NATIVE_CONFIG, spec)
         else:  # RTX engines are no food for that backend, and it cannot split a batch that frames make too large

@@ -315,6 +315,7 @@ class TaskModel(DeferredModel):
 
     def open(self, context: ModelContext) -> None:
         self._task = self.create(context)
+        self._stages = context.stages
         self._parsers = ThreadPoolExecutor(PARSE_THREADS, thread_name_prefix="parse")
         self._loop = asyncio.new_event_loop()
         self._loop.set_default_executor(ThreadPoolExecutor(BLS_THREADS, thread_name_prefix="bls"))
@@ -355,11 +356,15 @@ class TaskModel(DeferredModel):
         try:
             request = await self._loop.run_in_executor(self._parsers, self._task.parse, pending.inputs)
             pending.inputs = {}  # an encoded image is not needed for as long as the search takes
-            pending.send(await self._task.run(request, call_stage))
+            pending.send(await self._task.run(request, self._call_stage))
         except asyncio.CancelledError:
             pending.fail(Cancelled(CANCELLED))
         except BaseException as error:
             pending.fail(error)
+
+    async def _call_stage(self, name: str, inputs: Mapping[str, Value], outputs: Sequence[str]) -> Values:
+        """`call_stage` of the model that this one's checkpoint has that stage in."""
+        return await call_stage(self._stages.get(name, name), inputs, outputs)
 
     async def _watch(self) -> None:
         """Ends tasks whose client has gone, and all when the server gives up waiting for them.

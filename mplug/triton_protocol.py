@@ -20,6 +20,9 @@ CallStage = Callable[[str, Mapping[str, Value], Sequence[str]], Awaitable[Values
 #: A batched stage: arrays whose first axis is the batch, in and out.
 Stage = Callable[[dict[str, np.ndarray]], Mapping[str, np.ndarray]]
 
+#: In a public model's version folder: names of the stages → models of this repository, where checkpoints differ.
+STAGES_FILE = "stages.json"
+
 
 class Task(Protocol):
     """One public model's logic."""
@@ -55,6 +58,12 @@ class ModelContext:
     def required_inputs(self) -> list[str]:
         """Names of the inputs that are not optional."""
         return [item["name"] for item in self.config["input"] if not item.get("optional")]
+
+    @property
+    def stages(self) -> dict[str, str]:
+        """Names of stages → the models that this one's checkpoint has them in; what is not in it bears that name."""
+        path = self.folder / STAGES_FILE
+        return json.loads(path.read_text()) if path.exists() else {}
 
     @property
     def parameters(self) -> dict[str, str]:

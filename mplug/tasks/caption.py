@@ -15,10 +15,11 @@ from pathlib import Path
 
 import numpy as np
 
+from mplug.beam_search import SearchOptions
 from mplug.decode_request import check_positions, parse_search_options
 from mplug.errors import InvalidRequest
 from mplug.tasks.checkpoint_files import ServedCheckpoint
-from mplug.tasks.decoding import SEARCH_OPTIONS, decode, encoder_inputs
+from mplug.tasks.decoding import SEARCH_OPTIONS, decode, encoder_inputs, search_inputs
 from mplug.tasks.encoders import encode_images, encode_texts, fuse_for_decoder, side_by_side
 from mplug.tasks.inputs import one_text, visual
 from mplug.triton_protocol import CallStage, Value, Values
@@ -30,7 +31,7 @@ class CaptionRequest:
 
     pixels: np.ndarray  #: `[F, 3, R, R]`, one image or the frames of a video
     prompt: str
-    options: dict[str, np.ndarray]  #: of the search, as the client sent them
+    search: SearchOptions
 
 
 class CaptionTask:
@@ -55,18 +56,19 @@ class CaptionTask:
             if length > allowed:
                 raise InvalidRequest(f"PROMPT: {length} tokens are more than the {allowed} allowed")
         check_positions(options, search, len(self._prefix(prompt)), self.config.text.max_positions)
-        return CaptionRequest(visual(inputs, self.config.vision.image_size), prompt, options)
+        return CaptionRequest(visual(inputs, self.config.vision.image_size), prompt, search)
 
     async def run(self, request: CaptionRequest, call_stage: CallStage) -> Values:
         """Chain the stages; outputs CAPTION, SCORE, TOKEN_IDS."""
         states, _ = await encode_images(call_stage, self.config, request.pixels)
         states = side_by_side(states)
         if self.config.caption_states == "fused":
-            search = await self._fused(states, request.prompt, call_stage)
+            read = await self._fused(states, request.prompt, call_stage)
         else:
-            search = encoder_inputs(states[0])
-            search["PROMPT_IDS"] = np.array(self._prefix(request.prompt), np.int32)
-        found = await decode(call_stage, {**search, **request.options})
+            read = encoder_inputs(states[0])
+            read["PROMPT_IDS"] = np.array(self._prefix(request.prompt), np.int32)
+        # All options, since a decoder that several checkpoints share has the defaults of one of them.
+        found = await decode(call_stage, {**read, **search_inputs(request.search)})
         captions = [self.tokenizer.decode(ids.tolist()).encode() for ids in found["TOKEN_IDS"]]
         return {"CAPTION": captions, "SCORE": found["SCORE"], "TOKEN_IDS": found["TOKEN_IDS"]}
 

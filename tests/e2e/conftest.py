@@ -15,7 +15,8 @@ import pytest
 import torch
 import yaml
 
-from builders.build import build
+from builders.build import build, build_repository
+from builders.plan import Source
 from mplug.checkpoint import save_weights
 from mplug.config import TASKS, read_config
 from mplug.network import MPlug
@@ -185,6 +186,18 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 def caption_server(built: Callable[..., Path], serve: Callable[..., TritonServer]) -> TritonServer:
     """The golden captioner, compiled for the CPU and served until the session ends."""
     return serve(built("caption"))
+
+
+@pytest.fixture(scope="session")
+def several_server(
+    tmp_path_factory: pytest.TempPathFactory, serve: Callable[..., TritonServer]
+) -> TritonServer:
+    """Four golden checkpoints in one repository, and the captioner once more, under the name `again`."""
+    repository = tmp_path_factory.mktemp("several") / "repository"
+    named = [*(Source(GOLDEN / case) for case in ("caption", "vqa", "retrieval", "grounding")),
+             Source(GOLDEN / "caption", "again")]  # fmt: skip
+    build_repository(named, repository, target="torch")
+    return serve(repository)
 
 
 @pytest.fixture(scope="session")

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from wire import Wire, connect
 
-from builders.build import PUBLIC_MODELS
+from builders.plan import PUBLIC_MODELS
 from mplug.checkpoint import load_checkpoint
 from mplug.network import MPlug
 from mplug.preprocess import decode_image, letterbox_pixel_values, pixel_values

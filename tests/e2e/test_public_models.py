@@ -68,20 +68,28 @@ def serving(repository: Path) -> Iterator[Wire]:
 
 
 @pytest.fixture(scope="module", params=["openvino", "torch"])
-def vqa(request: pytest.FixtureRequest, built: Callable[..., Path]) -> Iterator[Wire]:
-    with serving(built("vqa", "--target", request.param)) as wire:
+def vqa_server(
+    request: pytest.FixtureRequest, built: Callable[..., Path], serve: Callable[..., TritonServer]
+) -> TritonServer:
+    """Compiled stages alone, and PyTorch's beside other checkpoints'."""
+    return serve(built("vqa")) if request.param == "openvino" else request.getfixturevalue("several_server")
+
+
+@pytest.fixture(scope="module")
+def vqa(vqa_server: TritonServer) -> Iterator[Wire]:
+    with connect(vqa_server, "grpc") as wire:
         yield wire
 
 
 @pytest.fixture(scope="module")
-def retrieval(built: Callable[..., Path]) -> Iterator[tuple[Wire, TritonServer]]:
-    with TritonServer(built("retrieval", "--target", "torch")) as server, connect(server, "grpc") as wire:
-        yield wire, server
+def retrieval(several_server: TritonServer) -> Iterator[tuple[Wire, TritonServer]]:
+    with connect(several_server, "grpc") as wire:
+        yield wire, several_server
 
 
 @pytest.fixture(scope="module")
-def grounding(built: Callable[..., Path]) -> Iterator[Wire]:
-    with serving(built("grounding", "--target", "torch", "--task", "visual-grounding")) as wire:
+def grounding(several_server: TritonServer) -> Iterator[Wire]:
+    with connect(several_server, "grpc") as wire:
         yield wire
 
 
@@ -132,14 +140,15 @@ def test_candidates_are_ranked(vqa: Wire) -> None:
         assert best["ANSWER"].tolist() == answer["ANSWER"][:1].tolist()
 
 
-def test_the_stage_scores_candidates_as_published(vqa: Wire) -> None:
+def test_the_stage_scores_candidates_as_published(vqa: Wire, vqa_server: TritonServer) -> None:
     golden, data = expected("vqa"), tensors("vqa")
+    decoder = json.loads((vqa_server.repository / "vqa" / "1" / "stages.json").read_text())["text_decoder"]
     for index, (ids, negative) in enumerate(zip(golden["answer_ids"], golden["answer_nll_sum"], strict=True)):
         mask = data["attention_mask"][index].astype(np.int32)
         states = np.concatenate([data["fused_image"][index], data["fused_text"][index]])
         read = np.concatenate([np.ones(len(data["fused_image"][index]), np.int32), mask])
         rows = np.array([ids, golden["answer_ids"][0]], np.int32)
-        found = vqa.ask("text_decoder", ENCODER_STATES=states, ENCODER_MASK=read, CANDIDATE_IDS=rows)
+        found = vqa.ask(decoder, ENCODER_STATES=states, ENCODER_MASK=read, CANDIDATE_IDS=rows)
         assert found["SCORE"][0] == pytest.approx(-negative, abs=SCORE_TOLERANCE)
 
 
