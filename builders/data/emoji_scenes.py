@@ -21,6 +21,7 @@ from builders.data.held_out_pairs import held_out_pairs, partners
 from builders.data.scene_backgrounds import Backgrounds
 from builders.data.scene_grammar import AmbiguousLayout, Box, ObjectGroup, caption_of
 from builders.data.scene_layout import Place, plan_layout
+from builders.data.scene_reference import hull
 from builders.data.sprite_bank import Piece, Sprite, SpriteBank, may_mirror, paste, stand_out, visible_box
 
 PATCH = 16  # pixels; side of one cell of the patch labels
@@ -231,8 +232,7 @@ class SceneGenerator:
                 objects.append(
                     SceneObject(emoji_class.index, emoji_class.name, colour, box, number, choice.style)
                 )
-            union = (*(min(b[i] for b in boxes) for i in (0, 1)), *(max(b[i] for b in boxes) for i in (2, 3)))
-            groups.append(ObjectGroup(emoji_class.index, emoji_class.name, colour, len(boxes), union))
+            groups.append(ObjectGroup(emoji_class.index, emoji_class.name, colour, len(boxes), hull(boxes)))
         try:
             caption = caption_of(groups, self.size)
         except AmbiguousLayout:

@@ -55,18 +55,20 @@ class Place:
 
 
 @dataclass
-class _Cluster:
-    """Objects of one group relative to the group's own corner, at the scale they were planned in."""
+class Cluster:
+    """Objects of one group relative to the group's own corner, in pixels."""
 
     places: list[tuple[float, float, float, float]]  # x, y, width, height
     width: float
     height: float
 
-    def scaled(self, factor: float) -> _Cluster:
+    def scaled(self, factor: float) -> Cluster:
+        """Return the group so many times as large."""
         places = [tuple(factor * value for value in place) for place in self.places]
-        return _Cluster(places, factor * self.width, factor * self.height)
+        return Cluster(places, factor * self.width, factor * self.height)
 
     def at(self, x: float, y: float) -> list[Place]:
+        """Return the objects' rectangles with the group's corner at x, y."""
         return [
             Place(round(x + dx), round(y + dy), max(2, round(width)), max(2, round(height)))
             for dx, dy, width, height in self.places
@@ -86,7 +88,7 @@ def plan_layout(
         raise ValueError(f"a scene has 1 to 4 groups, not {len(shapes)}")
     unit = size / REFERENCE_SIDE
     ranges = SIDE_RANGES[len(shapes)]
-    clusters = [_cluster(random, group, random.uniform(*ranges[len(group)]) * unit) for group in shapes]
+    clusters = [cluster_of(random, group, random.uniform(*ranges[len(group)]) * unit) for group in shapes]
     room = size - 2 * MARGIN
     if len(clusters) == 1:
         return [_place_alone(random, clusters[0], room)]
@@ -95,7 +97,8 @@ def plan_layout(
     return _place_row(random, clusters, room)
 
 
-def _cluster(random: Random, shapes: Sequence[tuple[float, float]], side: float) -> _Cluster:
+def cluster_of(random: Random, shapes: Sequence[tuple[float, float]], side: float) -> Cluster:
+    """Return 1..4 objects of these shapes in a random formation; ``side``: long side of one, pixels."""
     formation = random.choice(FORMATIONS[len(shapes)])
     spread = random.uniform(1.04, 1.25) if len(shapes) > 1 else 1.0
     cell_width = side * max(width for width, _ in shapes) * spread + 1
@@ -110,17 +113,17 @@ def _cluster(random: Random, shapes: Sequence[tuple[float, float]], side: float)
     left, top = min(place[0] for place in places), min(place[1] for place in places)
     places = [(x - left, y - top, width, height) for x, y, width, height in places]
     right, bottom = max(x + width for x, _, width, _ in places), max(y + height for _, y, _, height in places)
-    return _Cluster(places, right, bottom)
+    return Cluster(places, right, bottom)
 
 
-def _place_alone(random: Random, cluster: _Cluster, room: float) -> list[Place]:
+def _place_alone(random: Random, cluster: Cluster, room: float) -> list[Place]:
     cluster = cluster.scaled(min(1.0, room / cluster.width, room / cluster.height))
     x = MARGIN + random.random() * (room - cluster.width)
     y = MARGIN + random.random() * (room - cluster.height)
     return cluster.at(x, y)
 
 
-def _place_pair(random: Random, clusters: list[_Cluster], room: float) -> list[list[Place]]:
+def _place_pair(random: Random, clusters: list[Cluster], room: float) -> list[list[Place]]:
     sideways = random.random() < 0.5
     gap = 0.03 * room
     along = sum(cluster.width if sideways else cluster.height for cluster in clusters) + gap
@@ -145,7 +148,7 @@ def _place_pair(random: Random, clusters: list[_Cluster], room: float) -> list[l
     return [first.at(MARGIN + side1, MARGIN + near), second.at(MARGIN + side2, MARGIN + far)]
 
 
-def _place_row(random: Random, clusters: list[_Cluster], room: float) -> list[list[Place]]:
+def _place_row(random: Random, clusters: list[Cluster], room: float) -> list[list[Place]]:
     step = ORDER_MARGIN * SAFETY * room + 2
     shrink = 1.0
     for _ in range(TRIES):
@@ -164,7 +167,7 @@ def _place_row(random: Random, clusters: list[_Cluster], room: float) -> list[li
     return groups
 
 
-def _row_is_clear(clusters: list[_Cluster], corners: list[tuple[float, float]], step: float) -> bool:
+def _row_is_clear(clusters: list[Cluster], corners: list[tuple[float, float]], step: float) -> bool:
     for i, (a, (ax, ay)) in enumerate(zip(clusters, corners, strict=True)):
         for b, (bx, by) in zip(clusters[:i], corners[:i], strict=True):
             if abs(ax + a.width / 2 - bx - b.width / 2) < step:

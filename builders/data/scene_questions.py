@@ -13,7 +13,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from random import Random
-from typing import TYPE_CHECKING
 
 from builders.data.scene_grammar import ABOVE, COUNT_WORDS, LEFT_OF, ObjectGroup
 from builders.data.scene_reference import (
@@ -23,6 +22,7 @@ from builders.data.scene_reference import (
     CROSS,
     INVERSE,
     RIGHT_OF,
+    Picture,
     absent_class,
     alike,
     bigger,
@@ -40,9 +40,6 @@ from builders.data.scene_reference import (
     surely_not,
     verb,
 )
-
-if TYPE_CHECKING:
-    from builders.data.emoji_scenes import Scene
 
 QUESTION_KINDS = ("what", "colour", "count", "where", "yes-no", "compare")
 TRIES = 12  # per question that is wanted; a scene that supports few questions gives fewer
@@ -64,7 +61,7 @@ class Question:
     answer: str
 
 
-def questions_of(scene: Scene, random: Random, count: int) -> list[Question]:
+def questions_of(scene: Picture, random: Random, count: int) -> list[Question]:
     """Return up to ``count`` different questions, of all kinds that the scene supports by turns.
 
     Kinds come in random order, and as often as each other as far as the scene has so many questions of a kind.
@@ -84,7 +81,7 @@ def questions_of(scene: Scene, random: Random, count: int) -> list[Question]:
     return list(found.values())
 
 
-def question_of_kind(scene: Scene, random: Random, kind: str) -> Question | None:
+def question_of_kind(scene: Picture, random: Random, kind: str) -> Question | None:
     """Return one question of a kind; None where the scene supports none. Raises ``KeyError`` for other kinds."""
     for _ in range(TRIES):
         asked = ASKERS[kind](scene, random)
@@ -96,7 +93,7 @@ def question_of_kind(scene: Scene, random: Random, kind: str) -> Question | None
 Asked = tuple[str, str] | None
 
 
-def _ask_what(scene: Scene, random: Random) -> Asked:
+def _ask_what(scene: Picture, random: Random) -> Asked:
     groups = scene.groups
     if random.random() < 0.3:
         return _ask_what_category(groups, random)
@@ -138,7 +135,7 @@ def _only_one(groups: tuple[ObjectGroup, ...], words: str, reference: ObjectGrou
     return there[0] if len(there) == 1 and related(there[0], reference) == words else None
 
 
-def _ask_colour(scene: Scene, random: Random) -> Asked:
+def _ask_colour(scene: Picture, random: Random) -> Asked:
     coloured = [group for group in scene.groups if group.colour]
     if not coloured:
         return None
@@ -159,7 +156,7 @@ def _ask_colour_of_side(groups: tuple[ObjectGroup, ...], group: ObjectGroup) -> 
     return f"what colour {verb(group.count)} the {noun(class_of(group), group.count)} {SIDES[words]}?", group.colour
 
 
-def _ask_count(scene: Scene, random: Random) -> Asked:
+def _ask_count(scene: Picture, random: Random) -> Asked:
     groups = scene.groups
     chance = random.random()
     if chance < ABSENT_COUNTED:
@@ -185,7 +182,7 @@ def _ask_count_of_many(groups: tuple[ObjectGroup, ...], random: Random) -> Asked
     return form, COUNT_WORDS[sum(group.count for group in groups)]
 
 
-def _ask_where(scene: Scene, random: Random) -> Asked:
+def _ask_where(scene: Picture, random: Random) -> Asked:
     groups = scene.groups
     group = random.choice(groups)
     phrase = definite(group, groups, random)
@@ -206,7 +203,7 @@ def _ask_where(scene: Scene, random: Random) -> Asked:
     return f"on which side of {reference} {be} {phrase}?", SIDE_WORDS[words]
 
 
-def _ask_yes_no(scene: Scene, random: Random) -> Asked:
+def _ask_yes_no(scene: Picture, random: Random) -> Asked:
     truth = random.random() < 0.5
     form = random.choice((_is_there, _is_there, _are_there_number, _is_related, _has_colour))
     text = form(scene.groups, random, truth)
@@ -276,7 +273,7 @@ def _has_colour(groups: tuple[ObjectGroup, ...], random: Random, truth: bool) ->
     return f"{verb(group.count)} the {noun(class_of(group), group.count)} {colour}?"
 
 
-def _ask_compare(scene: Scene, random: Random) -> Asked:
+def _ask_compare(scene: Picture, random: Random) -> Asked:
     groups = scene.groups
     if random.random() < 0.3:
         return _ask_size(groups, random)
@@ -329,7 +326,7 @@ def _named_clearly(group: ObjectGroup, groups: tuple[ObjectGroup, ...]) -> bool:
     return all(other.name not in alike(group.name) for other in groups)
 
 
-ASKERS: dict[str, Callable[[Scene, Random], Asked]] = {
+ASKERS: dict[str, Callable[[Picture, Random], Asked]] = {
     "what": _ask_what,
     "colour": _ask_colour,
     "count": _ask_count,

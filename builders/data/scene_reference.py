@@ -9,6 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from functools import cache
 from random import Random
+from typing import Protocol
+
+import numpy as np
 
 from builders.data.emoji_classes import EmojiClass, load_classes
 from builders.data.scene_grammar import (
@@ -60,6 +63,18 @@ POSITIONS = {
 }  # fmt: skip
 LEVEL = 0.2  # of the way from one centre to the other, on its longer axis
 CLEARLY_BIGGER = 1.7  # ratio of areas
+
+
+class Picture(Protocol):
+    """What questions are asked of: a ``Scene``, or one frame of a video."""
+
+    @property
+    def image(self) -> np.ndarray:
+        """uint8 [size, size, 3]."""
+
+    @property
+    def groups(self) -> tuple[ObjectGroup, ...]:
+        """What it shows."""
 
 
 def class_of(group: ObjectGroup) -> EmojiClass:
@@ -210,6 +225,12 @@ def _third(share: float) -> int | None:
     if share > HIGH_ABOVE:
         return 1
     return 0 if MIDDLE_FROM <= share <= MIDDLE_TO else None
+
+
+def hull(boxes: Sequence[Box]) -> Box:
+    """Return the smallest box around one or more boxes."""
+    left, top, right, bottom = zip(*boxes, strict=True)
+    return min(left), min(top), max(right), max(bottom)
 
 
 def area(box: Box) -> float:
