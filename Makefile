@@ -13,6 +13,9 @@ BIN       := $(VENV)/bin
 INSTALLED := $(VENV)/.requirements.installed
 BUILT     := $(REPOSITORY)/.built
 BENCH_INSTALLED := $(VENV)/.benchmarks.installed
+# The page has an environment of its own: webpage/requirements.txt says why.
+PAGE      := $(VENV)/page
+PAGE_INSTALLED  := $(VENV)/.page.installed
 # What a repository is made of: a change in any of it builds again. Tasks and runtimes are read from the checkout.
 SOURCES   := $(shell find builders/*.py model_repository $(CHECKPOINT) mplug/network mplug/config.py \
                mplug/checkpoint.py mplug/contract.py -type f ! -name '*.pyc' 2>/dev/null)
@@ -33,11 +36,10 @@ serve: $(BUILT)  ## serve on ports 8000 (HTTP), 8001 (gRPC) and 8002 (metrics) u
 
 build: $(BUILT)  ## make REPOSITORY (build/demo) from CHECKPOINT (checkpoints/demo)
 
-demo: $(BUILT)  ## caption all of examples/
-	@$(BIN)/python -m mplug.server $(REPOSITORY) --run clients/caption.py \
-		$(sort $(wildcard examples/*.jpg examples/*.png examples/*.webp)) --url {grpc}
+demo: $(BUILT) $(PAGE_INSTALLED)  ## a page to try it all in the browser, at http://127.0.0.1:7860 until Ctrl-C
+	@exec $(BIN)/python -m mplug.server $(REPOSITORY) --run $(PAGE)/bin/python webpage/app.py --url {grpc}
 
-test: $(INSTALLED)  ## all tests; those for a GPU skip without one
+test: $(INSTALLED) $(PAGE_INSTALLED)  ## all tests; those for a GPU skip without one
 	@$(BIN)/python -m pytest $(PYTEST_ARGUMENTS)
 
 test-gpu: $(INSTALLED)  ## tests that need a GPU, with what requirements-gpu.txt adds
@@ -64,6 +66,12 @@ $(INSTALLED): requirements.txt
 	@test -x $(BIN)/python || { echo "making $(VENV)" >&2; $(PYTHON) -m venv $(VENV); }
 	@echo "installing requirements.txt into $(VENV): minutes the first time" >&2
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	@touch $@
+
+$(PAGE_INSTALLED): $(INSTALLED) webpage/requirements.txt
+	@echo "installing webpage/requirements.txt into $(PAGE): a minute the first time" >&2
+	@test -x $(PAGE)/bin/python || $(PYTHON) -m venv $(PAGE)
+	@$(PAGE)/bin/python -m pip install --quiet --disable-pip-version-check -r webpage/requirements.txt
 	@touch $@
 
 $(BENCH_INSTALLED): $(INSTALLED) benchmarks/requirements.txt

@@ -1,0 +1,298 @@
+"""The page's tabs: one function each, which lays out its inputs and outputs and ties them to the client.
+
+Each tab knows the server through `Ask` alone, and every refusal of the server becomes one line on the page.
+"""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar
+
+import gradio as gr
+import numpy as np
+from PIL import Image, ImageDraw, ImageOps
+
+from clients.client import Answer, Caption, Client, ClientError
+from webpage import examples
+
+T = TypeVar("T")
+
+#: Pictures that a search looks at closely, by the matching head.
+SHORTLIST = 6
+BEAMS = 5
+#: So long an error stands on the page.
+ERROR_SECONDS = 20
+BOX_COLOUR = (225, 29, 72)
+
+
+@dataclass(frozen=True)
+class Ask:
+    """Where the server is, and what it serves."""
+
+    url: str
+    timeout: float  # seconds
+    models: frozenset[str]
+
+    def __call__(self, question: Callable[[Client], T]) -> T:
+        """Put one question with a client of its own; what the server refuses becomes one line on the page."""
+        try:
+            with Client(self.url, timeout=self.timeout) as client:
+                return question(client)
+        except ClientError as error:
+            # The page would show the message as HTML, and it may quote what was typed or a file's name.
+            raise gr.Error(html.escape(str(error)), ERROR_SECONDS, print_exception=False) from error
+
+
+def as_uploaded(component: Any) -> Any:
+    """An input whose file goes to the server byte by byte: the server judges it and turns it upright."""
+    component.preprocess = lambda payload: payload and payload.path
+    return component
+
+
+def picture_input(label: str = "Picture") -> gr.Image:
+    """Where a picture is dropped; gives its path."""
+    return as_uploaded(gr.Image(label=label, type="filepath", sources=["upload", "clipboard"], height=300))
+
+
+def tie(
+    triggers: list[Any], run: Callable[..., Any], inputs: list[Any], outputs: list[Any],
+    to_try: list[list[str]], label: str,
+) -> None:  # fmt: skip
+    """Run `run` at any of the triggers, and when one of `to_try`, values of the first inputs, is clicked.
+
+    From the page alone: programs have the server itself.
+    """
+    gr.on(triggers, run, inputs, outputs, api_visibility="private")
+    if to_try:
+        filled = inputs[: len(to_try[0])]
+        shown = gr.Examples(to_try, filled, label=label, examples_per_page=12, api_visibility="private")
+        shown.load_input_event.success(run, inputs, outputs, api_visibility="private")
+
+
+def needed(value: T | None, what: str) -> T:
+    """The value, unless the visitor left it out."""
+    if not value:
+        raise gr.Error(f"{what} is missing", ERROR_SECONDS, print_exception=False)
+    return value
+
+
+def ranked(answers: Sequence[Caption | Answer]) -> tuple[str, list[list[Any]]]:
+    """The best text, and all of them with their scores."""
+    return answers[0].text, [[each.text, round(each.score, 3)] for each in answers]
+
+
+def text_and_table(label: str) -> list[gr.components.Component]:
+    """Where the best text goes, and the list it was chosen from."""
+    best = gr.Textbox(label=label, interactive=False, elem_classes="answer")
+    table = gr.Dataframe(
+        headers=[label.lower(), "score"], label="Best first", interactive=False, wrap=True, column_widths=["75%", "25%"]
+    )
+    return [best, table]
+
+
+# ------------------------------------------------------------------------------------------------- tabs
+
+
+def caption(ask: Ask) -> None:
+    """Describe a picture."""
+    with gr.Row():
+        with gr.Column():
+            picture = picture_input()
+            beams = gr.Slider(1, 16, BEAMS, step=1, label="Beams", info="How many captions are searched side by side")
+            button = gr.Button("Describe", variant="primary")
+        with gr.Column():
+            outputs = text_and_table("Caption")
+
+    def run(path: str | None, beams: int) -> tuple[str, list[list[Any]]]:
+        image = needed(path, "The picture")
+        return ranked(ask(lambda client: client.caption(image, num_beams=beams, num_return=beams)))
+
+    to_try = [[str(path)] for path in examples.pictures()]
+    tie([button.click], run, [picture, beams], outputs, to_try, "Pictures to try")
+
+
+def question(ask: Ask) -> None:
+    """Ask about a picture, freely or for the likeliest of given answers."""
+    with gr.Row():
+        with gr.Column():
+            picture = picture_input()
+            text = gr.Textbox(label="Question", placeholder="what is in the picture?")
+            given = gr.Textbox(label="Answers to choose from", placeholder="yes, no", info="Optional, with commas")
+            button = gr.Button("Ask", variant="primary")
+        with gr.Column():
+            outputs = text_and_table("Answer")
+
+    def run(path: str | None, text: str, given: str) -> tuple[str, list[list[Any]]]:
+        image, candidates = needed(path, "The picture"), [each.strip() for each in given.split(",") if each.strip()]
+        if candidates:
+            return ranked(ask(lambda client: client.vqa(image, text, candidates)))
+        return ranked(ask(lambda client: client.vqa(image, text, num_beams=BEAMS, num_return=BEAMS)))
+
+    to_try = examples.rows(examples.QUESTIONS)
+    tie([button.click, text.submit, given.submit], run, [picture, text, given], outputs, to_try, "Questions to try")
+
+
+def ground(ask: Ask) -> None:
+    """Find what an expression names, and draw the box."""
+    with gr.Row():
+        with gr.Column():
+            picture = picture_input()
+            text = gr.Textbox(label="What to find", placeholder="the dog on the left")
+            button = gr.Button("Find", variant="primary")
+        with gr.Column():
+            drawn = gr.Image(label="Found", interactive=False, format="png", height=300, buttons=["fullscreen"])
+            corners = gr.Textbox(label="Box: left, top, right, bottom, in pixels", interactive=False)
+
+    def run(path: str | None, text: str) -> tuple[Image.Image, str]:
+        image = needed(path, "The picture")
+        box = ask(lambda client: client.ground(image, text)).box
+        return boxed(Path(image), box), ", ".join(f"{corner:.0f}" for corner in box)
+
+    to_try = examples.rows(examples.EXPRESSIONS)
+    tie([button.click, text.submit], run, [picture, text], [drawn, corners], to_try, "Things to find")
+
+
+def boxed(path: Path, box: tuple[float, float, float, float]) -> Image.Image:
+    """The picture upright, with a box (x0, y0, x1, y1, pixels) drawn on it."""
+    with Image.open(path) as picture:
+        upright = ImageOps.exif_transpose(picture).convert("RGB")
+    width = max(2, round(max(upright.size) / 100))
+    ImageDraw.Draw(upright).rectangle(box, outline=BOX_COLOUR, width=width)
+    return upright
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """The example pictures and their embeddings, which the server is asked for once."""
+
+    ask: Ask
+    paths: list[Path]
+
+    @cached_property
+    def features(self) -> np.ndarray:
+        """Unit vectors, float32 `[pictures, E]`."""
+        return self.ask(lambda client: np.stack([client.embed_image(path) for path in self.paths]))
+
+    def search(self, text: str) -> list[tuple[str, str]]:
+        """(path, what to write under it): the shortlist by the matching head, then the rest by similarity."""
+
+        def run(client: Client) -> list[tuple[str, str]]:
+            similarities = self.features @ client.embed_text(text)
+            order = np.argsort(-similarities)
+            scores = {index: client.match(self.paths[index], [text])[0].score for index in order[:SHORTLIST]}
+            closely = sorted(scores, key=lambda index: -scores[index])
+            return [
+                *((str(self.paths[index]), f"match {scores[index]:.2f}") for index in closely),
+                *((str(self.paths[index]), f"similarity {similarities[index]:.2f}") for index in order[SHORTLIST:]),
+            ]
+
+        return self.ask(run)
+
+
+def search(ask: Ask) -> None:
+    """Find the pictures that a text describes."""
+    pictures = Pictures(ask, examples.pictures())
+    text = gr.Textbox(
+        label="What the picture shows", placeholder="two green apples",
+        info=f"The {SHORTLIST} most similar pictures are then looked at closely, together with the text",
+    )  # fmt: skip
+    button = gr.Button("Search", variant="primary")
+    gallery = gr.Gallery(
+        [(str(path), path.name) for path in pictures.paths], label="Pictures, best first", columns=4, height="auto",
+        object_fit="contain", interactive=False, buttons=["fullscreen"],
+    )  # fmt: skip
+    to_try = [[each] for each in examples.SEARCHES]
+    tie([button.click, text.submit], pictures.search, [text], [gallery], to_try, "Searches to try")
+
+
+def compare(ask: Ask) -> None:
+    """Say of two pictures together whether a statement is true, and of each what follows from it."""
+    with gr.Row():
+        pictures = [picture_input("Left picture"), picture_input("Right picture")]
+    statement = gr.Textbox(label="Statement", placeholder="both pictures show a dog")
+    button = gr.Button("Judge", variant="primary")
+    outputs = []
+    with gr.Row():
+        if "nlvr" in ask.models:
+            outputs.append(gr.Label(label="The two together"))
+        if "entail" in ask.models:
+            outputs += [gr.Label(label=f"The {side} picture alone") for side in ("left", "right")]
+
+    def run(left: str | None, right: str | None, statement: str) -> list[dict[str, float]]:
+        images = (needed(left, "The left picture"), needed(right, "The right picture"))
+
+        def judge(client: Client) -> list[dict[str, float]]:
+            verdicts = []
+            if "nlvr" in ask.models:
+                verdict = client.nlvr(images, statement)
+                other = "false" if verdict.label == "true" else "true"
+                verdicts.append({verdict.label: verdict.probability, other: 1 - verdict.probability})
+            if "entail" in ask.models:
+                for image in images:
+                    classes = client.entail(image, statement).probabilities
+                    verdicts.append(dict(zip(("contradiction", "neutral", "entailment"), classes, strict=True)))
+            return verdicts
+
+        return ask(judge)
+
+    to_try = examples.rows(examples.STATEMENTS, 2)
+    tie([button.click, statement.submit], run, [*pictures, statement], outputs, to_try, "Pairs to try")
+
+
+def video(ask: Ask) -> None:
+    """Describe a video, and ask about it."""
+    with gr.Row():
+        with gr.Column():
+            clip = as_uploaded(gr.Video(label="Video", sources=["upload"], height=300))
+            frames = gr.Slider(1, 16, 8, step=1, label="Frames", info="How many are looked at, evenly spaced")
+            describe = gr.Button("Describe", variant="primary") if "caption" in ask.models else None
+            text = asked = None
+            if "vqa" in ask.models:
+                text = gr.Textbox(label="Question", placeholder=examples.VIDEO_QUESTION)
+                asked = gr.Button("Ask", variant="primary")
+        with gr.Column():
+            outputs = text_and_table("Answer")
+
+    def run_caption(path: str | None, frames: int) -> tuple[str, list[list[Any]]]:
+        file = needed(path, "The video")
+        return ranked(ask(lambda client: client.caption(
+            video=file, frames=frames, num_beams=BEAMS, num_return=BEAMS)))
+
+    def run_question(path: str | None, frames: int, text: str) -> tuple[str, list[list[Any]]]:
+        file = needed(path, "The video")
+        return ranked(ask(lambda client: client.vqa(
+            video=file, question=text, frames=frames, num_beams=BEAMS, num_return=BEAMS)))
+
+    to_try = [[str(path)] for path in examples.videos()]
+    if describe is not None:
+        tie([describe.click], run_caption, [clip, frames], outputs, to_try, "Videos to try")
+    if text is not None and asked is not None:
+        tie([asked.click, text.submit], run_question, [clip, frames, text], outputs, [], "")
+
+
+@dataclass(frozen=True)
+class Tab:
+    """A tab, and the models behind it: all of `every`, and one of `some` where there are any."""
+
+    title: str
+    fill: Callable[[Ask], None]
+    every: frozenset[str] = frozenset()
+    some: frozenset[str] = frozenset()
+
+    def is_served(self, models: frozenset[str]) -> bool:
+        return self.every <= models and (not self.some or bool(self.some & models))
+
+
+TABS = (
+    Tab("Caption", caption, frozenset({"caption"})),
+    Tab("Ask", question, frozenset({"vqa"})),
+    Tab("Find", ground, frozenset({"ground"})),
+    Tab("Search", search, frozenset({"embed_image", "embed_text", "match"})),
+    Tab("Compare", compare, some=frozenset({"nlvr", "entail"})),
+    Tab("Video", video, some=frozenset({"caption", "vqa"})),
+)
+MODELS = tuple(sorted(frozenset().union(*(tab.every | tab.some for tab in TABS))))
