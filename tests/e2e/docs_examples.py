@@ -1,0 +1,107 @@
+"""The examples in README.md and docs/: found, run against a server, and their output compared in shape.
+
+A block of `sh` or `python` runs if the line before it is `<!-- tested -->`. A block of `text` that follows is what
+it prints, for other weights perhaps with other words and figures: what must agree is its shape.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from mplug.server import TritonServer
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+PAGES = [CHECKOUT / "README.md", *sorted((CHECKOUT / "docs").rglob("*.md"))]
+SECONDS = 120
+
+_BLOCK = re.compile(
+    r"^<!-- tested -->\n```(?P<language>sh|python)\n(?P<code>.*?)^```\n"
+    r"(?:\n?```text\n(?P<output>.*?)^```$)?", re.M | re.S,
+)  # fmt: skip
+_ERROR_ROW = re.compile(r"^\| `(?P<change>\{.*\})` \| `(?P<message>.*)` \|$", re.M)
+#: A command line of ours takes the server's address, which a reader's server has by default.
+_COMMAND = re.compile(r"(python (?:\S*/)?clients/\w+\.py)")
+
+
+@dataclass(frozen=True)
+class Example:
+    """One block, and what the page says it prints (None: nothing is said)."""
+
+    page: Path
+    line: int
+    language: str
+    code: str
+    output: str | None
+
+    def __str__(self) -> str:
+        return f"{self.page.relative_to(CHECKOUT)}:{self.line}"
+
+    def run(self, server: TritonServer, scratch: Path) -> str:
+        """What it prints against this server; what it writes to `build/` goes to `scratch`. Fails as it does."""
+        code = self.code.replace("localhost:8000", server.http_url).replace("localhost:8001", server.grpc_url)
+        code = code.replace(" build/", f" {scratch}/").replace(".venv/bin/python", "python")
+        if self.language == "sh":
+            def with_url(command: re.Match[str]) -> str:
+                line = code[command.end() :].split("\n", 1)[0]
+                return f"{command[1]} --url {server.http_url if '--protocol http' in line else server.grpc_url}"
+
+            command = ["bash", "-euo", "pipefail", "-c", _COMMAND.sub(with_url, code)]
+        else:
+            command = [sys.executable, "-c", code]
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        environment = os.environ | {"PATH": path, "PYTHONPATH": str(CHECKOUT)}
+        done = subprocess.run(
+            command, cwd=CHECKOUT, env=environment, capture_output=True, text=True, timeout=SECONDS, check=False
+        )
+        assert done.returncode == 0, f"{self}: exit code {done.returncode}\n{done.stdout}{done.stderr}"
+        return done.stdout
+
+
+def examples(page: Path) -> Iterator[Example]:
+    """Those of a page that run, in its order."""
+    text = page.read_text()
+    for block in _BLOCK.finditer(text):
+        line = text.count("\n", 0, block.start("code")) + 1
+        yield Example(page, line, block["language"], block["code"], block["output"])
+
+
+def errors(page: Path) -> list[tuple[dict[str, object], str]]:
+    """Of a model's page: what is changed in a good request, and the message that answers it."""
+    return [(json.loads(row["change"]), row["message"]) for row in _ERROR_ROW.finditer(page.read_text())]
+
+
+def shape(text: str) -> object:
+    """What must agree between what a page shows and what is printed: lines and columns, numbers, keys, files."""
+    return [_shape_of_line(line) for line in text.rstrip("\n").split("\n")]
+
+
+def _shape_of_line(line: str) -> object:
+    try:
+        return _shape_of_value(json.loads(line))
+    except ValueError:
+        columns = re.split(r"\t+|(?<=[0-9]) (?=\D)", line)  # a number before a text is a column, too
+        return [_shape_of_column(column) for column in columns]
+
+
+def _shape_of_column(column: str) -> object:
+    if re.fullmatch(r"\s*[-−+]?\d+(\.\d+)?%?\s*", column):
+        return "number"
+    return column if column and (CHECKOUT / column).exists() else "text"
+
+
+def _shape_of_value(value: object) -> object:
+    if isinstance(value, dict):
+        return {key: _shape_of_value(each) for key, each in value.items()}
+    if isinstance(value, list):
+        shapes = [_shape_of_value(each) for each in value]
+        return ["any number of", shapes[0]] if shapes and all(each == shapes[0] for each in shapes) else shapes
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return "number"
+    return _shape_of_column(value) if isinstance(value, str) else value
