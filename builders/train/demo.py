@@ -1,11 +1,11 @@
-"""Train the demo checkpoint on emoji scenes, from nothing.
+"""Train the demo checkpoint on emoji scenes: all pre-training objectives, then every task at once.
 
     python builders/train/demo.py --output build/train
 
-The curriculum is a list of NAME:MINUTES; each stage continues from the weights of the one before, and
-`--init` from weights of an earlier run. First the vision encoder learns single sprites in small windows,
-where a picture costs a quarter; then it learns to see through styles while the decoder learns the names;
-then whole scenes are captioned. `log.jsonl` in the output folder holds losses and looks at fixed scenes.
+A leg is NAME:MINUTES; each continues from the weights before it, the first from `--init` or from nothing.
+First the vision encoder learns to name what each patch shows, which scenes of our own tell for free; then the
+four objectives of the paper join (arXiv 2205.12005, section 3.3), then captions, questions, boxes, pairs and
+judgements all at once. Weights are saved every few minutes. `log.jsonl` holds losses and looks at fixed scenes.
 """
 
 from __future__ import annotations
@@ -16,74 +16,84 @@ import math
 import os
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from random import Random
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-import cv2
-import numpy as np
 import torch
-from torch.utils.data import DataLoader, IterableDataset
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.data import DataLoader
 
-from builders.data.emoji_scenes import PATCH, Scene, SceneBatch, SceneGenerator
-from builders.data.emoji_sprites import HELD_OUT_STYLE, TRAIN_STYLES
-from builders.data.scene_grammar import object_recall
+from builders.data.emoji_sprites import TRAIN_STYLES
 from builders.data.vocabulary import build_vocabulary
-from builders.train.captioning import caption_loss, decoder_source, greedy_captions
+from builders.train.answering import answer_loss
+from builders.train.captioning import caption_loss, decoder_source
+from builders.train.contrastive import ImageTextContrast
+from builders.train.demo_batches import SCENE_SIZE, DemoStream, Mixture, normalise, object_patches, scene_tokenizer
+from builders.train.demo_look import look
+from builders.train.fused_states import token_mask
+from builders.train.grounding import grounding_loss
+from builders.train.judgement import entail_loss, nlvr_loss
+from builders.train.masked_language import MaskedLanguageHead, SpecialIds, masked_language_loss
+from builders.train.matching import judged_loss, matching_loss
 from builders.train.patch_labelling import PatchLabelling
-from mplug.checkpoint import load_weights, save_weights
+from builders.train.prefix_language import prefix_language_loss
+from mplug.checkpoint import load_weights, read_state_dict, save_weights
 from mplug.config import GenerationConfig, MPlugConfig, TextConfig, VisionConfig
 from mplug.network import MPlug
-from mplug.preprocess import PIXEL_MEAN, PIXEL_STD
 
-TRAINING_STYLES = TRAIN_STYLES
+WIDTH = 192
 CLASSES = 250
-SCENE_SIZE = 128  # pixels
-PAD, CLS, SEP = 0, 101, 102
 PROMPT = "a picture of"
-VALIDATION_SEED = 20_000
-#: Chance of groups of 1, 2, 3, 4 objects: the more there are, the smaller each is drawn.
-COUNT_WEIGHTS = [0.8, 0.12, 0.05, 0.03]
+QUEUE = 4096  # features kept by the contrastive objective
+LOG_SECONDS, LOOK_SECONDS = 60, 480
+TASKS = (
+    "image-captioning", "visual-question-answering", "image-text-retrieval", "visual-grounding", "nlvr2",
+    "visual-entailment", "video-captioning", "video-question-answering", "video-text-retrieval",
+)
 
 
 @dataclass(frozen=True)
-class Stage:
+class Leg:
     """One leg of the curriculum."""
 
-    image_size: int  #: pixels
-    max_groups: int
-    max_count: int
-    batch_size: int
     learning_rate: float
-    augmented: float  #: share of batches whose sprites are augmented
-    patch_weight: float  #: weight of the patch labels beside the captions
-    captions: bool = True  #: without, the vision encoder learns alone
-    kept_patches: int | None = None  #: work on so many patches, those of objects first
+    weights: dict[str, float]  #: of the objectives; those that are not named do not run
+    batch_size: int = 64
+    augmented: float = 0.6  #: share of batches whose sprites are augmented
+    kept_patches: int | None = 24  #: work on so many patches, those of objects first
+    mixture: Mixture = field(default_factory=Mixture)
+    max_groups: int = 2
+    max_count: int = 4
 
 
-STAGES = {
-    "sprites": Stage(64, 1, 1, 64, 6e-4, augmented=0.3, patch_weight=1.0, captions=False),
-    "styles": Stage(64, 1, 1, 64, 5e-4, augmented=0.7, patch_weight=1.0),
-    "scenes": Stage(128, 2, 4, 32, 4e-4, augmented=0.4, patch_weight=1.0),
-    "objects": Stage(128, 2, 4, 48, 4e-4, augmented=0.4, patch_weight=1.0, kept_patches=24),
-    "whole": Stage(128, 2, 4, 32, 2e-4, augmented=0.4, patch_weight=0.5),
-    "crowds": Stage(128, 4, 4, 32, 3e-4, augmented=0.7, patch_weight=0.5),
+PRETRAINING = {"patches": 1.0, "contrast": 0.5, "matching": 0.5, "masked": 0.5, "prefix": 1.0}
+EVERY_TASK = {
+    "patches": 1.0, "contrast": 0.3, "matching": 0.5, "caption": 1.0, "answers": 1.0, "boxes": 0.5,
+    "entailment": 0.5, "nlvr": 0.5,
+}
+LEGS = {
+    "sprites": Leg(6e-4, {"patches": 1.0}, augmented=0.3, kept_patches=12, max_groups=1, max_count=1),
+    "patches": Leg(6e-4, {"patches": 1.0}),
+    "pretrain": Leg(6e-4, PRETRAINING, batch_size=96),
+    "tasks": Leg(6e-4, EVERY_TASK, batch_size=96),
+    "whole": Leg(2e-4, EVERY_TASK, batch_size=48, augmented=0.4, kept_patches=None),
 }
 
 
 def demo_config(image_size: int, vocab_size: int) -> MPlugConfig:
     """The demo checkpoint's sizes: about 8 M parameters."""
     return MPlugConfig(
-        vision=VisionConfig(image_size=image_size, patch_size=16, width=192, layers=6),
+        vision=VisionConfig(image_size=image_size, patch_size=16, width=WIDTH, layers=6),
         text=TextConfig(
-            vocab_size=vocab_size, hidden_size=192, intermediate_size=768, heads=3, max_positions=64,
+            vocab_size=vocab_size, hidden_size=WIDTH, intermediate_size=4 * WIDTH, heads=3, max_positions=64,
             type_vocab_size=2, layer_norm_eps=1e-12, dropout=0.0, num_hidden_layers=3, text_encoder_layers=2,
             fusion_layers=3, stride_layer=2, text_decode_layers=3,
         ),
         generation=GenerationConfig(num_beams=5, min_length=2, max_length=24),
-        tasks=("image-captioning",),
+        tasks=TASKS,
         embed_dim=128,
         max_text_length=32,
         caption_states="fused",
@@ -91,98 +101,119 @@ def demo_config(image_size: int, vocab_size: int) -> MPlugConfig:
     )
 
 
-class WordIds:
-    """Caption → ids by whole words; the grammar's words all stand in the vocabulary."""
+class DemoModel(nn.Module):
+    """The network, and what only training needs."""
 
-    def __init__(self, vocabulary: list[str]) -> None:
-        self.vocabulary = vocabulary
-        self.ids = {word: index for index, word in enumerate(vocabulary)}
-
-    def encode(self, text: str) -> list[int]:
-        return [CLS, *(self.ids[word] for word in text.replace(",", " , ").replace("-", " - ").split()), SEP]
-
-    def decode(self, ids: list[int]) -> str:
-        words = []
-        for token in ids[1:]:
-            if token == SEP:
-                break
-            words.append(self.vocabulary[token])
-        return " ".join(words)
+    def __init__(self, network: MPlug) -> None:
+        super().__init__()
+        self.network = network
+        self.patches = PatchLabelling(WIDTH, CLASSES)
+        self.masked = MaskedLanguageHead(network.config.text)
+        self.contrast = ImageTextContrast(network, queue_size=QUEUE)
 
 
-class SceneStream(IterableDataset):
-    """Endless batches of fresh scenes, drawn in a process of its own."""
+class Losses:
+    """The objectives over one batch, by name."""
 
-    def __init__(self, stage: Stage, words: WordIds, seed: int) -> None:
-        self.stage, self.words, self.seed = stage, words, seed
+    def __init__(self, model: DemoModel) -> None:
+        self.model = model
+        tokenizer = scene_tokenizer()
+        self.special = SpecialIds(tokenizer.cls_id, tokenizer.sep_id, tokenizer.mask_id)
+        self.prompt_ids = torch.tensor([tokenizer.cls_id, *tokenizer.pieces(PROMPT), tokenizer.sep_id])
 
-    def __iter__(self):
-        torch.set_num_threads(1)
-        cv2.setNumThreads(1)
-        scenes = SceneGenerator(
-            TRAINING_STYLES, size=SCENE_SIZE, max_groups=self.stage.max_groups,
-            max_count=self.stage.max_count, augment=True, seed=self.seed,
-        )
-        scenes.count_weights = COUNT_WEIGHTS
-        chance = Random(self.seed)
-        while True:
-            scenes.augment = chance.random() < self.stage.augmented
-            yield tensors_of(scenes.batch(self.stage.batch_size), self.words, self.stage.image_size)
+    def of(self, batch: dict[str, Tensor], leg: Leg) -> dict[str, Tensor]:
+        """Losses of the objectives that the leg names, unweighted."""
+        model, network = self.model, self.model.network
+        pixels, labels = normalise(batch["images"]), batch["labels"].flatten(1)
+        kept = None if leg.kept_patches is None else object_patches(batch["labels"], leg.kept_patches)
+        states = network.vision_encoder(pixels, kept)
+        losses = {"patches": model.patches(states, labels if kept is None else labels.gather(1, kept))}
+        wanted = leg.weights
+        texts, mixture = batch["texts"], leg.mixture
+        if "contrast" in wanted:
+            losses |= self._aligned(states, pixels, kept, batch, mixture)
+        if "masked" in wanted:
+            some = _some(states, mixture.masked)
+            losses["masked"] = masked_language_loss(
+                network, model.masked, states, texts[some], self.special, image_index=some)
+        if "prefix" in wanted:
+            some = _some(states, mixture.prefixes)
+            losses["prefix"] = prefix_language_loss(
+                network, states, texts[some], self.special.cls_id, self.special.sep_id, image_index=some)
+        if "caption" in wanted:
+            some = _some(states, mixture.captions)
+            source = decoder_source(network, states[some], self.prompt_ids)
+            losses["caption"] = caption_loss(network, source, batch["captions"][some])
+        if "answers" in wanted:
+            losses["answers"] = answer_loss(
+                network, states, batch["question_ids"], None, batch["answer_ids"], image_index=batch["question_image"])
+        if "boxes" in wanted:
+            losses["boxes"] = grounding_loss(
+                network, states, batch["expression_ids"], None, batch["box_ids"], batch["expression_image"])
+        if "entailment" in wanted:
+            losses["entailment"] = entail_loss(
+                network, states, batch["hypothesis_ids"], None, batch["entail_label"], batch["hypothesis_image"])
+        if "nlvr" in wanted:
+            losses["nlvr"] = nlvr_loss(
+                network, states, batch["statement_ids"], None, batch["statement_image"], batch["statement_other"],
+                batch["nlvr_label"])
+        return losses
+
+    def _aligned(self, states: Tensor, pixels: Tensor, kept: Tensor | None, batch: dict[str, Tensor],
+                 mixture: Mixture) -> dict[str, Tensor]:
+        """Contrast, and matching with the negatives that the contrast finds hard and those wrong in one thing."""
+        network, every = self.model.network, states
+        part = slice(mixture.contrasted)  # the teacher's vision encoder costs a third of the network's
+        states, pixels, texts, ids = states[part], pixels[part], batch["texts"][part], batch["text_id"][part]
+        kept = None if kept is None else kept[part]
+        mask = token_mask(texts)
+        text_states = network.text_encoder(texts, mask)
+        contrast = self.model.contrast(network, states, text_states, pixels, texts, mask, kept=kept, ids=ids)
+        self.model.contrast.enqueue(contrast)
+        some = _some(states, mixture.matches)
+        similar = [matrix[some][:, some] for matrix in (contrast.image_to_text, contrast.text_to_image)]
+        matching = matching_loss(network, states[some], text_states[some], mask[some], *similar, ids=ids[some])
+        wrong, texts = batch["wrong_ids"], batch["texts"]
+        # As many right ones beside those wrong in one thing, so that "wrong" is no safe guess.
+        right = texts[batch["wrong_image"]]
+        length = max(wrong.shape[1], right.shape[1])
+        both = torch.cat([functional.pad(rows, (0, length - rows.shape[1])) for rows in (wrong, right)])
+        labels = torch.arange(2).repeat_interleave(len(wrong))
+        judged = judged_loss(network, every, both, labels, batch["wrong_image"].repeat(2))
+        return {"contrast": contrast.loss, "matching": (matching + judged) / 2}
 
 
-def tensors_of(batch: SceneBatch, words: WordIds, size: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Pixels uint8 `[B, R, R, 3]`, caption ids `[B, L]` padded, patch labels `[B, g, g]`; R = `size`.
-
-    Where R is smaller than the scenes, a window around the first object is cut out on patch borders.
-    """
-    patches = size // PATCH
-    corners = [window_corner(scene, patches) for scene in batch.scenes]
-    images = np.stack([
-        image[y * PATCH : y * PATCH + size, x * PATCH : x * PATCH + size]
-        for image, (y, x) in zip(batch.images, corners, strict=True)
-    ])
-    labels = np.stack([
-        grid[y : y + patches, x : x + patches] for grid, (y, x) in zip(batch.patch_labels, corners, strict=True)
-    ])
-    captions = [words.encode(caption) for caption in batch.captions]
-    ids = np.full((len(captions), max(map(len, captions))), PAD, np.int64)
-    for row, caption in zip(ids, captions, strict=True):
-        row[: len(caption)] = caption
-    return torch.from_numpy(images), torch.from_numpy(ids), torch.from_numpy(labels.astype(np.int64))
-
-
-def object_patches(labels: torch.Tensor, count: int) -> torch.Tensor:
-    """Of labels `[B, g, g]`, the indices `[B, count]` of patches that show objects, filled up with background."""
-    shown = (labels.flatten(1) > 0).float()
-    return (shown + 0.5 * torch.rand_like(shown)).topk(count, dim=1).indices
-
-
-def window_corner(scene: Scene, patches: int) -> tuple[int, int]:
-    """Upper left patch (row, column) of a window of `patches`² around the scene's first object."""
-    x0, y0, x1, y1 = scene.objects[0].box
-    room = SCENE_SIZE // PATCH - patches
-    row, column = ((low + high) / 2 / PATCH - patches / 2 for low, high in ((y0, y1), (x0, x1)))
-    return min(max(round(row), 0), room), min(max(round(column), 0), room)
-
-
-def normalise(images: torch.Tensor) -> torch.Tensor:
-    """Pixels uint8 `[B, R, R, 3]` → normalised `[B, 3, R, R]`."""
-    mean, std = torch.from_numpy(PIXEL_MEAN), torch.from_numpy(PIXEL_STD)
-    return ((images.float() / 255 - mean) / std).permute(0, 3, 1, 2)
+def _some(states: Tensor, count: int) -> Tensor:
+    """Indices of some images of a batch, `[count]`."""
+    return torch.randperm(len(states))[:count]
 
 
 class Trainer:
-    """Runs stages, measures, saves."""
+    """Runs legs, measures, saves."""
 
-    def __init__(self, output: Path) -> None:
+    def __init__(self, output: Path, seed: int) -> None:
         self.output = output
         output.mkdir(parents=True, exist_ok=True)
-        self.words = WordIds(build_vocabulary())
-        self.prompt_ids = torch.tensor(self.words.encode(PROMPT))
-        self.network: MPlug | None = None
-        self.patches = PatchLabelling(192, CLASSES)
-        self.samples = 0
+        torch.manual_seed(seed)
+        network = MPlug(demo_config(SCENE_SIZE, len(build_vocabulary())))
+        network.initialise(seed)
+        self.model = DemoModel(network)
+        self.losses = Losses(self.model)
+        self.samples, self.seed = 0, seed
         self.started = time.time()
+
+    def start_from(self, weights: Path) -> None:
+        """Take the parts that a weights file has; the others stay as they were initialised."""
+        stored = read_state_dict(weights)
+        network = self.model.network
+        own = network.state_dict()
+        taken = {name: tensor for name, tensor in stored.items() if name in own and own[name].shape == tensor.shape}
+        self.log(init=str(weights.name), taken=len(taken), fresh=sorted({n.split(".")[0] for n in own.keys() - taken}))
+        load_weights(network, own | taken, source=weights)
+        heads = weights.with_name("patches.pt")
+        if heads.exists():
+            self.model.patches.load_state_dict(torch.load(heads, weights_only=True))
+        self.model.contrast.copy_weights(network)
 
     def log(self, **record: object) -> None:
         record = {"minutes": round((time.time() - self.started) / 60, 2), "samples": self.samples, **record}
@@ -190,125 +221,88 @@ class Trainer:
             stream.write(json.dumps(record) + "\n")
         print(json.dumps(record), flush=True)
 
-    def run(self, name: str, minutes: float, seed: int) -> None:
-        """Train one stage for a span of time, cosine over that span."""
-        stage = STAGES[name]
-        network = MPlug(demo_config(stage.image_size, len(self.words.vocabulary)))
-        if self.network is None:
-            network.initialise()
-        else:
-            load_weights(network, self.network.state_dict(), source="the stage before")
-        self.network = network.train()
-        groups = parameter_groups(network, self.patches, stage.learning_rate)
+    def run(self, name: str, minutes: float, number: int) -> None:
+        """Train one leg for a span of time, cosine over that span."""
+        leg = LEGS[name]
+        self.model.train()
+        groups = parameter_groups(self.model, leg.learning_rate)
         optimiser = torch.optim.AdamW(groups, betas=(0.9, 0.98), fused=True)
-        stream = DataLoader(SceneStream(stage, self.words, seed), batch_size=None, num_workers=1, prefetch_factor=4)
-        begun, last_log, last_look = time.time(), time.time(), time.time()
-        losses: list[tuple[float, float]] = []
-        for step, (images, ids, labels) in enumerate(stream, start=1):
+        stream = DataLoader(
+            DemoStream(TRAIN_STYLES, leg.batch_size, leg.mixture, augmented=leg.augmented, seed=self.seed + number,
+                       max_groups=leg.max_groups, max_count=leg.max_count),
+            batch_size=None, num_workers=1, prefetch_factor=4,
+        )
+        begun = last_log = last_look = time.time()
+        sums: dict[str, float] = {}
+        steps = 0
+        for step, batch in enumerate(stream, start=1):
             progress = (time.time() - begun) / (60 * minutes)
             if progress >= 1:
                 break
-            factor = min(1.0, step / 300) * max(0.02, 0.5 * (1 + math.cos(math.pi * progress)))
+            factor = min(1.0, step / 200) * max(0.02, 0.5 * (1 + math.cos(math.pi * progress)))
             for group in optimiser.param_groups:
                 group["lr"] = group["base_lr"] * factor
             with torch.autocast("cpu", torch.bfloat16):
-                kept = None if stage.kept_patches is None else object_patches(labels, stage.kept_patches)
-                image_states = network.vision_encoder(normalise(images), kept)
-                seen = labels.flatten(1) if kept is None else labels.flatten(1).gather(1, kept)
-                patch = self.patches(image_states, seen)
-                caption = torch.zeros(())
-                if stage.captions:
-                    caption = caption_loss(network, decoder_source(network, image_states, self.prompt_ids), ids)
-                loss = caption + stage.patch_weight * patch
+                losses = self.losses.of(batch, leg)
+                total = sum(leg.weights[key] * losses[key] for key in leg.weights)
             optimiser.zero_grad(set_to_none=True)
-            loss.backward()
+            total.backward()
             parameters = [p for group in groups for p in group["params"] if p.grad is not None]
             torch.nn.utils.clip_grad_norm_(parameters, 1.0)
             optimiser.step()
-            self.samples += images.shape[0]
-            losses.append((caption.item(), patch.item()))
-            if time.time() - last_log > 60:
-                mean = np.mean(losses, axis=0)
-                self.log(stage=name, step=step, caption=round(mean[0], 4), patch=round(mean[1], 4),
-                         per_second=round(len(losses) * stage.batch_size / (time.time() - last_log)))
-                losses, last_log = [], time.time()
-            if time.time() - last_look > 420:
+            if "contrast" in leg.weights:
+                self.model.contrast.update_momentum(self.model.network)
+            self.samples += len(batch["images"])
+            steps += 1
+            for key in leg.weights:
+                sums[key] = sums.get(key, 0.0) + losses[key].item()
+            if time.time() - last_log > LOG_SECONDS:
+                means = {key: round(value / steps, 3) for key, value in sums.items()}
+                rate = round(steps * leg.batch_size / (time.time() - last_log))
+                self.log(leg=name, step=step, per_second=rate, **means)
+                sums, steps, last_log = {}, 0, time.time()
+            if time.time() - last_look > LOOK_SECONDS:
                 self.look(name)
-                self.save()
                 last_look = time.time()
         self.look(name)
-        self.save()
 
-    @torch.no_grad()
     def look(self, name: str) -> None:
-        """Object recall and exact captions on fixed unaugmented scenes, training styles and held out."""
-        assert self.network is not None
-        stage = STAGES[name]
-        results = {}
-        self.network.eval()
-        for label, styles in (("train", TRAINING_STYLES), ("held_out", (HELD_OUT_STYLE,))):
-            scenes = SceneGenerator(styles, size=SCENE_SIZE, max_groups=stage.max_groups,
-                                    max_count=stage.max_count, augment=False, seed=VALIDATION_SEED)
-            batch = scenes.batch(200)
-            images, _, labels = tensors_of(batch, self.words, stage.image_size)
-            with torch.autocast("cpu", torch.bfloat16):
-                image_states = self.network.vision_encoder(normalise(images))
-                results[f"{label}_patches"] = round(self.patches.accuracy(image_states, labels), 3)
-                if not stage.captions:
-                    continue
-                source = decoder_source(self.network, image_states, self.prompt_ids)
-                ids = greedy_captions(self.network, source, cls_id=CLS, sep_id=SEP, length=25)
-            texts = [self.words.decode(row.tolist()) for row in ids]
-            recall = [object_recall(text, scene) for text, scene in zip(texts, batch.scenes, strict=True)]
-            exact = [text == caption for text, caption in zip(texts, batch.captions, strict=True)]
-            results[label] = {"recall": round(float(np.mean(recall)), 3), "exact": round(float(np.mean(exact)), 3)}
-            results[f"{label}_example"] = [batch.captions[0], texts[0]]
-        self.network.train()
-        self.log(stage=name, look=results)
+        """Save, then measure on fixed scenes."""
+        self.save()
+        tasks = any(key not in ("patches", *PRETRAINING) for key in LEGS[name].weights)
+        self.log(leg=name, look=look(self.model.network, self.model.patches, tasks=tasks))
 
     def save(self) -> None:
         """Write the weights; a kill between two writes leaves the earlier file whole."""
-        assert self.network is not None
         unfinished = self.output / "unfinished.safetensors"
-        save_weights(self.network, unfinished, dtype=torch.float32)
+        save_weights(self.model.network, unfinished, dtype=torch.float32)
         os.replace(unfinished, self.output / "model.safetensors")
-        torch.save(self.patches.state_dict(), self.output / "patches.pt")
+        torch.save(self.model.patches.state_dict(), self.output / "patches.pt")
 
 
-def parameter_groups(network: MPlug, patches: PatchLabelling, learning_rate: float) -> list[dict]:
+def parameter_groups(model: nn.Module, learning_rate: float) -> list[dict]:
     """AdamW groups: weight decay on matrices alone."""
-    named = [*network.named_parameters(), *patches.named_parameters()]
-    decayed = [p for _, p in named if p.ndim > 1]
-    plain = [p for _, p in named if p.ndim <= 1]
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     return [
-        {"params": decayed, "weight_decay": 0.05, "base_lr": learning_rate, "lr": 0.0},
-        {"params": plain, "weight_decay": 0.0, "base_lr": learning_rate, "lr": 0.0},
+        {"params": [p for p in trained if p.ndim > 1], "weight_decay": 0.05, "base_lr": learning_rate, "lr": 0.0},
+        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0, "base_lr": learning_rate, "lr": 0.0},
     ]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--stages", default="sprites:25,styles:18,scenes:60",
-                        help=f"NAME:MINUTES,… of {', '.join(STAGES)} (default: %(default)s)")
-    parser.add_argument("--init", type=Path, help="weights to start from")
+    parser.add_argument("--legs", default="sprites:25,patches:40,pretrain:30,tasks:90,whole:20",
+                        help=f"NAME:MINUTES,… of {', '.join(LEGS)} (default: %(default)s)")
+    parser.add_argument("--init", type=Path, help="weights to start from, a .safetensors file")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    torch.manual_seed(options.seed)
-    trainer = Trainer(options.output)
+    trainer = Trainer(options.output, options.seed)
     if options.init:
-        from mplug.checkpoint import read_state_dict
-
-        weights = read_state_dict(options.init)
-        grid = round((weights["vision_encoder.position_embedding"].shape[0] - 1) ** 0.5)
-        trainer.network = MPlug(demo_config(grid * 16, len(trainer.words.vocabulary)))
-        load_weights(trainer.network, weights, source=options.init)
-        patches = options.init.with_name("patches.pt")
-        if patches.exists():
-            trainer.patches.load_state_dict(torch.load(patches, weights_only=True))
-    for index, leg in enumerate(options.stages.split(",")):
+        trainer.start_from(options.init)
+    for number, leg in enumerate(options.legs.split(","), start=1):
         name, minutes = leg.split(":")
-        trainer.run(name, float(minutes), options.seed + 1000 * (index + 1))
+        trainer.run(name, float(minutes), number)
 
 
 if __name__ == "__main__":

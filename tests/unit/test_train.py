@@ -1,69 +1,111 @@
-"""Objectives and the demo's training loop, small."""
+"""The demo's batches, its losses and the look at it, small."""
 
 from __future__ import annotations
+
+import dataclasses
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from builders.data.emoji_scenes import PATCH, SceneGenerator
+from builders.data.emoji_scenes import SceneGenerator
+from builders.data.emoji_sprites import TRAIN_STYLES
 from builders.data.vocabulary import build_vocabulary
-from builders.train.captioning import caption_loss, decoder_source, greedy_captions
-from builders.train.demo import CLS, SEP, TRAINING_STYLES, WordIds, demo_config, normalise, tensors_of
-from builders.train.patch_labelling import PatchLabelling
+from builders.train.demo import LEGS, DemoModel, Losses, demo_config, parameter_groups
+from builders.train.demo_batches import SEED_LIMIT, DemoStream, Mixture, SceneTexts, normalise, object_patches
+from builders.train.demo_look import look
 from mplug.network import MPlug
 from mplug.preprocess import pixel_values
 
+FEW = Mixture(captions=4, questions=6, expressions=4, hypotheses=4, statements=4, contrasted=6, matches=4, masked=4,
+              prefixes=4)  # fmt: skip
+
 
 @pytest.fixture(scope="module")
-def words() -> WordIds:
-    return WordIds(build_vocabulary())
+def scenes():
+    return SceneGenerator(TRAIN_STYLES, seed=5).batch(8, paired=True).scenes
 
 
-def test_words_survive_the_round_trip(words):
-    batch = SceneGenerator(TRAINING_STYLES, max_groups=4, seed=5).batch(40)
-    assert [words.decode(words.encode(caption)) for caption in batch.captions] == [
-        caption.replace(",", " ,") for caption in batch.captions
-    ]
+@pytest.fixture(scope="module")
+def batch(scenes):
+    return SceneTexts(1).batch(scenes, FEW)
 
 
-def test_a_window_holds_its_object_and_its_labels(words):
-    batch = SceneGenerator(TRAINING_STYLES, max_groups=1, max_count=1, seed=5).batch(20)
-    images, _, labels = tensors_of(batch, words, 64)
-    assert images.shape == (20, 64, 64, 3) and labels.shape == (20, 64 // PATCH, 64 // PATCH)
-    for scene, grid in zip(batch.scenes, labels, strict=True):
-        assert (grid == scene.objects[0].class_index + 1).any()
-
-
-def test_training_sees_the_pixels_that_serving_sees(words):
-    from PIL import Image
-
-    batch = SceneGenerator(TRAINING_STYLES, seed=5).batch(1)
-    images, _, _ = tensors_of(batch, words, 128)
-    served = pixel_values(Image.fromarray(batch.images[0]), 128)
-    np.testing.assert_allclose(normalise(images)[0].numpy(), served, atol=1e-6)
-
-
-def test_a_few_steps_on_one_batch_lower_both_losses(words):
-    torch.manual_seed(0)
-    network = MPlug(demo_config(64, len(words.vocabulary)))
+@pytest.fixture(scope="module")
+def model() -> DemoModel:
+    network = MPlug(demo_config(128, len(build_vocabulary())))
     network.initialise()
-    patches = PatchLabelling(192, 250)
-    batch = SceneGenerator(TRAINING_STYLES, max_groups=1, max_count=1, seed=1).batch(8)
-    images, ids, labels = tensors_of(batch, words, 64)
-    prompt = torch.tensor(words.encode("a picture of"))
-    optimiser = torch.optim.AdamW([*network.parameters(), *patches.parameters()], lr=1e-3)
+    return DemoModel(network)
+
+
+def test_texts_are_the_vocabulary_s_own_words(batch):
+    texts = SceneTexts(1)
+    for name in ("captions", "question_ids", "expression_ids", "hypothesis_ids", "statement_ids", "wrong_ids",
+                 "answer_ids"):
+        rows = batch[name]
+        assert (rows[:, 0] == texts.tokenizer.cls_id).all() and (rows == texts.tokenizer.sep_id).sum(1).eq(1).all()
+        assert not (rows == texts.tokenizer.unk_id).any(), name
+        assert rows.shape[1] <= demo_config(128, 2000).max_text_length
+
+
+def test_texts_belong_to_their_images(batch, scenes):
+    texts = SceneTexts(1)
+    for row, index in zip(batch["expression_ids"].tolist(), batch["expression_image"].tolist(), strict=True):
+        words = texts.tokenizer.decode(row[1:])
+        assert any(group.name.split()[-1].rstrip("s")[:3] in words for group in scenes[index].groups), words
+    boxes = texts.box_ids.boxes(batch["box_ids"])
+    for box, index in zip(boxes, batch["expression_image"].tolist(), strict=True):
+        places = [np.abs(np.array(o.box) - box.numpy()).max() for o in scenes[index].objects]
+        places += [np.abs(np.array(g.box) - box.numpy()).max() for g in scenes[index].groups]
+        assert min(places) <= 1.5
+    assert batch["statement_other"].tolist() == [index ^ 1 for index in batch["statement_image"].tolist()]
+
+
+def test_training_sees_the_pixels_that_serving_sees(batch, scenes):
+    served = pixel_values(Image.fromarray(scenes[0].image), 128)
+    np.testing.assert_allclose(normalise(batch["images"])[0].numpy(), served, atol=1e-6)
+
+
+def test_patches_that_are_worked_on_show_objects_first(batch):
+    kept = object_patches(batch["labels"], 24)
+    for row, grid in zip(kept, batch["labels"].flatten(1), strict=True):
+        assert len(set(row.tolist())) == 24
+        assert (grid[row] > 0).sum() == min(24, (grid > 0).sum())
+
+
+def test_seeds_of_training_are_no_others():
+    with pytest.raises(ValueError, match="20000"):
+        DemoStream(TRAIN_STYLES, 8, FEW, augmented=0.5, seed=20_000)
+    assert SEED_LIMIT <= 20_000
+    stream = DemoStream(("noto",), 4, FEW, augmented=0.0, seed=3)
+    first, again = next(iter(stream)), next(iter(stream))
+    assert torch.equal(first["images"], again["images"]) and torch.equal(first["question_ids"], again["question_ids"])
+
+
+def test_every_objective_falls_on_one_batch(model, batch):
+    torch.manual_seed(0)
+    losses = Losses(model)
+    names = set().union(*(leg.weights for leg in LEGS.values()))
+    leg = dataclasses.replace(LEGS["tasks"], weights=dict.fromkeys(names, 1.0), mixture=FEW)
+    optimiser = torch.optim.AdamW(parameter_groups(model, 1e-3), lr=1e-3)
     history = []
-    for _ in range(12):
-        image_states = network.vision_encoder(normalise(images))
-        source = decoder_source(network, image_states, prompt)
-        losses = caption_loss(network, source, ids), patches(image_states, labels)
+    for _ in range(10):
+        found = losses.of(batch, leg)
+        assert set(found) == names
         optimiser.zero_grad()
-        sum(losses).backward()
+        sum(found.values()).backward()
         optimiser.step()
-        history.append([loss.item() for loss in losses])
-    assert history[-1][0] < 0.6 * history[0][0] and history[-1][1] < history[0][1]
-    with torch.no_grad():
-        source = decoder_source(network, network.vision_encoder(normalise(images)), prompt)
-        greedy = greedy_captions(network, source, cls_id=CLS, sep_id=SEP, length=6)
-    assert greedy.shape[0] == 8 and (greedy[:, 0] == CLS).all()
+        history.append({name: loss.item() for name, loss in found.items()})
+    for name in names - {"contrast", "matching", "masked", "prefix"}:  # those draw anew at every step
+        assert min(losses[name] for losses in history[5:]) < history[0][name], name
+    untrained = [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
+    assert not untrained, untrained
+
+
+def test_a_look_measures_every_task(model):
+    results = look(model.network, model.patches, tasks=True, scenes=20)
+    assert set(results) == {"train", "held_out"}
+    for scores in results.values():
+        assert set(scores) == {"patches", "recall", "exact", "vqa", "ground", "entail", "nlvr", "match", "retrieval"}
+        assert all(0 <= share <= 1 for share in scores.values())

@@ -1,0 +1,160 @@
+"""Batches for the demo checkpoint: fresh scenes, and texts of every task over them.
+
+A scene is drawn once and asked about several times, so that the vision encoder, which costs most, runs once
+for many texts. Every text names its image by its index in the batch.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import IterableDataset
+
+from builders.data.emoji_scenes import Scene, SceneGenerator
+from builders.data.scene_expressions import expressions_of
+from builders.data.scene_negatives import match_negatives
+from builders.data.scene_questions import questions_of
+from builders.data.scene_statements import hypotheses_of, pair_statements
+from builders.data.vocabulary import write_vocabulary
+from builders.train.grounding import BoxIds
+from mplug.contract import ENTAILMENT_LABELS, NLVR_LABELS
+from mplug.preprocess import PIXEL_MEAN, PIXEL_STD, clean_caption
+from mplug.tokenizer import Tokenizer
+
+SCENE_SIZE = 128  # pixels
+#: Seeds of training stay below this; those of validation and test are above.
+SEED_LIMIT = 10_000
+#: Chance of groups of 1, 2, 3, 4 objects: the more there are, the smaller each is drawn.
+COUNT_WEIGHTS = (0.6, 0.18, 0.12, 0.1)
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """How many texts of each task go with a batch of images; `statements` are over pairs of images."""
+
+    captions: int = 16
+    questions: int = 32
+    expressions: int = 12
+    hypotheses: int = 8
+    statements: int = 8
+    contrasted: int = 32  #: images told from others' captions
+    matches: int = 8  #: captions with their image, with another's, and with one word wrong
+    masked: int = 24
+    prefixes: int = 32
+
+
+def scene_tokenizer() -> Tokenizer:
+    """The tokeniser of the demo's vocabulary."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "vocab.txt"
+        return Tokenizer(path, write_vocabulary(path))
+
+
+def padded(rows: Sequence[Sequence[int]]) -> Tensor:
+    """Rows of ids → int64 `[n, L]`, padded with 0 to the longest."""
+    ids = np.zeros((len(rows), max(map(len, rows), default=1)), np.int64)
+    for target, row in zip(ids, rows, strict=True):
+        target[: len(row)] = row
+    return torch.from_numpy(ids)
+
+
+class SceneTexts:
+    """Texts over scenes → tensors, as the served tasks tokenise them."""
+
+    def __init__(self, seed: int) -> None:
+        self.random = Random(seed)
+        self.tokenizer = scene_tokenizer()
+        self.box_ids = BoxIds.of(self.tokenizer, SCENE_SIZE)
+
+    def ids(self, text: str, *, clean: bool = False) -> list[int]:
+        """`[CLS] text [SEP]`; `clean`: as captions and texts to be matched are."""
+        pieces = self.tokenizer.pieces(clean_caption(text) if clean else text)
+        return [self.tokenizer.cls_id, *pieces, self.tokenizer.sep_id]
+
+    def batch(self, scenes: Sequence[Scene], mixture: Mixture) -> dict[str, Tensor]:
+        """Tensors by name; those of one task share a prefix, `*_image` are indices of images `[T]`.
+
+        Scenes 0 and 1, 2 and 3, … are the pairs that statements are about.
+        """
+        random, every = self.random, range(len(scenes))
+        tensors = {
+            "images": torch.from_numpy(np.stack([scene.image for scene in scenes])),
+            "labels": torch.from_numpy(np.stack([scene.patch_labels for scene in scenes]).astype(np.int64)),
+            "captions": padded([self.ids(scene.caption) for scene in scenes]),
+            "texts": padded([self.ids(scene.caption, clean=True) for scene in scenes]),
+            # Scenes of one caption are right for each other's text.
+            "text_id": torch.tensor([zlib.crc32(scene.caption.encode()) for scene in scenes]),
+        }
+
+        def asked(count: int, ask) -> list[tuple[int, object]]:
+            """`count` texts over images drawn with as few repeats as can be."""
+            found: list[tuple[int, object]] = []
+            while len(found) < count:
+                for index in random.sample(every, len(scenes)):
+                    found += [(index, text) for text in ask(index, 1)]
+                    if len(found) >= count:
+                        break
+            return found[:count]
+
+        questions = asked(mixture.questions, lambda i, n: questions_of(scenes[i], random, n))
+        expressions = asked(mixture.expressions, lambda i, n: expressions_of(scenes[i], random, n))
+        hypotheses = asked(mixture.hypotheses, lambda i, n: hypotheses_of(scenes[i], random, n))
+        wrong = asked(mixture.matches, lambda i, n: match_negatives(scenes[i], random, n))
+        statements = asked(mixture.statements, lambda i, n: pair_statements(scenes[i], scenes[i ^ 1], random, n))
+        for name, rows, clean in (("question", questions, False), ("expression", expressions, False),
+                                  ("hypothesis", hypotheses, True), ("statement", statements, True)):
+            tensors[f"{name}_ids"] = padded([self.ids(text.text, clean=clean) for _, text in rows])
+            tensors[f"{name}_image"] = torch.tensor([index for index, _ in rows])
+        tensors["statement_other"] = tensors["statement_image"] ^ 1
+        tensors["wrong_ids"] = padded([self.ids(text, clean=True) for _, text in wrong])
+        tensors["wrong_image"] = torch.tensor([index for index, _ in wrong])
+        tensors["answer_ids"] = padded([self.ids(question.answer) for _, question in questions])
+        tensors["box_ids"] = self.box_ids.tokens(torch.tensor([expression.box for _, expression in expressions]))
+        tensors["entail_label"] = torch.tensor([ENTAILMENT_LABELS.index(text.label) for _, text in hypotheses])
+        tensors["nlvr_label"] = torch.tensor([NLVR_LABELS.index(text.label) for _, text in statements])
+        return tensors
+
+
+class DemoStream(IterableDataset):
+    """Endless batches of fresh scenes with texts, drawn in a process of its own."""
+
+    def __init__(self, styles: Sequence[str], batch_size: int, mixture: Mixture, *, augmented: float, seed: int,
+                 max_groups: int = 2, max_count: int = 4) -> None:
+        if not 0 <= seed < SEED_LIMIT:
+            raise ValueError(f"the seed of training is {seed}, but must be from 0 to {SEED_LIMIT - 1}")
+        self.styles, self.batch_size, self.mixture = tuple(styles), batch_size, mixture
+        self.augmented, self.seed, self.max_groups, self.max_count = augmented, seed, max_groups, max_count
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        torch.set_num_threads(1)
+        cv2.setNumThreads(1)
+        worker = torch.utils.data.get_worker_info()
+        seed = self.seed + SEED_LIMIT * 100 * (1 + (worker.id if worker else 0))
+        scenes = SceneGenerator(self.styles, size=SCENE_SIZE, max_groups=self.max_groups, max_count=self.max_count,
+                                augment=True, seed=seed)
+        scenes.count_weights = list(COUNT_WEIGHTS)
+        texts, chance = SceneTexts(seed), Random(seed)
+        while True:
+            scenes.augment = chance.random() < self.augmented
+            yield texts.batch(scenes.batch(self.batch_size, paired=True).scenes, self.mixture)
+
+
+def object_patches(labels: Tensor, count: int) -> Tensor:
+    """Of labels `[B, g, g]`, the indices `[B, count]` of patches that show objects, filled up with background."""
+    shown = (labels.flatten(1) > 0).float()
+    return (shown + 0.5 * torch.rand_like(shown)).topk(count, dim=1).indices
+
+
+def normalise(images: Tensor) -> Tensor:
+    """Pixels uint8 `[B, R, R, 3]` → normalised `[B, 3, R, R]`."""
+    mean, std = torch.from_numpy(PIXEL_MEAN), torch.from_numpy(PIXEL_STD)
+    return ((images.float() / 255 - mean) / std).permute(0, 3, 1, 2)
