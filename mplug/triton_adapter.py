@@ -35,13 +35,14 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 
 from mplug import triton_batch
-from mplug.errors import CODES, Cancelled, InvalidRequest, ServingError, Unavailable, error_of_code
+from mplug.errors import CODES, Cancelled, InvalidRequest, ServingError, StageError, Unavailable, error_of_code
 from mplug.triton_drain import IN_FLIGHT_METRIC, draining, dropping
-from mplug.triton_protocol import ModelContext, Stage, Task, Value, Values
+from mplug.triton_protocol import RETRY_INPUT, ModelContext, Stage, Task, Value, Values
 
 BLS_THREADS = 128  # asyncio's default executor holds cores + 4, and every stage call in flight blocks one
 PARSE_THREADS = max(2, os.cpu_count() or 2)  # decoding images is bound by the cores
 MAX_PENDING = 1024  # requests that wait in a task model, each maybe an image of megabytes; then UNAVAILABLE
+MAX_ATTEMPTS = 64  # places in the response cache at which a stage is asked, where each holds a failure
 WATCH_SECONDS = 0.2  # how often requests in flight are looked after: has the client gone, is there time left
 CANCELLED = "the client cancelled the request"
 SHUTTING_DOWN = "the server is shutting down; try again or another server"
@@ -129,17 +130,30 @@ async def call_stage(name: str, inputs: Mapping[str, Value], outputs: Sequence[s
     """Run another model of this server on `inputs` and return the named outputs, in the memory of the CPU.
 
     Raises the stage's error with its code, its message led by the stage's name.
+
+    Triton's response cache keeps errors too, and gives them back as successes without outputs. Such an answer is
+    asked for again at the next place in the cache: the stage runs, and this place keeps what it gives.
     """
-    request = pb_utils.InferenceRequest(
-        model_name=name,
-        requested_output_names=list(outputs),
-        inputs=[to_tensor(key, value) for key, value in inputs.items()],
-        preferred_memory=pb_utils.PreferredMemory(pb_utils.TRITONSERVER_MEMORY_CPU),
-    )
-    response = await request.async_exec()
-    if response.has_error():
-        raise _stage_error(name, response.error().message())
-    return {tensor.name(): to_value(tensor) for tensor in response.output_tensors()}
+    tensors = [to_tensor(key, value) for key, value in inputs.items()]
+    rows = len(next(iter(inputs.values()), []))
+    for attempt in range(MAX_ATTEMPTS):
+        retry = [to_tensor(RETRY_INPUT, np.full((rows, 1), attempt, np.int32))] if attempt else []
+        request = pb_utils.InferenceRequest(
+            model_name=name,
+            requested_output_names=list(outputs),
+            inputs=[*tensors, *retry],
+            preferred_memory=pb_utils.PreferredMemory(pb_utils.TRITONSERVER_MEMORY_CPU),
+        )
+        response = await request.async_exec()
+        if response.has_error():
+            message = response.error().message()
+            if attempt and RETRY_INPUT in message:
+                break  # no stage of ours, or one that does not cache: it has no other place to ask at
+            raise _stage_error(name, message)
+        found = {tensor.name(): to_value(tensor) for tensor in response.output_tensors()}
+        if found:
+            return found
+    raise StageError(f"{name}: answered without its outputs")
 
 
 def _stage_error(name: str, message: str) -> ServingError:
@@ -421,6 +435,7 @@ class StageModel(ABC):
         for index, request in enumerate(requests):
             try:
                 inputs = _arrays(read_inputs(request, self.context))
+                inputs.pop(RETRY_INPUT, None)  # it is there for the response cache
                 self.check(inputs)
                 accepted[index] = inputs
             except Exception as error:

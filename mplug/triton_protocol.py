@@ -20,6 +20,9 @@ CallStage = Callable[[str, Mapping[str, Value], Sequence[str]], Awaitable[Values
 #: A batched stage: arrays whose first axis is the batch, in and out.
 Stage = Callable[[dict[str, np.ndarray]], Mapping[str, np.ndarray]]
 
+#: Optional input of stages with a response cache, which no stage reads: it names another place in the cache.
+RETRY_INPUT = "RETRY"
+
 #: In a public model's version folder: names of the stages → models of this repository, where checkpoints differ.
 STAGES_FILE = "stages.json"
 
