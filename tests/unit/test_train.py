@@ -88,7 +88,7 @@ def test_every_objective_falls_on_one_batch(model, batch):
     losses = Losses(model)
     names = set().union(*(leg.weights for leg in LEGS.values()))
     leg = dataclasses.replace(LEGS["tasks"], weights=dict.fromkeys(names, 1.0), mixture=FEW)
-    optimiser = torch.optim.AdamW(parameter_groups(model, 1e-3), lr=1e-3)
+    optimiser = torch.optim.AdamW([{**group, "lr": 1e-3} for group in parameter_groups(model, 1e-3)])
     history = []
     for _ in range(10):
         found = losses.of(batch, leg)
@@ -97,8 +97,8 @@ def test_every_objective_falls_on_one_batch(model, batch):
         sum(found.values()).backward()
         optimiser.step()
         history.append({name: loss.item() for name, loss in found.items()})
-    for name in ("patches", "caption", "answers", "boxes"):  # the others draw anew at every step or have few labels
-        assert min(losses[name] for losses in history[5:]) < history[0][name], name
+    for name in names - {"contrast", "matching", "masked", "prefix"}:  # those draw anew at every step
+        assert history[-1][name] < 0.95 * history[0][name], name
     untrained = [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
     assert not untrained, untrained
 
