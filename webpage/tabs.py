@@ -14,9 +14,12 @@ from typing import Any, TypeVar
 
 import gradio as gr
 import numpy as np
-from PIL import Image, ImageDraw, ImageOps
+from PIL import Image
 
+from clients.calls import ENTAILMENT_LABELS
 from clients.client import Answer, Caption, Client, ClientError
+from clients.ground import with_boxes
+from clients.pictures import as_shown
 from webpage import examples
 
 T = TypeVar("T")
@@ -26,7 +29,6 @@ SHORTLIST = 6
 BEAMS = 5
 #: So long an error stands on the page.
 ERROR_SECONDS = 20
-BOX_COLOUR = (225, 29, 72)
 
 
 @dataclass(frozen=True)
@@ -150,19 +152,10 @@ def ground(ask: Ask) -> None:
     def run(path: str | None, text: str) -> tuple[Image.Image, str]:
         image = needed(path, "The picture")
         box = ask(lambda client: client.ground(image, text)).box
-        return boxed(Path(image), box), ", ".join(f"{corner:.0f}" for corner in box)
+        return with_boxes(as_shown(image), [box]), ", ".join(f"{corner:.0f}" for corner in box)
 
     to_try = examples.rows(examples.EXPRESSIONS)
     tie([button.click, text.submit], run, [picture, text], [drawn, corners], to_try, "Things to find")
-
-
-def boxed(path: Path, box: tuple[float, float, float, float]) -> Image.Image:
-    """The picture upright, with a box (x0, y0, x1, y1, pixels) drawn on it."""
-    with Image.open(path) as picture:
-        upright = ImageOps.exif_transpose(picture).convert("RGB")
-    width = max(2, round(max(upright.size) / 100))
-    ImageDraw.Draw(upright).rectangle(box, outline=BOX_COLOUR, width=width)
-    return upright
 
 
 @dataclass(frozen=True)
@@ -234,7 +227,7 @@ def compare(ask: Ask) -> None:
             if "entail" in ask.models:
                 for image in images:
                     classes = client.entail(image, statement).probabilities
-                    verdicts.append(dict(zip(("contradiction", "neutral", "entailment"), classes, strict=True)))
+                    verdicts.append(dict(zip(ENTAILMENT_LABELS, classes, strict=True)))
             return verdicts
 
         return ask(judge)

@@ -6,6 +6,7 @@ it prints, for other weights perhaps with other words and figures: what must agr
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -26,6 +27,7 @@ _BLOCK = re.compile(
     r"(?:\n?```text\n(?P<output>.*?)^```$)?", re.M | re.S,
 )  # fmt: skip
 _ERROR_ROW = re.compile(r"^\| `(?P<change>\{.*\})` \| `(?P<message>.*)` \|$", re.M)
+_NUMBER = re.compile(r"[-−+]?\d+(\.\d+)?%?")
 #: A command line of ours takes the server's address, which a reader's server has by default.
 _COMMAND = re.compile(r"(python (?:\S*/)?clients/\w+\.py)")
 
@@ -77,31 +79,45 @@ def errors(page: Path) -> list[tuple[dict[str, object], str]]:
     return [(json.loads(row["change"]), row["message"]) for row in _ERROR_ROW.finditer(page.read_text())]
 
 
-def shape(text: str) -> object:
-    """What must agree between what a page shows and what is printed: lines and columns, numbers, keys, files."""
-    return [_shape_of_line(line) for line in text.rstrip("\n").split("\n")]
+def fits(printed: str, shown: str) -> bool:
+    """Whether what was printed has the shape of what a page shows: lines, columns, numbers, files, keys of JSON."""
+    lines, wanted = printed.rstrip("\n").split("\n"), shown.rstrip("\n").split("\n")
+    return len(lines) == len(wanted) and all(map(_line_fits, lines, wanted))
 
 
-def _shape_of_line(line: str) -> object:
+def _line_fits(printed: str, shown: str) -> bool:
     try:
-        return _shape_of_value(json.loads(line))
+        document = json.loads(shown)
     except ValueError:
-        columns = re.split(r"\t+|(?<=[0-9]) (?=\D)", line)  # a number before a text is a column, too
-        return [_shape_of_column(column) for column in columns]
+        columns, wanted = printed.split("\t"), shown.split("\t")
+        return len(columns) == len(wanted) and all(map(_column_fits, columns, wanted))
+    try:
+        return _value_fits(json.loads(printed), document)
+    except ValueError:
+        return False
 
 
-def _shape_of_column(column: str) -> object:
-    if re.fullmatch(r"\s*[-−+]?\d+(\.\d+)?%?\s*", column):
-        return "number"
-    return column if column and (CHECKOUT / column).exists() else "text"
+def _column_fits(printed: str, shown: str) -> bool:
+    if shown and (CHECKOUT / shown).exists():
+        return printed == shown
+    numbers = list(itertools.takewhile(_NUMBER.fullmatch, shown.split(" ")))
+    words = printed.split(" ")
+    if len(numbers) == len(shown.split(" ")):  # nothing but numbers
+        return len(words) == len(numbers) and all(map(_NUMBER.fullmatch, words))
+    return len(words) >= len(numbers) and all(map(_NUMBER.fullmatch, words[: len(numbers)]))
 
 
-def _shape_of_value(value: object) -> object:
-    if isinstance(value, dict):
-        return {key: _shape_of_value(each) for key, each in value.items()}
-    if isinstance(value, list):
-        shapes = [_shape_of_value(each) for each in value]
-        return ["any number of", shapes[0]] if shapes and all(each == shapes[0] for each in shapes) else shapes
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        return "number"
-    return _shape_of_column(value) if isinstance(value, str) else value
+def _value_fits(printed: object, shown: object) -> bool:
+    if isinstance(shown, dict):
+        return (
+            isinstance(printed, dict) and list(printed) == list(shown)
+            and all(_value_fits(printed[key], shown[key]) for key in shown)
+        )  # fmt: skip
+    if isinstance(shown, list):
+        if not isinstance(printed, list) or bool(printed) != bool(shown):
+            return False
+        alike = all(type(each) is type(shown[0]) for each in shown)  # a list of any length
+        return all(_value_fits(each, shown[0]) for each in printed) if alike else len(printed) == len(shown)
+    if isinstance(shown, str):
+        return isinstance(printed, str) and _column_fits(printed, shown)
+    return isinstance(printed, int | float) if isinstance(shown, int | float) else printed == shown

@@ -233,7 +233,7 @@ def test_a_box_is_drawn(page: Page, client: Client) -> None:
     assert drawn.shape == original.shape
     rows, columns = np.nonzero(np.abs(drawn - original).sum(-1) > 60)
     edges = [columns.min(), rows.min(), columns.max(), rows.max()]
-    np.testing.assert_allclose(edges, box, atol=3)
+    np.testing.assert_allclose(edges, box, atol=5)  # the line has a white casing
 
 
 def test_pictures_are_found(page: Page, client: Client) -> None:
