@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 
 from builders.data.emoji_classes import DATA_DIR, Drawing, EmojiClass, load_classes
-from builders.data.held_out_pairs import held_out_pairs, partners
+from builders.data.held_out import check_training_seed, held_out_pairs, partners
 from builders.data.scene_backgrounds import Backgrounds
 from builders.data.scene_grammar import AmbiguousLayout, Box, ObjectGroup, caption_of
 from builders.data.scene_layout import Place, plan_layout
@@ -86,9 +86,10 @@ class SceneGenerator:
     Difficulty may be changed between calls: ``max_groups`` (1..4), ``group_weights`` and ``count_weights``
     (chance of 1, 2, 3, 4 groups, and of as many objects in a group), ``max_count`` (1..4), ``coloured``
     (chance that a scene surely shows one of the few classes whose colour is told; without, one in fifty groups).
-    ``augment`` breaks the styles apart, for training; ``folder`` holds the sprite atlases. ``pairs`` says which
-    classes may stand together: "seen" leaves out the pairs that are held out for tests (``held_out_pairs``),
-    "held-out" puts one of them into every scene of two groups or more, "any" leaves it to chance.
+    ``augment`` breaks the styles apart, for training (seeds of test splits are refused then); ``folder`` holds
+    the sprite atlases. ``pairs`` says which classes may stand together: "seen" leaves out the pairs that are
+    held out for tests (``held_out``), "held-out" puts one of them into every scene of two groups or more, "any"
+    leaves it to chance.
     Raises ``ValueError`` for unknown styles, a size that is no multiple of 16, maxima outside 1..4 and
     ``pairs`` that are none of the three.
     """
@@ -120,7 +121,7 @@ class SceneGenerator:
         self.group_weights = [0.45, 0.35, 0.12, 0.08]
         self.count_weights = [0.7, 0.14, 0.09, 0.07]
         self.coloured = 0.0
-        self._random = Random(seed)
+        self._random = Random(check_training_seed(seed) if augment else seed)
         self._backgrounds = Backgrounds(size, self._random)
         self._bank = SpriteBank(styles, self._random, folder)
         self._grain = _grain(self._random, size)
@@ -138,6 +139,11 @@ class SceneGenerator:
             patch_labels=np.stack([scene.patch_labels for scene in scenes]),
             scenes=scenes,
         )
+
+    def restart(self, seed: int) -> None:
+        """Go on with the random numbers of another seed: the next scene depends on it alone, unless augmented."""
+        self._random.seed(check_training_seed(seed) if self.augment else seed)
+        self._deck.clear()
 
     def pair(self) -> tuple[Scene, Scene]:
         """Return two scenes to compare; more often than not a class of the first is in the second too."""

@@ -139,6 +139,11 @@ class VideoGenerator:
         )  # fmt: skip
         self._scenes.count_weights = [0.6, 0.25, 0.1, 0.05]
 
+    def restart(self, seed: int) -> None:
+        """Go on with the random numbers of another seed: the next video depends on it alone, unless augmented."""
+        self._random.seed(seed)
+        self._scenes.restart(self._random.getrandbits(32))
+
     def video(self) -> SceneVideo:
         """Return one new video."""
         two = self._random.random() < self.two_groups

@@ -1,7 +1,8 @@
-"""Pairs of classes that training never shows together, so that tests can ask for what was never combined.
+"""What training never sees: some pairs of classes, and the seeds of the validation and test splits.
 
-A fixed share of all pairs, chosen by a hash of the two names: the same on every machine, whatever
-order or number the classes have. A class does not pair with itself.
+The drawing style that is held out stands in ``emoji_sprites``. The pairs are a fixed share of all, chosen by a
+hash of the two names: the same on every machine, whatever order or number the classes have. A class does not
+pair with itself.
 """
 
 from __future__ import annotations
@@ -12,8 +13,24 @@ from itertools import combinations
 
 from builders.data.emoji_classes import load_classes
 
+#: Seeds of splits (``scene_splits``), and those of their single scenes, which are made from them.
+RESERVED_SEEDS = range(20_000, 100_000)
+SEEDS_PER_SPLIT = 100_000
+RESERVED_ITEM_SEEDS = range(RESERVED_SEEDS.start * SEEDS_PER_SPLIT, RESERVED_SEEDS.stop * SEEDS_PER_SPLIT)
+
 SHARE = 0.04  # of all pairs
 SALT = "held-out pairs 1"  # another salt, another choice: every test split and checkpoint would be void
+
+
+def check_training_seed(seed: int) -> int:
+    """Return the seed. Raises ``ValueError`` for one that belongs to a validation or test split."""
+    for reserved in (RESERVED_SEEDS, RESERVED_ITEM_SEEDS):
+        if seed in reserved:
+            raise ValueError(
+                f"seed {seed} is kept for validation and test ({reserved.start} to {reserved.stop - 1}): "
+                "train with another"
+            )
+    return seed
 
 
 def is_held_out(first: str, second: str) -> bool:
