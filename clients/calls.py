@@ -24,6 +24,12 @@ ImageLike = bytes | str | os.PathLike[str] | Image.Image
 #: An encoded video or a path to one.
 VideoLike = bytes | str | os.PathLike[str]
 
+#: A larger file is not even read: the server takes at most so much of a video, and half of it of a picture.
+MAX_FILE_BYTES = 64 << 20
+
+#: What the probabilities of `entail` stand for, in their order.
+ENTAILMENT_LABELS = ("contradiction", "neutral", "entailment")
+
 # What PNG can store; other modes are sent as RGB.
 _PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")
 
@@ -88,8 +94,8 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Entailment:
-    label: str
-    probabilities: tuple[float, ...]  # of the three classes
+    label: str  # of ENTAILMENT_LABELS
+    probabilities: tuple[float, ...]  # of each of them
 
 
 # ----------------------------------------------------------------------------------------------- calls
@@ -141,6 +147,8 @@ def vqa(
     question: str = "",
     candidates: Sequence[str] | None = None,
     *,
+    ocr: Sequence[str] | None = None,
+    objects: Sequence[str] | None = None,
     video: VideoLike | None = None,
     frames: int | None = None,
     num_beams: int | None = None,
@@ -149,13 +157,17 @@ def vqa(
     num_return: int | None = None,
     length_penalty: float | None = None,
 ) -> Call[list[Answer]]:
-    """Answer a question freely, or rank the given answers."""
+    """Answer a question freely, or rank the given answers.
+
+    `ocr` and `objects`: words read in the picture and labels of things in it, which ride behind the question.
+    """
     inputs = _visual(image, video, frames) | _search(
         num_beams, min_length, max_length, num_return, length_penalty
     )
     inputs["QUESTION"] = _texts([question], "question")
-    if candidates is not None:
-        inputs["CANDIDATES"] = _texts(candidates, "candidates")
+    for name, texts in (("candidates", candidates), ("ocr", ocr), ("objects", objects)):
+        if texts is not None:
+            inputs[name.upper()] = _texts(texts, name)
     return Call("vqa", inputs, lambda outputs: [Answer(*each) for each in _generated(outputs, "ANSWER")])
 
 
@@ -298,10 +310,15 @@ def _encoded(image: ImageLike) -> bytes:
 
 def _read_file(path: str | os.PathLike[str]) -> bytes:
     try:
-        return Path(path).read_bytes()
+        with Path(path).open("rb") as file:
+            data = file.read(MAX_FILE_BYTES + 1)
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise ClientError(f"{os.fspath(path)} cannot be read: {reason}", "UNREADABLE") from error
+    if len(data) > MAX_FILE_BYTES:
+        limit = f"{MAX_FILE_BYTES >> 20} MiB, which is more than the server takes"
+        raise ClientError(f"{os.fspath(path)} cannot be read: it has more than {limit}", "UNREADABLE")
+    return data
 
 
 # ------------------------------------------------------------------------------------ tensors → answers

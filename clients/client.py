@@ -64,15 +64,27 @@ class Client:
 
     Images are encoded bytes, paths, or PIL images; an image argument of `caption`, `vqa` and `embed_image`
     may also be a list of frames. Options left out are the served checkpoint's defaults. Every method raises
-    `ClientError`; a request that found no server, or one not ready, is repeated a few times first.
+    `ClientError`; a request that found no server, or one too busy or not ready, is repeated a few times first.
     """
 
     def __init__(
-        self, url: str | None = None, protocol: Protocol = "grpc", timeout: float = DEFAULT_TIMEOUT
+        self,
+        url: str | None = None,
+        protocol: Protocol = "grpc",
+        timeout: float = DEFAULT_TIMEOUT,
+        *,
+        shared_memory: bool = False,
+        checkpoint: str = "",
     ) -> None:
-        """`url` is HOST:PORT, by default localhost with the protocol's port; `timeout` in seconds."""
-        self._endpoint = Endpoint(url, protocol, timeout)
+        """`url` is HOST:PORT, by default localhost with the protocol's port.
+
+        `timeout`: seconds for one answer, repetitions included. `shared_memory`: large inputs reach a server on
+        the same host through memory that both map. `checkpoint`: the name that builders/build.py was given for
+        it, in a repository of several (`NAME_caption` is asked in place of `caption`).
+        """
+        self._endpoint = Endpoint(url, protocol, timeout, shared_memory)
         self._connection = Connection(self._endpoint)
+        self._prefix = f"{checkpoint}_" if checkpoint else ""
 
     def __enter__(self) -> Client:
         return self
@@ -85,11 +97,12 @@ class Client:
 
     def infer(self, call: Call[T]) -> T:
         """Sends any call of `clients.calls` and reads its answer."""
+        model = self._prefix + call.model
         deadline = time.monotonic() + self._endpoint.timeout
         attempt = 0
         while True:
             try:
-                outputs = self._connection.infer(call.model, call.inputs, deadline - time.monotonic())
+                outputs = self._connection.infer(model, call.inputs, deadline - time.monotonic())
             except ClientError as error:
                 time.sleep(pause_before_retry(error, attempt, deadline))
                 attempt += 1
@@ -98,7 +111,7 @@ class Client:
 
     def is_ready(self, model: str | None = None) -> bool:
         """Whether the server, or one of its models, takes requests now; False where nobody answers."""
-        return self._connection.is_ready(model)
+        return self._connection.is_ready(self._prefix + model if model else None)
 
     def caption(
         self,
@@ -121,12 +134,18 @@ class Client:
         question: str = "",
         candidates: Sequence[str] | None = None,
         *,
+        ocr: Sequence[str] | None = None,
+        objects: Sequence[str] | None = None,
         video: VideoLike | None = None,
         frames: int | None = None,
         **options: Unpack[SearchOptions],
     ) -> list[Answer]:
-        """Answers, best first: written freely, or the `candidates` ranked."""
-        return self.infer(calls.vqa(image, question, candidates, video=video, frames=frames, **options))
+        """Answers, best first: written freely, or the `candidates` ranked.
+
+        `ocr` and `objects`: words read in the picture and labels of things in it, which ride behind the question.
+        """
+        call = calls.vqa(image, question, candidates, ocr=ocr, objects=objects, video=video, frames=frames, **options)
+        return self.infer(call)
 
     def embed_image(
         self,
@@ -163,10 +182,17 @@ class AsyncClient:
     """`Client` with asyncio: the same methods and arguments, any number of requests at once."""
 
     def __init__(
-        self, url: str | None = None, protocol: Protocol = "grpc", timeout: float = DEFAULT_TIMEOUT
+        self,
+        url: str | None = None,
+        protocol: Protocol = "grpc",
+        timeout: float = DEFAULT_TIMEOUT,
+        *,
+        shared_memory: bool = False,
+        checkpoint: str = "",
     ) -> None:
-        self._endpoint = Endpoint(url, protocol, timeout)
+        self._endpoint = Endpoint(url, protocol, timeout, shared_memory)
         self._connected: AsyncConnection | None = None
+        self._prefix = f"{checkpoint}_" if checkpoint else ""
 
     async def __aenter__(self) -> AsyncClient:
         return self
@@ -187,11 +213,12 @@ class AsyncClient:
         return self._connected
 
     async def infer(self, call: Call[T]) -> T:
+        model = self._prefix + call.model
         deadline = time.monotonic() + self._endpoint.timeout
         attempt = 0
         while True:
             try:
-                outputs = await self._connection.infer(call.model, call.inputs, deadline - time.monotonic())
+                outputs = await self._connection.infer(model, call.inputs, deadline - time.monotonic())
             except ClientError as error:
                 await asyncio.sleep(pause_before_retry(error, attempt, deadline))
                 attempt += 1
@@ -199,7 +226,7 @@ class AsyncClient:
                 return call.parse(outputs)
 
     async def is_ready(self, model: str | None = None) -> bool:
-        return await self._connection.is_ready(model)
+        return await self._connection.is_ready(self._prefix + model if model else None)
 
     async def caption(
         self,
@@ -218,11 +245,14 @@ class AsyncClient:
         question: str = "",
         candidates: Sequence[str] | None = None,
         *,
+        ocr: Sequence[str] | None = None,
+        objects: Sequence[str] | None = None,
         video: VideoLike | None = None,
         frames: int | None = None,
         **options: Unpack[SearchOptions],
     ) -> list[Answer]:
-        return await self.infer(calls.vqa(image, question, candidates, video=video, frames=frames, **options))
+        call = calls.vqa(image, question, candidates, ocr=ocr, objects=objects, video=video, frames=frames, **options)
+        return await self.infer(call)
 
     async def embed_image(
         self,

@@ -227,7 +227,7 @@ def test_asking_again_has_an_end(fake: Fake, ask: Callable[..., Any]) -> None:
     with pytest.raises(ClientError, match="answered UNAVAILABLE: caption is not at ready state") as caught:
         ask(fake.url, "caption", b"i")
     assert caught.value.status == "UNAVAILABLE"
-    assert len(fake.asked) == 4
+    assert len(fake.asked) == 6
 
 
 def test_server_away(nobody: str, ask: Callable[..., Any]) -> None:

@@ -1,0 +1,176 @@
+"""What the command lines of this folder have in common: options, how a failure is told, and the exit code.
+
+A command prints answers on standard output and failures on standard error, one line each, and ends with 0 when
+everything was answered and with 1 otherwise.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from typing import Any, NoReturn, TypeVar
+
+from clients.client import DEFAULT_TIMEOUT, DEFAULT_URL, Client, ClientError
+
+T = TypeVar("T")
+
+INTERRUPTED = 130  # as shells report Ctrl-C
+_SEARCH = ("num_beams", "min_length", "max_length", "num_return", "length_penalty")
+
+
+class Parser(argparse.ArgumentParser):
+    """Positional arguments may stand anywhere between the options; wrong usage is one line and exit code 1."""
+
+    def __init__(self, description: str, example: str = "", **arguments: Any) -> None:
+        super().__init__(
+            description=description,
+            epilog=f"example:\n{example.rstrip()}" if example else None,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            **arguments,
+        )
+
+    def error(self, message: str) -> NoReturn:
+        # Scripts rely on one line and exit code 1 for every failure; argparse would print usage and exit 2.
+        self.exit(1, f"error: {' '.join(message.split())} (see --help)\n")
+
+
+def add_server(parser: argparse.ArgumentParser, *, timeout_of: str = "one answer") -> None:
+    """Where the server is and how it is asked."""
+    ports = ", ".join(f"{url} over {protocol}" for protocol, url in DEFAULT_URL.items())
+    group = parser.add_argument_group("server")
+    group.add_argument("--url", metavar="HOST:PORT", help=f"the server; default: {ports}")
+    group.add_argument("--protocol", choices=list(DEFAULT_URL), default="grpc", help="default: grpc")
+    group.add_argument("--checkpoint", default="", metavar="NAME",
+                       help="which one, where the server's repository holds several: NAME_caption is asked, and so on")
+    group.add_argument("--timeout", type=float, metavar="SECONDS", default=DEFAULT_TIMEOUT,
+                       help=f"for {timeout_of}, repetitions included; default: {DEFAULT_TIMEOUT:g}")
+    group.add_argument("--shared-memory", action="store_true",
+                       help="the server is on this host: large inputs go through shared memory")
+
+
+def add_json(parser: argparse.ArgumentParser, what: str) -> None:
+    parser.add_argument("--json", action="store_true", help=f"one JSON object per {what}")
+
+
+def add_search(parser: argparse.ArgumentParser, answer: str) -> None:
+    """Options of a generating model; their limits are the server's."""
+    group = parser.add_argument_group("search")
+    group.add_argument("--num-beams", type=int, metavar="N",
+                       help="beams of the search; default: the checkpoint's, 5 as published")
+    group.add_argument("--min-length", type=int, metavar="TOKENS", help="default: the checkpoint's")
+    group.add_argument("--max-length", type=int, metavar="TOKENS", help="default: the checkpoint's")
+    group.add_argument("--num-return", type=int, metavar="N", help=f"{answer}s each; default: 1")
+    group.add_argument("--length-penalty", type=float, metavar="ALPHA", help=f"more than 0 favours longer {answer}s")
+
+
+def search_options(options: argparse.Namespace) -> dict[str, Any]:
+    """What `add_search` read, without what was left out."""
+    return {name: value for name in _SEARCH if (value := getattr(options, name)) is not None}
+
+
+def add_video(parser: argparse.ArgumentParser) -> None:
+    """A video, or the frames of one, in place of pictures."""
+    group = parser.add_argument_group("video")
+    group.add_argument("--video", metavar="FILE", help="a video in place of a picture: MP4, WebM, GIF …")
+    group.add_argument("--frames", nargs="+", metavar="FILE", help="pictures that are the frames of one video")
+    group.add_argument("--num-frames", type=int, metavar="N",
+                       help="frames that are looked at, 1 to 16; default: 8 of a video, all of --frames")
+
+
+def moving(parser: Parser, options: argparse.Namespace, pictures: list[str]) -> list[tuple[str, dict[str, Any]]]:
+    """What is asked about, from `add_video` and a list of pictures: (its name, arguments of the client's method).
+
+    Wrong usage where there is none, or both pictures and a video.
+    """
+    given = [bool(pictures), options.video is not None, options.frames is not None]
+    if sum(given) != 1:
+        parser.error("give pictures, or --video FILE, or --frames FILE …")
+    if pictures and options.num_frames is not None:
+        parser.error("--num-frames is for --video and --frames")
+    if options.video is not None:
+        return [(options.video, {"video": options.video, "frames": options.num_frames})]
+    if options.frames is not None:
+        return [(options.frames[0], {"image": options.frames, "frames": options.num_frames})]
+    return [(picture, {"image": picture}) for picture in pictures]
+
+
+def connection_arguments(options: argparse.Namespace) -> dict[str, Any]:
+    """Arguments of `Client` and `AsyncClient`, from `add_server`."""
+    return {
+        "url": options.url, "protocol": options.protocol, "timeout": options.timeout,
+        "shared_memory": options.shared_memory, "checkpoint": options.checkpoint,
+    }  # fmt: skip
+
+
+def ask_each(
+    options: argparse.Namespace,
+    subjects: list[tuple[str, dict[str, Any]]],
+    ask: Callable[..., T],
+    show: Callable[[str, T], None],
+    *,
+    noun: str = "image",
+) -> int:
+    """Ask about one subject after the other and show each answer as it comes; returns the exit code.
+
+    `ask(client, **arguments)` asks, `show(name, answer)` prints. What fails is told and the rest is asked all the
+    same; with --json a failure is an object too.
+    """
+    try:
+        client = Client(**connection_arguments(options))
+    except ClientError as error:
+        return fail(str(error))
+    code = 0
+    with client:
+        away: ClientError | None = None
+        for name, arguments in subjects:
+            try:
+                if away is not None:
+                    raise away
+                answer = ask(client, **arguments)
+            except ClientError as error:
+                if error.status == "UNREADABLE":
+                    code = fail(str(error))  # names the file already
+                elif error.status != "UNREACHABLE":
+                    code = fail(f"{name}: {error}")
+                elif away is None:  # once for all: nobody will answer for the next one either
+                    away, code = error, fail(str(error))
+                if options.json:
+                    print_json({noun: name, "error": str(error)})
+            else:
+                show(name, answer)
+    return code
+
+
+def print_json(document: dict[str, Any]) -> None:
+    """One line, at once."""
+    print(json.dumps(document), flush=True)
+
+
+def fail(message: str) -> int:
+    """Tell a failure; returns the exit code."""
+    print(f"error: {' '.join(message.split())}", file=sys.stderr, flush=True)
+    return 1
+
+
+def run(main: Callable[[], int]) -> NoReturn:
+    """Run a command as a script: no stack trace for Ctrl-C, for a reader that has gone, or for odd file names."""
+    tolerate_any_name()
+    try:
+        code = main()
+    except KeyboardInterrupt:
+        code = INTERRUPTED
+    except BrokenPipeError:  # `| head` has seen enough
+        sys.stderr.close()
+        code = 1
+    except OSError as error:
+        code = fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
+    sys.exit(code)
+
+
+def tolerate_any_name() -> None:
+    """A file name may hold bytes that no encoding can print."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")

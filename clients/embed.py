@@ -1,0 +1,72 @@
+"""Embeddings of pictures, videos and texts for retrieval, by a running server.
+
+python clients/embed.py photo.jpg --texts "a dog" "a cat" --output features.npy
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+if not __package__:  # run as a script: Python looks beside this file, our package is one folder up
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import numpy as np
+
+from clients import command_line
+from clients.client import Client
+
+_EXAMPLE = """\
+  python clients/embed.py photo.jpg other.png --texts "a dog" --output features.npy
+  python clients/embed.py --video clip.mp4 --json
+  {"image": "clip.mp4", "feature": [0.0123, …]}
+
+Vectors have length 1: their product is the similarity. The rows of a .npy are the images and then the texts, as
+given; nothing is written unless all of them were embedded."""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Prints or writes a vector per image and text; returns the exit code."""
+    parser = command_line.Parser("Embed images, a video, and texts with a running mPLUG server.", _EXAMPLE)
+    parser.add_argument("images", nargs="*", metavar="IMAGE", help="image file: JPEG, PNG, WebP …")
+    parser.add_argument("--texts", nargs="+", default=[], metavar="TEXT", help="texts to embed, too")
+    parser.add_argument("--output", metavar="FILE", help="write FILE.npy, float32 [n, E], or FILE.json; print nothing")
+    command_line.add_json(parser, "image and text")
+    command_line.add_video(parser)
+    command_line.add_server(parser)
+    options = parser.parse_intermixed_args(arguments)
+    visual = options.images or options.video or options.frames
+    subjects = command_line.moving(parser, options, options.images) if visual or not options.texts else []
+    subjects += [(text, {"text": text}) for text in options.texts]
+    output = None if options.output is None else Path(options.output)
+    if output is not None and output.suffix not in (".npy", ".json"):
+        parser.error(f"--output {output}: must end in .npy or .json")
+    texts_from = len(subjects) - len(options.texts)
+    rows: list[dict[str, object]] = []
+
+    def ask(client: Client, text: str | None = None, **visual: object) -> np.ndarray:
+        return client.embed_image(**visual) if text is None else client.embed_text(text)
+
+    def show(name: str, feature: np.ndarray) -> None:
+        rows.append({"image" if len(rows) < texts_from else "text": name, "feature": feature.tolist()})
+        if output is None and options.json:
+            command_line.print_json(rows[-1])
+        elif output is None:
+            print(f"{name}\t{' '.join(f'{value:.6f}' for value in feature)}", flush=True)
+
+    code = command_line.ask_each(options, subjects, ask, show, noun="input")
+    if output is None or code:
+        return code
+    try:
+        if output.suffix == ".npy":
+            np.save(output, np.array([row["feature"] for row in rows], np.float32))
+        else:
+            output.write_text(json.dumps(rows) + "\n")
+    except OSError as error:
+        return command_line.fail(f"{output} cannot be written: {error.strerror}")
+    return 0
+
+
+if __name__ == "__main__":
+    command_line.run(main)

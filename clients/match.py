@@ -1,0 +1,51 @@
+"""How well texts fit a picture, by a running server.
+
+python clients/match.py photo.jpg "a dog" "a cat"
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+if not __package__:  # run as a script: Python looks beside this file, our package is one folder up
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from clients import command_line
+from clients.client import Client, Match
+
+_EXAMPLE = """\
+  python clients/match.py photo.jpg "a dog on a beach" "a cat"
+  5.214\t0.412\ta dog on a beach
+  -6.033\t0.108\ta cat
+
+Best first: the logit of "they belong together", the similarity of the embeddings, the text."""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Prints a line per text, best first; returns the exit code."""
+    parser = command_line.Parser("Rank texts by how well they fit an image, by a running mPLUG server.", _EXAMPLE)
+    parser.add_argument("image", metavar="IMAGE", help="image file: JPEG, PNG, WebP …")
+    parser.add_argument("texts", nargs="+", metavar="TEXT", help="1 to 256 texts")
+    command_line.add_json(parser, "image, with the texts in the order given")
+    command_line.add_server(parser)
+    options = parser.parse_intermixed_args(arguments)
+
+    def ask(client: Client, image: str) -> list[Match]:
+        return client.match(image, options.texts)
+
+    def show(name: str, matches: list[Match]) -> None:
+        pairs = list(zip(options.texts, matches, strict=True))
+        if options.json:
+            found = [{"text": text} | asdict(match) for text, match in pairs]
+            command_line.print_json({"image": name, "matches": found})
+            return
+        for text, match in sorted(pairs, key=lambda pair: -pair[1].score):
+            print(f"{match.score:.3f}\t{match.similarity:.3f}\t{text}", flush=True)
+
+    return command_line.ask_each(options, [(options.image, {"image": options.image})], ask, show)
+
+
+if __name__ == "__main__":
+    command_line.run(main)
