@@ -30,7 +30,7 @@ from builders.data.emoji_sprites import TRAIN_STYLES
 from builders.data.vocabulary import build_vocabulary
 from builders.train.answering import answer_loss
 from builders.train.captioning import caption_loss, decoder_source
-from builders.train.contrastive import ImageTextContrast
+from builders.train.contrastive import ALPHA, ImageTextContrast
 from builders.train.demo_batches import SCENE_SIZE, DemoStream, Mixture, normalise, object_patches, scene_tokenizer
 from builders.train.demo_look import look
 from builders.train.fused_states import token_mask
@@ -38,7 +38,7 @@ from builders.train.grounding import grounding_loss
 from builders.train.judgement import entail_loss, nlvr_loss
 from builders.train.masked_language import MaskedLanguageHead, SpecialIds, masked_language_loss
 from builders.train.matching import judged_loss, matching_loss
-from builders.train.patch_labelling import PatchLabelling
+from builders.train.patch_labelling import ImageLabelling, PatchLabelling
 from builders.train.prefix_language import prefix_language_loss
 from mplug.checkpoint import load_weights, read_state_dict, save_weights
 from mplug.config import GenerationConfig, MPlugConfig, TextConfig, VisionConfig
@@ -69,14 +69,14 @@ class Leg:
     max_count: int = 4
 
 
-PRETRAINING = {"patches": 1.0, "contrast": 0.5, "matching": 0.5, "masked": 0.5, "prefix": 1.0}
-EVERY_TASK = {
-    "patches": 1.0, "contrast": 0.3, "matching": 0.5, "caption": 1.0, "answers": 1.0, "boxes": 0.5,
-    "entailment": 0.5, "nlvr": 0.5,
+LABELS = {"patches": 1.0, "classes": 0.3}
+PRETRAINING = LABELS | {"contrast": 0.5, "matching": 0.5, "masked": 0.5, "prefix": 1.0}
+EVERY_TASK = LABELS | {
+    "contrast": 1.0, "matching": 1.0, "caption": 1.0, "answers": 1.0, "boxes": 0.5, "entailment": 0.5, "nlvr": 0.5,
 }
 LEGS = {
-    "sprites": Leg(6e-4, {"patches": 1.0}, augmented=0.3, kept_patches=12, max_groups=1, max_count=1),
-    "patches": Leg(6e-4, {"patches": 1.0}),
+    "sprites": Leg(6e-4, LABELS, augmented=0.3, kept_patches=12, max_groups=1, max_count=1),
+    "patches": Leg(6e-4, LABELS),
     "pretrain": Leg(6e-4, PRETRAINING, batch_size=96),
     "tasks": Leg(6e-4, EVERY_TASK, batch_size=96),
     "whole": Leg(2e-4, EVERY_TASK, batch_size=48, augmented=0.4, kept_patches=None),
@@ -108,6 +108,7 @@ class DemoModel(nn.Module):
         super().__init__()
         self.network = network
         self.patches = PatchLabelling(WIDTH, CLASSES)
+        self.classes = ImageLabelling(WIDTH, CLASSES)
         self.masked = MaskedLanguageHead(network.config.text)
         self.contrast = ImageTextContrast(network, queue_size=QUEUE)
 
@@ -121,17 +122,21 @@ class Losses:
         self.special = SpecialIds(tokenizer.cls_id, tokenizer.sep_id, tokenizer.mask_id)
         self.prompt_ids = torch.tensor([tokenizer.cls_id, *tokenizer.pieces(PROMPT), tokenizer.sep_id])
 
-    def of(self, batch: dict[str, Tensor], leg: Leg) -> dict[str, Tensor]:
-        """Losses of the objectives that the leg names, unweighted."""
+    def of(self, batch: dict[str, Tensor], leg: Leg, progress: float = 1.0) -> dict[str, Tensor]:
+        """Losses of the objectives that the leg names, unweighted.
+
+        `progress`: share of the leg that is over; the momentum encoders' say in the contrast grows with it.
+        """
         model, network = self.model, self.model.network
         pixels, labels = normalise(batch["images"]), batch["labels"].flatten(1)
         kept = None if leg.kept_patches is None else object_patches(batch["labels"], leg.kept_patches)
         states = network.vision_encoder(pixels, kept)
         losses = {"patches": model.patches(states, labels if kept is None else labels.gather(1, kept))}
+        losses["classes"] = model.classes(states, batch["labels"])
         wanted = leg.weights
         texts, mixture = batch["texts"], leg.mixture
         if "contrast" in wanted:
-            losses |= self._aligned(states, pixels, kept, batch, mixture)
+            losses |= self._aligned(states, pixels, kept, batch, mixture, ALPHA * progress)
         if "masked" in wanted:
             some = _some(states, mixture.masked)
             losses["masked"] = masked_language_loss(
@@ -160,7 +165,7 @@ class Losses:
         return losses
 
     def _aligned(self, states: Tensor, pixels: Tensor, kept: Tensor | None, batch: dict[str, Tensor],
-                 mixture: Mixture) -> dict[str, Tensor]:
+                 mixture: Mixture, alpha: float) -> dict[str, Tensor]:
         """Contrast, and matching with the negatives that the contrast finds hard and those wrong in one thing."""
         network, every = self.model.network, states
         part = slice(mixture.contrasted)  # the teacher's vision encoder costs a third of the network's
@@ -168,7 +173,8 @@ class Losses:
         kept = None if kept is None else kept[part]
         mask = token_mask(texts)
         text_states = network.text_encoder(texts, mask)
-        contrast = self.model.contrast(network, states, text_states, pixels, texts, mask, kept=kept, ids=ids)
+        contrast = self.model.contrast(
+            network, states, text_states, pixels, texts, mask, kept=kept, ids=ids, alpha=alpha)
         self.model.contrast.enqueue(contrast)
         some = _some(states, mixture.matches)
         similar = [matrix[some][:, some] for matrix in (contrast.image_to_text, contrast.text_to_image)]
@@ -243,7 +249,7 @@ class Trainer:
             for group in optimiser.param_groups:
                 group["lr"] = group["base_lr"] * factor
             with torch.autocast("cpu", torch.bfloat16):
-                losses = self.losses.of(batch, leg)
+                losses = self.losses.of(batch, leg, progress)
                 total = sum(leg.weights[key] * losses[key] for key in leg.weights)
             optimiser.zero_grad(set_to_none=True)
             total.backward()
@@ -269,7 +275,7 @@ class Trainer:
     def look(self, name: str) -> None:
         """Save, then measure on fixed scenes."""
         self.save()
-        tasks = any(key not in ("patches", *PRETRAINING) for key in LEGS[name].weights)
+        tasks = any(key not in PRETRAINING for key in LEGS[name].weights)
         self.log(leg=name, look=look(self.model.network, self.model.patches, tasks=tasks))
 
     def save(self) -> None:

@@ -46,7 +46,7 @@ class Mixture:
     expressions: int = 12
     hypotheses: int = 8
     statements: int = 8
-    contrasted: int = 32  #: images told from others' captions
+    contrasted: int = 48  #: images told from others' captions
     matches: int = 8  #: captions with their image, with another's, and with one word wrong
     masked: int = 24
     prefixes: int = 32

@@ -1,8 +1,9 @@
-"""Objective: name what each patch shows.
+"""Objectives: name what each patch shows, and what the whole picture shows.
 
 Scenes that we draw ourselves come with the class under every patch. Asking the vision encoder for it
 gives dozens of answers per picture instead of one caption, which a transformer trained from nothing
-needs (compare token labelling, arXiv 2104.10858). The head is thrown away afterwards.
+needs (compare token labelling, arXiv 2104.10858). The second asks the class token which classes
+are in the picture, so that it has something to contrast with texts. The heads are thrown away afterwards.
 """
 
 from __future__ import annotations
@@ -36,3 +37,22 @@ class PatchLabelling(nn.Module):
         predicted = self.head(image_states[:, 1:]).argmax(-1)
         labels = patch_labels.flatten(1)
         return ((predicted == labels) & (labels > 0)).sum().item() / max(1, (labels > 0).sum().item())
+
+
+class ImageLabelling(nn.Module):
+    """Linear head over the class token's state, and its loss: which classes does the picture show?"""
+
+    def __init__(self, width: int, classes: int) -> None:
+        super().__init__()
+        self.head = nn.Linear(width, classes + 1)
+
+    def forward(self, image_states: Tensor, patch_labels: Tensor) -> Tensor:
+        """Image states `[B, N, W]`, labels `[B, g, g]` as in `PatchLabelling` → cross-entropy.
+
+        The classes of a picture share the target evenly; the background is no class.
+        """
+        logits = self.head(image_states[:, 0]).float()
+        shown = torch.zeros_like(logits).scatter_(1, patch_labels.flatten(1).long(), 1.0)
+        shown[:, 0] = 0.0
+        targets = shown / shown.sum(1, keepdim=True).clamp(min=1.0)
+        return -(torch.log_softmax(logits, dim=1) * targets).sum(1).mean()
