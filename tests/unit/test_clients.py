@@ -360,7 +360,7 @@ def test_server_away_is_said_once(nobody: str, protocol: str, photos: list[str])
 @pytest.mark.parametrize(
     "arguments, complaint",
     [
-        ([], "the following arguments are required: IMAGE"),
+        ([], "give pictures, or --video FILE, or --frames FILE"),
         (["a.jpg", "--num-beams", "few"], "argument --num-beams: invalid int value"),
         (["a.jpg", "--url", "http://localhost:8000"], "'http://localhost:8000' is not HOST:PORT"),
         (["a.jpg", "--timeout", "-1"], "timeout is -1.0 s, it must be positive"),

@@ -1,0 +1,278 @@
+"""Search a folder of pictures in words or by a picture, with a running server.
+
+python clients/retrieve.py index photos --output photos.index
+python clients/retrieve.py search photos.index "a dog on a beach" --html found.html
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import sys
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from pathlib import Path
+
+if not __package__:  # run as a script: Python looks beside this file, our package is one folder up
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import numpy as np
+from tqdm import tqdm
+
+from clients import command_line, result_page
+from clients.at_once import add_concurrency, answers
+from clients.calls import ClientError
+from clients.client import AsyncClient, Match
+from clients.pictures import check_file, in_folder
+from clients.retrieval_index import PROBE, Index, IndexInTheMaking, Picture
+
+_EXAMPLE = """\
+  python clients/retrieve.py index photos --output photos.index
+  python clients/retrieve.py search photos.index "a dog on a beach" --top 3 --html found.html
+  5.214\t0.412\tphotos/beach.jpg
+  python clients/retrieve.py search photos.index --image sofa.jpg
+  python clients/retrieve.py search photos.index --image sofa.jpg --texts captions.txt
+
+Of the pictures whose embeddings are the most similar to the query's, the matching head ranks the first --shortlist.
+Printed are its logit, the similarity, and the path, best first; between pictures there is only the similarity."""
+
+_LARGEST = 1000
+TEXTS_PER_MATCH = 256  # what the model `match` takes
+
+Parsed = tuple[argparse.Namespace, Callable[[argparse.Namespace], Coroutine[None, None, int]]]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Returns the exit code."""
+    parser = command_line.Parser("Search pictures with a running mPLUG server.", _EXAMPLE)
+    parser.add_argument("command", choices=("index", "search"), help="each has a --help of its own")
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, metavar="…")
+    asked = parser.parse_args(arguments)
+    options, run = {"index": _parse_index, "search": _parse_search}[asked.command](asked.arguments)
+    try:
+        return asyncio.run(run(options))
+    except ClientError as error:
+        return command_line.fail(str(error))
+    except KeyboardInterrupt:
+        command_line.fail("interrupted" + ("; the same command goes on" if asked.command == "index" else ""))
+        return command_line.INTERRUPTED
+
+
+def _parse_index(arguments: list[str]) -> Parsed:
+    parser = command_line.Parser("Embed a folder of pictures, or what changed in it since.", prog="retrieve.py index")
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="pictures, those of the folders below it included")
+    parser.add_argument("--output", type=Path, required=True, metavar="INDEX", help="folder of the index")
+    parser.add_argument("--json", action="store_true", help="print the summary as a JSON object")
+    add_concurrency(parser)
+    command_line.add_server(parser)
+    return parser.parse_intermixed_args(arguments), _index
+
+
+def _parse_search(arguments: list[str]) -> Parsed:
+    parser = command_line.Parser("Find pictures, or with --texts find texts.", prog="retrieve.py search")
+    parser.add_argument("index", type=Path, metavar="INDEX", help="what `index` wrote")
+    parser.add_argument("words", nargs="?", metavar="WORDS", help="what the pictures should show")
+    parser.add_argument("--image", metavar="PICTURE", help="search by this picture")
+    parser.add_argument("--texts", type=Path, metavar="FILE", help="with --image: find lines of FILE that fit it")
+    parser.add_argument("--top", type=_number, default=10, metavar="N", help="results shown; default: 10")
+    parser.add_argument("--shortlist", type=_number, default=32, metavar="N",
+                        help="of the most similar, so many are ranked by the matching head; default: 32")
+    parser.add_argument("--no-rerank", action="store_true", help="similarity alone")
+    parser.add_argument("--html", type=Path, metavar="PAGE", help="write a page of thumbnails, in one file")
+    command_line.add_json(parser, "result")
+    add_concurrency(parser)
+    command_line.add_server(parser)
+    options = parser.parse_intermixed_args(arguments)
+    if (options.words is None) == (options.image is None):
+        parser.error("search takes either WORDS or --image PICTURE")
+    if options.texts is not None and options.image is None:
+        parser.error("--texts goes with --image")
+    return options, _search
+
+
+def _number(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= _LARGEST:
+        raise argparse.ArgumentTypeError(f"{text} is no number from 1 to {_LARGEST}")
+    return int(text)
+
+
+# ----------------------------------------------------------------------------------------------- index
+
+
+async def _index(options: argparse.Namespace) -> int:
+    if not options.folder.is_dir():
+        raise ClientError(f"{options.folder} is no folder", "UNREADABLE")
+    paths = in_folder(options.folder)
+    async with AsyncClient(**command_line.connection_arguments(options)) as client:
+        making = IndexInTheMaking(options.output, options.folder, await client.embed_text(PROBE))
+        try:
+            unreadable = await _embed(client, making, paths, options.concurrency)
+            index = making.finish(paths)
+        finally:
+            making.close()
+    refused = unreadable | {picture.path: picture.reason for picture in index.refused}
+    for path, reason in sorted(refused.items()):
+        print(f"skipped: {options.folder / path}: {reason}", file=sys.stderr)
+    document = {"pictures": len(index.pictures), "skipped": len(refused), "index": str(options.output)}
+    if options.json:
+        command_line.print_json(document | {"reasons": refused})
+    else:
+        skipped = f", {len(refused)} skipped" if refused else ""
+        print(f"{len(index.pictures)} pictures{skipped}: {options.output}", flush=True)
+    return 0
+
+
+async def _embed(client: AsyncClient, making: IndexInTheMaking, paths: list[str], concurrency: int) -> dict[str, str]:
+    """Embed what is not known; returns reasons of those that could not be asked about and may be the next time."""
+    left, unreadable = [], {}
+    for path in paths:
+        try:
+            status = check_file(making.folder / path)
+        except ClientError as error:
+            unreadable[path] = str(error)
+            making.known.pop(path, None)
+            continue
+        picture = Picture(path, status.st_size, status.st_mtime_ns)
+        if not making.is_known(picture):
+            making.known.pop(path, None)
+            left.append(picture)
+
+    async def embed(picture: Picture) -> np.ndarray:
+        return await client.embed_image(making.folder / picture.path)
+
+    with tqdm(total=len(paths), initial=len(paths) - len(left), unit="image", disable=None) as bar:
+        async for picture, found in answers(left, embed, concurrency):
+            if not isinstance(found, ClientError):
+                making.add(picture, found)
+            elif found.status == "INVALID_ARGUMENT":  # it will not get better until the file changes
+                making.add(Picture(picture.path, picture.size, picture.modified, str(found)), None)
+            else:
+                unreadable[picture.path] = str(found)
+            bar.update()
+    return unreadable
+
+
+# ---------------------------------------------------------------------------------------------- search
+
+
+@dataclass(frozen=True)
+class Result:
+    """A picture or a text that was found. `score` is the matching head's logit, where it was asked."""
+
+    name: str
+    similarity: float
+    score: float | None = None
+
+    @property
+    def rank_key(self) -> float:
+        return self.similarity if self.score is None else self.score
+
+
+async def _search(options: argparse.Namespace) -> int:
+    index = Index.read(options.index)
+    shortlist = max(options.shortlist, options.top)
+    async with AsyncClient(**command_line.connection_arguments(options)) as client:
+        index.check_probe(await client.embed_text(PROBE), options.index)
+        failures: list[str] = []
+        if options.texts is not None:
+            texts = _lines(options.texts)
+            results = await nearest_texts(client, options.image, texts, shortlist, options)
+        elif options.image is not None:
+            feature = await client.embed_image(options.image)
+            results = [Result(*each) for each in index.nearest(feature, options.top)]
+        else:
+            feature = await client.embed_text(options.words)
+            results = [Result(*each) for each in index.nearest(feature, shortlist)]
+            if not options.no_rerank:
+                results, failures = await reranked(client, options.words, results, options.concurrency)
+    results = sorted(results, key=lambda result: -result.rank_key)[: options.top]
+    _show(results, options)
+    for failure in failures:
+        command_line.fail(failure)
+    return 1 if failures else 0
+
+
+async def reranked(
+    client: AsyncClient, words: str, shortlist: list[Result], concurrency: int
+) -> tuple[list[Result], list[str]]:
+    """The shortlist with scores of the matching head, and what could not be asked (it is left out)."""
+
+    async def match(result: Result) -> Match:
+        return (await client.match(result.name, [words]))[0]
+
+    scored, failures = [], []
+    async for result, found in answers(shortlist, match, concurrency):
+        if isinstance(found, ClientError):
+            failures.append(str(found) if found.status == "UNREADABLE" else f"{result.name}: {found}")
+        else:
+            scored.append(Result(result.name, result.similarity, found.score))
+    return scored, failures
+
+
+async def nearest_texts(
+    client: AsyncClient, image: str, texts: list[str], shortlist: int, options: argparse.Namespace
+) -> list[Result]:
+    """Texts by how well they fit a picture; only the shortlist of many is seen by the matching head."""
+    if len(texts) > TEXTS_PER_MATCH or options.no_rerank:
+        feature = await client.embed_image(image)
+        similarities = {}
+        with tqdm(total=len(texts), unit="text", disable=None) as bar:
+            async for text, found in answers(texts, client.embed_text, options.concurrency):
+                if isinstance(found, ClientError):
+                    raise ClientError(f"{options.texts}: {text!r}: {found}", found.status)
+                similarities[text] = float(found @ feature)
+                bar.update()
+        texts = sorted(texts, key=lambda text: -similarities[text])[:shortlist]
+        if options.no_rerank:
+            return [Result(text, similarities[text]) for text in texts]
+    results: list[Result] = []
+    for start in range(0, len(texts), TEXTS_PER_MATCH):
+        some = texts[start : start + TEXTS_PER_MATCH]
+        matches = await client.match(image, some)
+        results += [Result(text, each.similarity, each.score) for text, each in zip(some, matches, strict=True)]
+    return results
+
+
+def _lines(path: Path) -> list[str]:
+    """The texts of a file, one a line, each once."""
+    check_file(path)
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ClientError(f"{path} cannot be read as text: {reason}", "UNREADABLE") from error
+    texts = list(dict.fromkeys(line.strip() for line in lines if line.strip()))
+    if not texts:
+        raise ClientError(f"{path} holds no texts", "UNREADABLE")
+    return texts
+
+
+def _show(results: list[Result], options: argparse.Namespace) -> None:
+    what = "text" if options.texts is not None else "image"
+    for rank, result in enumerate(results, 1):
+        scores = {} if result.score is None else {"score": result.score}
+        scores["similarity"] = result.similarity
+        if options.json:
+            command_line.print_json({"rank": rank, what: result.name} | scores)
+        else:
+            print("\t".join([*(f"{value:.3f}" for value in scores.values()), result.name]), flush=True)
+    if options.html is None:
+        return
+    shown = [
+        result_page.Shown(
+            result.name,
+            f"similarity {result.similarity:.3f}"
+            + ("" if result.score is None else f" · match {result.score:.3f}"),
+            None if what == "text" else result.name,
+        )
+        for result in results
+    ]
+    query = options.words if options.words is not None else options.image
+    try:
+        result_page.write(options.html, query, shown, options.image)
+    except OSError as error:
+        raise ClientError(f"{options.html} cannot be written: {error.strerror}", "UNREADABLE") from error
+
+
+if __name__ == "__main__":
+    command_line.run(main)
