@@ -20,7 +20,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from mplug.contract import MAX_BEAMS, GraphSpec
+from mplug.candidate_scores import ROWS_PER_PIECE
+from mplug.contract import MAX_BEAMS, MAX_CANDIDATE_TOKENS, MAX_CANDIDATES, GraphSpec
 from mplug.decode_loop import POSITION_ROOM, STATE_ROOM
 from mplug.network import MPlug
 from mplug.runtime.interface import RuntimeUnavailable
@@ -34,7 +35,7 @@ RTX_CAPABILITIES = ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")
 MANY_POSITIONS, FEW_SLOTS = 64, 4
 #: Most texts that the decoder scores in one run, tokens of each, and given tokens that are scored in one place. The
 #: logits of all tokens of all texts are in memory at once.
-SCORED = (16, 64, 4096)
+SCORED = (ROWS_PER_PIECE, MAX_CANDIDATE_TOKENS, MAX_CANDIDATES)
 #: Turing has tensor cores for fp16 alone.
 TURING = "7.5"
 #: Layer types that may not be in a network: each breaks CUDA graphs or makes shapes depend on data.

@@ -21,6 +21,11 @@ MAX_BEAMS = 16
 #: Images that one request may bring as a video, whose states are laid side by side.
 MAX_FRAMES = 16
 
+#: Given answers that one request may have ranked (the published list has 3,129), and tokens of each, `[CLS]` and
+#: `[SEP]` included. The engine that scores them is compiled for no more, and other runtimes hold to it, too.
+MAX_CANDIDATES = 4096
+MAX_CANDIDATE_TOKENS = 64
+
 #: Classes of the heads, in the order of their logits.
 NLVR_LABELS = ("false", "true")
 ENTAILMENT_LABELS = ("contradiction", "neutral", "entailment")

@@ -14,7 +14,7 @@ import numpy as np
 
 from mplug.beam_search import Hypothesis, SearchOptions
 from mplug.config import GenerationConfig
-from mplug.contract import MAX_BEAMS
+from mplug.contract import MAX_BEAMS, MAX_CANDIDATE_TOKENS, MAX_CANDIDATES
 from mplug.decode_loop import DecodeRequest
 from mplug.errors import InvalidRequest
 from mplug.runtime.interface import StageInfo
@@ -72,8 +72,10 @@ class DecodeRequestParser:
     def candidates(self, inputs: Mapping[str, Value]) -> np.ndarray:
         """Checked CANDIDATE_IDS `[n, L]` int32. Raises InvalidRequest."""
         ids = _array(inputs, "CANDIDATE_IDS")
-        if ids.ndim != 2 or not ids.shape[0] or not 2 <= ids.shape[1] <= self.max_positions:
-            raise InvalidRequest(f"CANDIDATE_IDS: shape {list(ids.shape)}, but must be [n, 2…{self.max_positions}]")
+        longest = min(self.max_positions, MAX_CANDIDATE_TOKENS)
+        if ids.ndim != 2 or not 1 <= ids.shape[0] <= MAX_CANDIDATES or not 2 <= ids.shape[1] <= longest:
+            wanted = f"[1…{MAX_CANDIDATES}, 2…{longest}]"
+            raise InvalidRequest(f"CANDIDATE_IDS: shape {list(ids.shape)}, but must be {wanted}")
         if (ids < 0).any() or (ids >= self.vocab_size).any():
             raise InvalidRequest(f"CANDIDATE_IDS: ids must be 0…{self.vocab_size - 1}")
         used = ids != 0

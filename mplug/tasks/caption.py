@@ -17,11 +17,10 @@ import numpy as np
 
 from mplug.beam_search import SearchOptions
 from mplug.decode_request import check_positions, parse_search_options
-from mplug.errors import InvalidRequest
 from mplug.tasks.checkpoint_files import ServedCheckpoint
 from mplug.tasks.decoding import SEARCH_OPTIONS, decode, encoder_inputs, search_inputs
 from mplug.tasks.encoders import encode_images, encode_texts, fuse_for_decoder, side_by_side
-from mplug.tasks.inputs import one_text, visual
+from mplug.tasks.inputs import check_tokens, one_text, visual
 from mplug.triton_protocol import CallStage, Value, Values
 
 
@@ -52,9 +51,7 @@ class CaptionTask:
         prompt = self.config.prompt
         if "PROMPT" in inputs:
             prompt = one_text(inputs, "PROMPT", clean=True)
-            length, allowed = len(self.tokenizer.pieces(prompt)), self.config.max_text_length - 2
-            if length > allowed:
-                raise InvalidRequest(f"PROMPT: {length} tokens are more than the {allowed} allowed")
+            check_tokens("PROMPT", len(self.tokenizer.pieces(prompt)), self.config.max_text_length - 2)
         check_positions(options, search, len(self._prefix(prompt)), self.config.text.max_positions)
         return CaptionRequest(visual(inputs, self.config.vision.image_size), prompt, search)
 

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from mplug.config import MPlugConfig
-from mplug.tokenizer import Tokenizer
 from mplug.triton_protocol import CallStage
 
 
@@ -41,12 +40,6 @@ async def encode_images(call_stage: CallStage, config: MPlugConfig, pixels: np.n
 def side_by_side(states: np.ndarray) -> np.ndarray:
     """States of frames `[F, N, W]` as those of one long image, `[1, F·N, W]`."""
     return states.reshape(1, -1, states.shape[-1])
-
-
-def tokenised(tokenizer: Tokenizer, texts: list[str], length: int) -> tuple[np.ndarray, np.ndarray]:
-    """Ids and mask `[B, length]` of texts; what exceeds the length is cut off, as in training."""
-    pairs = [tokenizer.encode(text, length) for text in texts]
-    return np.stack([ids for ids, _ in pairs]), np.stack([mask for _, mask in pairs])
 
 
 async def encode_texts(call_stage: CallStage, config: MPlugConfig, ids: np.ndarray, mask: np.ndarray) -> EncodedText:

@@ -19,8 +19,8 @@ from mplug.beam_search import SearchOptions
 from mplug.preprocess import Letterbox, decode_image, letterbox_pixel_values
 from mplug.tasks.checkpoint_files import ServedCheckpoint
 from mplug.tasks.decoding import decode, encoder_inputs, search_inputs
-from mplug.tasks.encoders import encode_images, encode_texts, fuse_for_decoder, side_by_side, tokenised
-from mplug.tasks.inputs import one_text, only
+from mplug.tasks.encoders import encode_images, encode_texts, fuse_for_decoder, side_by_side
+from mplug.tasks.inputs import one_text, only, tokenised
 from mplug.triton_protocol import CallStage, Value, Values
 
 START = 339  # of the vocabulary's unused tokens, the one that the decoder starts from
@@ -66,7 +66,7 @@ class GroundTask:
         expression = one_text(inputs, "EXPRESSION")
         image = decode_image(only(inputs, "IMAGE"), name="IMAGE")
         pixels, letterbox = letterbox_pixel_values(image, self.config.vision.image_size)
-        ids, mask = tokenised(self.tokenizer, [expression], self.config.max_text_length)
+        ids, mask = tokenised(self.tokenizer, {"EXPRESSION": expression}, self.config.max_text_length)
         return GroundRequest(pixels[None], letterbox, ids, mask)
 
     async def run(self, request: GroundRequest, call_stage: CallStage) -> Values:

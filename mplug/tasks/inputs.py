@@ -9,6 +9,7 @@ import numpy as np
 from mplug.contract import MAX_FRAMES
 from mplug.errors import InvalidRequest
 from mplug.preprocess import as_text, clean_caption, decode_image, pixel_values
+from mplug.tokenizer import Tokenizer
 from mplug.triton_protocol import Value
 from mplug.video import decode_video, sample_indices
 
@@ -29,13 +30,16 @@ def one_text(inputs: Mapping[str, Value], name: str, *, clean: bool = False) -> 
     return _text(only(inputs, name), name, clean)
 
 
-def many_texts(inputs: Mapping[str, Value], name: str, most: int, *, clean: bool = False) -> list[str]:
-    """The texts of an input, 1…`most`. Raises InvalidRequest naming the one that is wrong, counted from 0."""
+def many_texts(inputs: Mapping[str, Value], name: str, most: int, *, clean: bool = False) -> dict[str, str]:
+    """The texts of an input, 1…`most`, by their name for messages: `TEXT[0]` and so on.
+
+    Raises InvalidRequest naming the one that is wrong.
+    """
     value = inputs.get(name)
     if not isinstance(value, list) or not 1 <= len(value) <= most:
         found = len(value) if isinstance(value, list) else 0
         raise InvalidRequest(f"{name}: holds {found} texts, but must hold 1 to {most}")
-    return [_text(data, f"{name}[{index}]", clean) for index, data in enumerate(value)]
+    return {(one := f"{name}[{index}]"): _text(data, one, clean) for index, data in enumerate(value)}
 
 
 def _text(data: bytes, name: str, clean: bool) -> str:
@@ -45,6 +49,20 @@ def _text(data: bytes, name: str, clean: bool) -> str:
         if not text:
             raise InvalidRequest(f"{name}: holds no words")
     return text
+
+
+def check_tokens(name: str, tokens: int, allowed: int) -> None:
+    """Raise InvalidRequest for a text of more tokens than its checkpoint reads: nothing is cut off unsaid."""
+    if tokens > allowed:
+        raise InvalidRequest(f"{name}: {tokens} tokens are more than the {allowed} allowed; send a shorter text")
+
+
+def tokenised(tokenizer: Tokenizer, texts: Mapping[str, str], length: int) -> tuple[np.ndarray, np.ndarray]:
+    """Ids and mask `[B, length]` of texts by their name for messages. Raises InvalidRequest for one that is longer."""
+    for name, text in texts.items():
+        check_tokens(name, len(tokenizer.pieces(text)), length - 2)
+    pairs = [tokenizer.encode(text, length) for text in texts.values()]
+    return np.stack([ids for ids, _ in pairs]), np.stack([mask for _, mask in pairs])
 
 
 def visual(inputs: Mapping[str, Value], size: int) -> np.ndarray:

@@ -20,8 +20,8 @@ from mplug.contract import ENTAILMENT_LABELS, NLVR_LABELS
 from mplug.errors import InvalidRequest
 from mplug.preprocess import decode_image, pixel_values
 from mplug.tasks.checkpoint_files import ServedCheckpoint
-from mplug.tasks.encoders import EncodedText, encode_images, encode_texts, fuse, tokenised
-from mplug.tasks.inputs import one_text
+from mplug.tasks.encoders import EncodedText, encode_images, encode_texts, fuse
+from mplug.tasks.inputs import one_text, tokenised
 from mplug.triton_protocol import CallStage, Value, Values
 
 HEAD_FILE = "head.npz"
@@ -87,7 +87,7 @@ class _JudgementTask:
         names = ["IMAGE"] if self.images == 1 else [f"IMAGE[{index}]" for index in range(self.images)]
         size = self.config.vision.image_size
         pictures = [decode_image(data, name=name) for data, name in zip(images, names, strict=True)]
-        ids, mask = tokenised(self.tokenizer, [text], self.config.max_text_length)
+        ids, mask = tokenised(self.tokenizer, {self.text_input: text}, self.config.max_text_length)
         return JudgementRequest(np.stack([pixel_values(picture, size) for picture in pictures]), ids, mask)
 
     async def probabilities(self, request: JudgementRequest, call_stage: CallStage) -> np.ndarray:

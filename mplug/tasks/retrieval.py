@@ -14,8 +14,8 @@ import numpy as np
 
 from mplug.preprocess import decode_image, pixel_values
 from mplug.tasks.checkpoint_files import ServedCheckpoint
-from mplug.tasks.encoders import EncodedText, encode_images, encode_texts, fuse, normalised, tokenised
-from mplug.tasks.inputs import many_texts, one_text, only, visual
+from mplug.tasks.encoders import EncodedText, encode_images, encode_texts, fuse, normalised
+from mplug.tasks.inputs import many_texts, one_text, only, tokenised, visual
 from mplug.triton_protocol import CallStage, Value, Values
 
 MAX_TEXTS = 256  # the published length of a shortlist
@@ -39,7 +39,7 @@ class _RetrievalTask:
         """From the model's version folder."""
         return cls(ServedCheckpoint.read(folder))
 
-    def _tokenised(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
+    def _tokenised(self, texts: Mapping[str, str]) -> tuple[np.ndarray, np.ndarray]:
         return tokenised(self.tokenizer, texts, self.config.max_text_length)
 
 
@@ -59,13 +59,13 @@ class EmbedImageTask(_RetrievalTask):
 class EmbedTextTask(_RetrievalTask):
     """TEXT → FEATURE `[E]`, a unit vector."""
 
-    def parse(self, inputs: Mapping[str, Value]) -> str:
-        """The text as in training. Raises InvalidRequest."""
-        return one_text(inputs, "TEXT", clean=True)
+    def parse(self, inputs: Mapping[str, Value]) -> tuple[np.ndarray, np.ndarray]:
+        """Ids and mask `[1, L]` of the text as in training. Raises InvalidRequest."""
+        return self._tokenised({"TEXT": one_text(inputs, "TEXT", clean=True)})
 
-    async def run(self, request: str, call_stage: CallStage) -> Values:
+    async def run(self, request: tuple[np.ndarray, np.ndarray], call_stage: CallStage) -> Values:
         """Output FEATURE."""
-        text = await encode_texts(call_stage, self.config, *self._tokenised([request]))
+        text = await encode_texts(call_stage, self.config, *request)
         return {"FEATURE": normalised(text.projections[0])}
 
 

@@ -17,16 +17,16 @@ import numpy as np
 
 from mplug.beam_search import SearchOptions
 from mplug.config import GenerationConfig, MPlugConfig
+from mplug.contract import MAX_CANDIDATE_TOKENS, MAX_CANDIDATES
 from mplug.decode_request import check_positions, parse_search_options
 from mplug.errors import InvalidRequest
 from mplug.tasks.checkpoint_files import ServedCheckpoint
 from mplug.tasks.decoding import SEARCH_OPTIONS, decode, encoder_inputs, search_inputs
 from mplug.tasks.encoders import encode_images, encode_texts, fuse_for_decoder, side_by_side
-from mplug.tasks.inputs import many_texts, one_text, visual
+from mplug.tasks.inputs import check_tokens, many_texts, one_text, visual
 from mplug.triton_protocol import CallStage, Value, Values
 
-MAX_CANDIDATES = 4096  # the published list of answers has 3,129
-MAX_WORDS = 256  # of OCR, and labels of objects; the question's length in tokens cuts them off before
+MAX_WORDS = 256  # of OCR, and labels of objects; as many as fit behind the question are read
 #: Tokens of an answer where the checkpoint's lengths are those of another task, as published for VQA.
 ANSWER_LENGTHS = {"min_length": 1, "max_length": 10}
 
@@ -64,7 +64,7 @@ class VqaTask:
 
     def parse(self, inputs: Mapping[str, Value]) -> VqaRequest:
         """Check everything before any stage is asked. Raises InvalidRequest."""
-        candidates = many_texts(inputs, "CANDIDATES", MAX_CANDIDATES) if "CANDIDATES" in inputs else []
+        candidates = many_texts(inputs, "CANDIDATES", MAX_CANDIDATES) if "CANDIDATES" in inputs else {}
         options = {name: np.asarray(inputs[name]) for name in SEARCH_OPTIONS if name in inputs}
         answers = len(candidates)
         if candidates:
@@ -74,25 +74,31 @@ class VqaTask:
             search = parse_search_options(options, self.generation, self.tokenizer.sep_id)
             check_positions(options, search, 1, self.config.text.max_positions)
         question = one_text(inputs, "QUESTION")
+        check_tokens("QUESTION", len(self.tokenizer.pieces(question)), self.config.max_text_length - 2)
         behind = [
-            " ".join(many_texts(inputs, name, MAX_WORDS)) for name in ("OCR", "OBJECTS")
+            " ".join(many_texts(inputs, name, MAX_WORDS).values()) for name in ("OCR", "OBJECTS")
             if name in inputs and len(inputs[name])
         ]  # fmt: skip
         return VqaRequest(
             pixels=visual(inputs, self.config.vision.image_size),
             question=self.tokenizer.encode(question, self.config.max_text_length, behind),
             search=search,
-            candidates=candidates,
+            candidates=list(candidates.values()),
             candidate_ids=self._candidate_ids(candidates) if candidates else None,
             answers=answers,
         )
 
-    def _candidate_ids(self, candidates: list[str]) -> np.ndarray:
-        tokenizer, most = self.tokenizer, min(self.config.max_text_length, self.config.text.max_positions) - 2
-        pieces = [tokenizer.pieces(candidate) for candidate in candidates]
-        for index, piece in enumerate(pieces):
-            if not 1 <= len(piece) <= most:
-                raise InvalidRequest(f"CANDIDATES[{index}]: has {len(piece)} tokens, but must have 1 to {most}")
+    def _candidate_ids(self, candidates: Mapping[str, str]) -> np.ndarray:
+        """Ids `[n, L]`, from `[CLS]` to `[SEP]`, padded with 0. An answer that stands there twice is a mistake."""
+        tokenizer, most = self.tokenizer, min(self.config.max_text_length, MAX_CANDIDATE_TOKENS) - 2
+        pieces = []
+        names: dict[str, str] = {}
+        for name, candidate in candidates.items():
+            if names.setdefault(candidate, name) != name:
+                raise InvalidRequest(f"{name}: is the same answer as {names[candidate]}")
+            pieces.append(tokenizer.pieces(candidate))
+            if not 1 <= len(pieces[-1]) <= most:
+                raise InvalidRequest(f"{name}: has {len(pieces[-1])} tokens, but must have 1 to {most}")
         ids = np.zeros((len(pieces), max(map(len, pieces)) + 2), np.int32)
         for row, piece in zip(ids, pieces, strict=True):
             row[: len(piece) + 2] = [tokenizer.cls_id, *piece, tokenizer.sep_id]
