@@ -1,0 +1,319 @@
+"""One learner per task: which losses a batch gives, and what is measured on the way.
+
+`LEARNERS[task](network, tokenizer)`; the batches are those of `builders.train.batches`. What is measured here is quick
+(greedy decoding, one pass); figures to report come from `builders/evaluate.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor
+
+from builders.train.answering import answer_loss, soft_answers
+from builders.train.batches import Batch
+from builders.train.captioning import caption_loss, decoder_source
+from builders.train.contrastive import ALPHA, ImageTextContrast
+from builders.train.engine import Learner
+from builders.train.fused_states import fuse, token_mask
+from builders.train.generation import generate
+from builders.train.grounding import BoxIds, greedy_boxes, grounding_loss, overlap
+from builders.train.judgement import entail_logits, entail_loss, nlvr_logits, nlvr_loss
+from builders.train.masked_language import MaskedLanguageHead, SpecialIds, masked_language_loss
+from builders.train.matching import matching_loss
+from builders.train.momentum import MomentumCopy
+from builders.train.prefix_language import prefix_language_loss
+from mplug.network import MPlug
+from mplug.tokenizer import Tokenizer
+
+RAMP = 0.1  # of the run, over which the share of soft targets grows to its full size
+
+
+def freeze_all_but(network: MPlug, parts: Iterable[str]) -> None:
+    """Parts of the checkpoint that a task does not use stay as they are."""
+    used = set(parts)
+    for name, part in network.named_children():
+        if name not in used:
+            part.requires_grad_(False)
+
+
+def ramped(alpha: float, done: float, ramp: float = RAMP) -> float:
+    """The share of soft targets when the share `done` of the run is behind."""
+    return alpha * min(1.0, done / ramp) if ramp else alpha
+
+
+class PairLearner(Learner):
+    """Contrast and matching; what pre-training and retrieval have in common."""
+
+    parts = ("vision_encoder", "text_encoder", "fusion_encoder", "vision_projection", "text_projection", "match_head")
+
+    def __init__(self, network: MPlug, tokenizer: Tokenizer, *, queue_size: int = 65_536, alpha: float = ALPHA,
+                 ramp: float = RAMP) -> None:
+        super().__init__()
+        freeze_all_but(network, self.parts)
+        self.network, self.tokenizer, self.alpha, self.ramp = network, tokenizer, alpha, ramp
+        self.contrast = ImageTextContrast(network, queue_size=queue_size)
+        self._waiting: list = []
+
+    def forward(self, batch: Batch, done: float) -> dict[str, Tensor]:
+        """See `Learner`."""
+        return self.losses(batch, done, self.network.vision_encoder(batch["pixel_values"]))
+
+    def losses(self, batch: Batch, done: float, image_states: Tensor) -> dict[str, Tensor]:
+        """The two losses, of images that have been encoded."""
+        network, ids = self.network, batch["text_ids"]
+        mask = token_mask(ids)
+        text_states = network.text_encoder(ids, mask)
+        found = self.contrast(
+            network, image_states, text_states, batch["pixel_values"], ids, mask, ids=batch["pair_ids"],
+            alpha=ramped(self.alpha, done, self.ramp),
+        )
+        self._waiting.append(found)
+        matching = matching_loss(
+            network, image_states, text_states, mask, found.image_to_text, found.text_to_image, ids=batch["pair_ids"]
+        )
+        return {"contrast": found.loss, "matching": matching}
+
+    def after_batch(self) -> None:
+        """See `Learner`."""
+        while self._waiting:
+            self.contrast.enqueue(self._waiting.pop())
+
+    def after_step(self) -> None:
+        """See `Learner`."""
+        self.contrast.update_momentum(self.network)
+
+    def validate(self, batches: Iterable[Batch]) -> dict[str, float]:
+        """R@1 by similarity alone, both ways, among all validation pairs."""
+        images, texts, pair_ids = [], [], []
+        for batch in batches:
+            ids = batch["text_ids"]
+            images.append(self.network.image_feature(self.network.vision_encoder(batch["pixel_values"])).float())
+            texts.append(self.network.text_feature(self.network.text_encoder(ids, token_mask(ids))).float())
+            pair_ids.append(batch["pair_ids"])
+        if not images:
+            return {}
+        similarity, ids = torch.cat(images) @ torch.cat(texts).T, torch.cat(pair_ids)
+        return {
+            "text R@1": (ids[similarity.argmax(1)] == ids).float().mean().item(),
+            "image R@1": (ids[similarity.argmax(0)] == ids).float().mean().item(),
+        }
+
+
+class RetrievalLearner(PairLearner):
+    """Published fine-tuning for retrieval: the pairs' two losses."""
+
+
+class PretrainLearner(PairLearner):
+    """All four objectives on one text per image."""
+
+    parts = (*PairLearner.parts, "text_decoder")
+
+    def __init__(self, network: MPlug, tokenizer: Tokenizer, **options: object) -> None:
+        super().__init__(network, tokenizer, **options)
+        self.head = MaskedLanguageHead(network.config.text)
+        self.special = SpecialIds(tokenizer.cls_id, tokenizer.sep_id, tokenizer.mask_id)
+
+    def losses(self, batch: Batch, done: float, image_states: Tensor) -> dict[str, Tensor]:
+        """The four losses."""
+        network, ids = self.network, batch["text_ids"]
+        return {
+            **super().losses(batch, done, image_states),
+            "masked language": masked_language_loss(network, self.head, image_states, ids, self.special),
+            "prefix language": prefix_language_loss(
+                network, image_states, ids, self.tokenizer.cls_id, self.tokenizer.sep_id
+            ),
+        }
+
+    def validate(self, batches: Iterable[Batch]) -> dict[str, float]:
+        """R@1, and how often the rest of a text is written exactly, from an empty first part."""
+        batches = list(batches)
+        exact = []
+        for batch in batches:
+            network, ids = self.network, batch["text_ids"]
+            empty = torch.zeros_like(ids[:, :2])
+            empty[:, 0], empty[:, 1] = self.tokenizer.cls_id, self.tokenizer.sep_id
+            source = network.decoder_input(*fuse(network, network.vision_encoder(batch["pixel_values"]), empty))
+            exact.append(exactly(network, source, ids, self.tokenizer))
+        texts = {"texts written exactly": torch.cat(exact).mean().item()} if exact else {}
+        return {**super().validate(batches), **texts}
+
+
+class CaptionLearner(Learner):
+    """Captions by cross-entropy."""
+
+    def __init__(self, network: MPlug, tokenizer: Tokenizer) -> None:
+        super().__init__()
+        fused = network.config.caption_states == "fused"
+        freeze_all_but(
+            network, ("vision_encoder", "text_decoder", *(("text_encoder", "fusion_encoder") if fused else ()))
+        )
+        self.network, self.tokenizer = network, tokenizer
+        pieces = tokenizer.pieces(network.config.prompt)
+        prompt = torch.tensor([tokenizer.cls_id, *pieces, tokenizer.sep_id])
+        self.register_buffer("prompt", prompt, persistent=False)
+
+    def source(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """What the decoder reads."""
+        return decoder_source(self.network, self.network.vision_encoder(batch["pixel_values"]), self.prompt)
+
+    def forward(self, batch: Batch, done: float) -> dict[str, Tensor]:
+        """See `Learner`."""
+        return {"caption": caption_loss(self.network, self.source(batch), batch["caption_ids"])}
+
+    def validate(self, batches: Iterable[Batch]) -> dict[str, float]:
+        """Cross-entropy, and the share of captions that are a reference word for word."""
+        losses, exact = [], []
+        for batch in batches:
+            source = self.source(batch)
+            losses.append(caption_loss(self.network, source, batch["caption_ids"]))
+            exact.append(exactly(self.network, source, batch["caption_ids"], self.tokenizer))
+        if not losses:
+            return {}
+        return {"caption cross-entropy": torch.stack(losses).mean().item(),
+                "captions exact": torch.cat(exact).mean().item()}
+
+
+class AnswerLearner(Learner):
+    """Answers to questions; with `alpha`, a momentum copy of the network adds soft labels, as published."""
+
+    def __init__(self, network: MPlug, tokenizer: Tokenizer, *, alpha: float = 0.4, ramp: float = RAMP) -> None:
+        super().__init__()
+        freeze_all_but(network, ("vision_encoder", "text_encoder", "fusion_encoder", "text_decoder"))
+        self.network, self.tokenizer, self.alpha, self.ramp = network, tokenizer, alpha, ramp
+        self.teacher = MomentumCopy(network) if alpha else None
+
+    def forward(self, batch: Batch, done: float) -> dict[str, Tensor]:
+        """See `Learner`."""
+        questions, answers = batch["question_ids"], batch["answer_ids"]
+        images, asked = batch["image_index"], batch["question_index"]
+        soft = None
+        if self.teacher is not None:
+            soft = soft_answers(self.teacher.network, batch["pixel_values"], questions, None, answers, images, asked)
+        loss = answer_loss(
+            self.network, self.network.vision_encoder(batch["pixel_values"]), questions, None, answers,
+            batch["weights"], images, question_index=asked, soft_targets=soft,
+            alpha=ramped(self.alpha, done, self.ramp),
+        )
+        return {"answer": loss}
+
+    def after_step(self) -> None:
+        """See `Learner`."""
+        if self.teacher is not None:
+            self.teacher.follow(self.network)
+
+    def validate(self, batches: Iterable[Batch]) -> dict[str, float]:
+        """The share of questions whose greedy answer is one of theirs, each question counting once."""
+        right = []
+        for batch in batches:
+            states = self.network.vision_encoder(batch["pixel_values"])
+            fused = fuse(self.network, states, batch["question_ids"], image_index=batch["image_index"])
+            asked = batch["question_index"]
+            source = self.network.decoder_input(*fused)
+            hit = exactly(self.network, source, batch["answer_ids"], self.tokenizer, rows=asked)
+            counts = torch.zeros(len(batch["question_ids"]), device=hit.device).index_add_(0, asked, hit)
+            right.append(counts.clamp(max=1))
+        return {"answers right": torch.cat(right).mean().item()} if right else {}
+
+
+class GroundingLearner(Learner):
+    """Boxes of expressions."""
+
+    def __init__(self, network: MPlug, tokenizer: Tokenizer) -> None:
+        super().__init__()
+        freeze_all_but(network, ("vision_encoder", "text_encoder", "fusion_encoder", "text_decoder"))
+        self.network = network
+        self.box_ids = BoxIds.of(tokenizer, network.config.vision.image_size)
+
+    def forward(self, batch: Batch, done: float) -> dict[str, Tensor]:
+        """See `Learner`."""
+        states = self.network.vision_encoder(batch["pixel_values"])
+        loss = grounding_loss(
+            self.network, states, batch["expression_ids"], None, batch["box_ids"], batch["image_index"]
+        )
+        return {"box": loss}
+
+    def validate(self, batches: Iterable[Batch]) -> dict[str, float]:
+        """Mean intersection over union, and the share of boxes where it is at least a half."""
+        overlaps = []
+        for batch in batches:
+            states = self.network.vision_encoder(batch["pixel_values"])
+            tokens = greedy_boxes(
+                self.network, states, batch["expression_ids"], None, self.box_ids, batch["image_index"]
+            )
+            overlaps.append(overlap(self.box_ids.boxes(tokens), batch["boxes"].float()))
+        if not overlaps:
+            return {}
+        found = torch.cat(overlaps)
+        return {"IoU": found.mean().item(), "IoU >= 0.5": (found >= 0.5).float().mean().item()}
+
+
+class StatementLearner(Learner):
+    """Statements about two images."""
+
+    def __init__(self, network: MPlug, tokenizer: Tokenizer) -> None:
+        super().__init__()
+        freeze_all_but(network, ("vision_encoder", "text_encoder", "fusion_encoder", "nlvr_head"))
+        self.network = network
+
+    def _inputs(self, batch: Batch) -> tuple:
+        states = self.network.vision_encoder(batch["pixel_values"])
+        return self.network, states, batch["statement_ids"], None, batch["left_index"], batch["right_index"]
+
+    def forward(self, batch: Batch, done: float) -> dict[str, Tensor]:
+        """See `Learner`."""
+        return {"statement": nlvr_loss(*self._inputs(batch), batch["labels"])}
+
+    def validate(self, batches: Iterable[Batch]) -> dict[str, float]:
+        """The share judged right."""
+        return judged((nlvr_logits(*self._inputs(batch)), batch["labels"]) for batch in batches)
+
+
+class HypothesisLearner(Learner):
+    """Hypotheses about one image."""
+
+    def __init__(self, network: MPlug, tokenizer: Tokenizer) -> None:
+        super().__init__()
+        freeze_all_but(network, ("vision_encoder", "text_encoder", "fusion_encoder", "entail_head"))
+        self.network = network
+
+    def forward(self, batch: Batch, done: float) -> dict[str, Tensor]:
+        """See `Learner`."""
+        states = self.network.vision_encoder(batch["pixel_values"])
+        loss = entail_loss(
+            self.network, states, batch["hypothesis_ids"], None, batch["labels"], batch["image_index"]
+        )
+        return {"hypothesis": loss}
+
+    def validate(self, batches: Iterable[Batch]) -> dict[str, float]:
+        """The share judged right."""
+        return judged(
+            (entail_logits(self.network, self.network.vision_encoder(batch["pixel_values"]), batch["hypothesis_ids"],
+                           None, batch["image_index"]), batch["labels"])
+            for batch in batches
+        )
+
+
+def exactly(network: MPlug, source: tuple[Tensor, Tensor], wanted: Tensor, tokenizer: Tokenizer,
+            rows: Tensor | None = None) -> Tensor:
+    """1.0 where the greedy text equals `wanted` `[A, L]`, token for token, else 0.0; `[A]`.
+
+    `rows` `[A]`: which row of `source` each wanted text belongs to.
+    """
+    length = wanted.shape[1]
+    found = generate(network, source, start_id=tokenizer.cls_id, end_id=tokenizer.sep_id, length=length)
+    found = torch.nn.functional.pad(found, (0, length - found.shape[1]))
+    return (found if rows is None else found[rows]).eq(wanted).all(1).float()
+
+
+def judged(results: Iterable[tuple[Tensor, Tensor]]) -> dict[str, float]:
+    """Accuracy of logits `[T, classes]` against labels `[T]`."""
+    right = [logits.argmax(-1) == labels for logits, labels in results]
+    return {"accuracy": torch.cat(right).float().mean().item()} if right else {}
+
+
+LEARNERS: dict[str, Callable[..., Learner]] = {
+    "pretrain": PretrainLearner, "retrieval": RetrievalLearner, "caption": CaptionLearner, "vqa": AnswerLearner,
+    "grounding": GroundingLearner, "nlvr": StatementLearner, "entail": HypothesisLearner,
+}  # fmt: skip
