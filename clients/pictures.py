@@ -13,7 +13,7 @@ from clients.calls import ClientError
 
 #: Endings of the formats that the server reads; other files of a folder are no pictures, by their name.
 SUFFIXES = frozenset((
-    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff",
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".gif", ".bmp", ".tif", ".tiff",
     ".ppm", ".pgm", ".pbm", ".pnm",
 ))  # fmt: skip
 #: What is drawn on or made smaller here; the server's own limit.

@@ -191,6 +191,10 @@ class IndexInTheMaking:
         found = self.known.get(picture.path)
         return found is not None and replace(found[0], reason="") == replace(picture, reason="")
 
+    def refuse(self, picture: Picture, reason: str) -> None:
+        """It has no feature, and is not asked about again until it changes."""
+        self.add(replace(picture, reason=reason), None)
+
     def add(self, picture: Picture, feature: np.ndarray | None) -> None:
         """Outlives this process from now on."""
         packed = None if feature is None else _packed(feature)

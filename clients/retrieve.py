@@ -145,7 +145,7 @@ async def _embed(client: AsyncClient, making: IndexInTheMaking, paths: list[str]
             if not isinstance(found, ClientError):
                 making.add(picture, found)
             elif found.status == "INVALID_ARGUMENT":  # it will not get better until the file changes
-                making.add(Picture(picture.path, picture.size, picture.modified, str(found)), None)
+                making.refuse(picture, str(found))
             else:
                 unreadable[picture.path] = str(found)
             bar.update()

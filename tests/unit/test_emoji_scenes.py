@@ -9,10 +9,11 @@ import pytest
 from builders.data import emoji_scenes, sprite_bank
 from builders.data.emoji_scenes import PATCH, SceneGenerator
 from builders.data.emoji_sprites import HELD_OUT_STYLE, TRAIN_STYLES
-from builders.data.make_examples import EXAMPLES_DIR, write_examples
+from builders.data.make_examples import EXAMPLES_DIR, draw_video, write_examples
 from builders.data.scene_backgrounds import KINDS, Backgrounds
 from builders.data.scene_grammar import object_recall, parse_caption
 from builders.data.sprite_augmentation import SpriteAugmenter, premultiply
+from mplug.video import decode_video
 
 MAGENTA = np.array((255, 0, 255))
 
@@ -184,6 +185,15 @@ def test_bad_arguments_are_named():
 def test_examples_are_written_with_their_captions(tmp_path):
     paths = write_examples(tmp_path)
     readme = (tmp_path / "README.md").read_text(encoding="utf-8")
-    assert len(paths) == 12 and {p.suffix for p in paths} == {".png", ".jpg"}
+    assert len(paths) == 13 and {p.suffix for p in paths} == {".png", ".jpg", ".mp4"}
     assert all(p.name in readme for p in paths)
     assert readme == (EXAMPLES_DIR / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_example_video_is_what_its_line_says():
+    data = (EXAMPLES_DIR / "video-01.mp4").read_bytes()
+    video = draw_video()
+    shown = np.stack([np.asarray(picture) for picture in decode_video(data, 100)])
+    assert len(data) < 100_000 and shown.shape == video.frames.shape
+    assert np.abs(shown.astype(float) - video.frames).mean((1, 2, 3)).max() < 10
+    assert f"| {video.caption} |" in (EXAMPLES_DIR / "README.md").read_text(encoding="utf-8")
