@@ -1,4 +1,7 @@
-"""Draws the pictures in ``examples/`` and lists their captions: ``python builders/data/make_examples.py``."""
+"""Draws the pictures and the video in ``examples/`` and lists their captions.
+
+    python builders/data/make_examples.py
+"""
 
 from __future__ import annotations
 
@@ -13,18 +16,23 @@ if __package__ in (None, ""):  # run as a script: make the repository root impor
 
 from builders.data.emoji_scenes import Scene, SceneGenerator
 from builders.data.emoji_sprites import HELD_OUT_STYLE, TRAIN_STYLES
+from builders.data.scene_videos import SceneVideo, VideoGenerator, encode_video
 
 EXAMPLES_DIR = Path(__file__).resolve().parents[2] / "examples"
 SIDE = 256  # pixels; twice the side that the demo model sees, for people to look at
 JPEG_QUALITY = 92
 SEED = 24
+VIDEO_STYLE = "noto"
+VIDEO_SEED = 20
+VIDEO_FRAMES = 16
+FPS = 8
 # Pictures per style; the held-out one comes last.
 PICTURES = {**dict.fromkeys(TRAIN_STYLES[:4], 2), HELD_OUT_STYLE: 4}  # the styles that have every class
 
-README_HEAD = """# Pictures to try
+README_HEAD = """# Pictures and a video to try
 
 Emoji scenes with their true captions, drawn by `python builders/data/make_examples.py`. None of the exact
-pictures was trained on; nothing drawn by Twemoji was trained on at all.
+pictures was trained on; nothing drawn by Twemoji was trained on at all, and no video.
 
 | file | art style | true caption |
 | --- | --- | --- |
@@ -56,8 +64,18 @@ def draw_examples() -> list[tuple[str, Scene]]:
     return examples
 
 
+def draw_video() -> SceneVideo:
+    """Return the video: two groups, of which one moves."""
+    generator = VideoGenerator((VIDEO_STYLE,), size=SIDE, frames=VIDEO_FRAMES, seed=VIDEO_SEED)
+    generator.two_groups = 1.0
+    while True:
+        video = generator.video()
+        if video.steady and any(track.motion == "still" for track in video.tracks):
+            return video
+
+
 def write_examples(folder: Path) -> list[Path]:
-    """Write the pictures, every other one as JPEG, and ``README.md``; return the pictures' paths."""
+    """Write the pictures, every other one as JPEG, the video and ``README.md``; return the paths of the former."""
     folder.mkdir(parents=True, exist_ok=True)
     paths, rows = [], []
     for number, (style, scene) in enumerate(draw_examples(), 1):
@@ -68,12 +86,16 @@ def write_examples(folder: Path) -> list[Path]:
         Image.fromarray(scene.image).save(path, **options)
         paths.append(path)
         rows.append(f"| [{path.name}]({path.name}) | {style} | {scene.caption} |")
+    video = draw_video()
+    paths.append(folder / "video-01.mp4")
+    paths[-1].write_bytes(encode_video(video.frames, FPS))
+    rows.append(f"| [{paths[-1].name}]({paths[-1].name}) | {VIDEO_STYLE} | {video.caption} |")
     (folder / "README.md").write_text(README_HEAD + "\n".join(rows) + "\n" + README_TAIL, encoding="utf-8")
     return paths
 
 
 def main() -> None:
-    """Draw the example pictures and their table."""
+    """Draw the examples and their table."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--output", type=Path, default=EXAMPLES_DIR)
     arguments = parser.parse_args()
