@@ -23,10 +23,11 @@ from benchmarks.presets import TOKENS
 from benchmarks.workspace import Workspace, say
 from mplug.server import TritonServer
 
-TRITON, DIRECT, BLIP, UNCACHED = "triton", "in_process", "blip", "uncached"
+TRITON, DIRECT, INT8, BLIP, UNCACHED = "triton", "in_process", "triton_int8", "blip", "uncached"
 TITLES = {
     TRITON: "ours, through Triton over gRPC",
     DIRECT: "ours, stages in one process",
+    INT8: "ours in int8, through Triton over gRPC",
     BLIP: "BLIP, transformers, bf16",
     UNCACHED: "our PyTorch network without a cache, fp32",
 }
@@ -41,7 +42,10 @@ def measure(workspace: Workspace) -> dict[str, Any]:
     pictures = Pictures(len(TITLES) * (preset.rounds + WARM_CAPTIONS))
     with ExitStack() as stack:
         server = stack.enter_context(TritonServer(workspace.repository))
-        captioners: dict[str, Captioner] = {TRITON: contenders.through_triton(server.grpc_url)}
+        int8 = stack.enter_context(TritonServer(workspace.at_precision("int8").prepare()))
+        captioners: dict[str, Captioner] = {
+            TRITON: contenders.through_triton(server.grpc_url), INT8: contenders.through_triton(int8.grpc_url),
+        }
         makers = {DIRECT: contenders.in_process, BLIP: contenders.blip, UNCACHED: contenders.uncached}
         for name, make in makers.items():
             say(f"starting: {TITLES[name]}")
@@ -94,6 +98,8 @@ def outcome(taken: dict[str, list[float]]) -> dict[str, Any]:
         goal("one caption, times faster than without a cache", "at least 30", medians[UNCACHED] / ours,
              medians[UNCACHED] / ours >= 30),
         goal("overhead of Triton and BLS, percent", "under 5", overhead * 100, overhead < 0.05),
+        goal("one caption in int8, times faster than BLIP", "at least 2.5", medians[BLIP] / medians[INT8],
+             medians[BLIP] / medians[INT8] >= 2.5),
     ]
     return {"results": results, "goals": goals}
 

@@ -17,8 +17,10 @@ from matplotlib.figure import Figure
 from benchmarks.report import STAGE_TITLES
 
 OURS, PALER, BASELINE, FLOOR = "#1b6ca8", "#7fb3d5", "#c8553d", "#9a9a9a"
+QUANTISED = "#e0a030"
 COLOURS = {
     "triton": OURS, "in_process": PALER, "blip": BASELINE, "uncached": FLOOR,
+    "triton_int8": QUANTISED, "ours_int8": QUANTISED,
     "ours": OURS, "ours_one_slot": PALER, "ours_repeated_pictures": "#2a9d8f", "litserve_blip": BASELINE,
 }
 SIZE = (9.0, 3.8)  # inches

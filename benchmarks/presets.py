@@ -45,9 +45,10 @@ class Preset:
     slow_rounds: int = 3
     #: throughput: clients per setting, warm-up and window of each setting
     clients: tuple[int, ...] = (1, 4, 16, 32)
+    int8_clients: tuple[int, ...] = (1, 16)
     unbatched_clients: tuple[int, ...] = (4, 16)
     lengths: tuple[int, ...] = tuple(range(8, 21))
-    warm_seconds: float = 8.0
+    warm_seconds: float = 10.0
     window_seconds: float = 25.0
     #: A window of the slow baseline goes on until this many captions are done, or for so long.
     least_captions: int = 16
@@ -65,7 +66,7 @@ class Preset:
     soak_clients: int = 32
     #: A part that takes longer than this is ended, by its name.
     limits: dict[str, float] = field(default_factory=lambda: {
-        "one_caption": 300.0, "throughput": 720.0, "decode_steps": 180.0, "soak": 300.0,
+        "one_caption": 300.0, "throughput": 840.0, "decode_steps": 180.0, "soak": 300.0,
     })
 
     def settings(self) -> dict[str, Any]:
@@ -79,8 +80,9 @@ PRESETS = {
         "quick",
         ModelSizes(image_size=64, vision_width=128, vision_layers=2, hidden_size=128, intermediate_size=256, heads=2,
                    decoder_layers=2, vocab_size=1_200, max_positions=64),
-        rounds=6, slow_rounds=3, clients=(1, 4), unbatched_clients=(4,), warm_seconds=1.0, window_seconds=3.0,
-        least_captions=4, longest_window=6.0, pictures=128, batches=(1, 2, 4), steps=5, matrix_side=512, array_mib=32,
+        rounds=6, slow_rounds=3, clients=(1, 4), int8_clients=(4,), unbatched_clients=(4,), warm_seconds=1.0,
+        window_seconds=3.0, least_captions=4, longest_window=6.0, pictures=128, batches=(1, 2, 4), steps=5,
+        matrix_side=512, array_mib=32,
         requests=300, soak_clients=16,
         limits={"one_caption": 120.0, "throughput": 180.0, "decode_steps": 120.0, "soak": 120.0},
     ),

@@ -74,7 +74,9 @@ def _run_parts(options: argparse.Namespace, results: Path) -> list[tuple[str, st
     if load > BUSY_LOAD:
         print(f"warning: others keep this machine busy (load {load:.1f}): expect ratios, not times", file=sys.stderr)
     try:
-        Workspace(options.workspace, preset, options.precision).prepare()
+        workspace = Workspace(options.workspace, preset, options.precision)
+        for each in (workspace, workspace.at_precision("int8")):
+            each.prepare()
     except subprocess.CalledProcessError as error:
         return [(name, f"no repository to measure: {error}") for name in options.parts]
     failed = []

@@ -35,9 +35,11 @@ from benchmarks.workspace import ROOT, Workspace, say
 from clients.client import AsyncClient
 from mplug.server import TritonServer
 
-OURS, ONE_SLOT, REPEATED, LITSERVE = "ours", "ours_one_slot", "ours_repeated_pictures", "litserve_blip"
+OURS, INT8, ONE_SLOT, REPEATED = "ours", "ours_int8", "ours_one_slot", "ours_repeated_pictures"
+LITSERVE = "litserve_blip"
 TITLES = {
     OURS: "ours",
+    INT8: "ours in int8",
     ONE_SLOT: "ours, in-flight batching off",
     REPEATED: "ours, pictures that repeat",
     LITSERVE: "LitServe over BLIP, batches of 8",
@@ -80,11 +82,14 @@ def measure(workspace: Workspace) -> dict[str, Any]:
             note(OURS, clients, lambda count=clients: _ours(server, preset, count, pictures))
         few, most = Pictures(REPEATED_PICTURES, first_seed=len(pictures)), max(preset.clients)
         note(REPEATED, most, lambda: _ours(server, preset, most, few))
+    for clients in preset.clients:
+        note(LITSERVE, clients, lambda count=clients: _litserve(workspace, count, pictures))
+    with TritonServer(workspace.at_precision("int8").prepare()) as server:
+        for clients in preset.int8_clients:
+            note(INT8, clients, lambda count=clients: _ours(server, preset, count, pictures))
     with TritonServer(workspace.one_slot_repository()) as server:
         for clients in preset.unbatched_clients:
             note(ONE_SLOT, clients, lambda count=clients: _ours(server, preset, count, pictures))
-    for clients in preset.clients:
-        note(LITSERVE, clients, lambda count=clients: _litserve(workspace, count, pictures))
     return outcome(results, errors)
 
 
@@ -184,15 +189,23 @@ def outcome(results: dict[str, list[dict[str, Any]]], errors: list[str]) -> dict
     """Figures by setting → the part's `results` and those goals that can be judged."""
     ours, baseline = results[OURS], results[LITSERVE]
     goals = []
-    at_ours, at_baseline = _at(ours, GOAL_CLIENTS), _at(baseline, GOAL_CLIENTS)
+    at_baseline = _at(baseline, GOAL_CLIENTS)
+    for series, precision in ((ours, ""), (results[INT8], " in int8")):
+        at_ours = _at(series, GOAL_CLIENTS)
+        if at_ours and at_baseline:
+            times = at_ours["captions_per_second"] / at_baseline["captions_per_second"]
+            goals.append(
+                goal(f"captions/s{precision} at 16 clients, times LitServe's", "at least 5", times, times >= 5)
+            )
+        if at_ours and baseline:
+            times = at_ours["captions_per_second"] / max(each["captions_per_second"] for each in baseline)
+            goals.append(
+                goal(f"captions/s{precision} at 16 clients, times LitServe's best", "at least 3", times, times >= 3)
+            )
+    at_ours = _at(ours, GOAL_CLIENTS)
     if at_ours and at_baseline:
-        times = at_ours["captions_per_second"] / at_baseline["captions_per_second"]
-        goals.append(goal("captions/s at 16 clients, times LitServe's", "at least 5", times, times >= 5))
         latency = at_ours["latency_p95"] / at_baseline["latency_p50"]
         goals.append(goal("our p95 latency at 16 clients over LitServe's median", "below 1", latency, latency < 1))
-    if at_ours and baseline:
-        times = at_ours["captions_per_second"] / max(each["captions_per_second"] for each in baseline)
-        goals.append(goal("captions/s at 16 clients, times LitServe's best", "at least 3", times, times >= 3))
     for entry in results[REPEATED]:
         if entry["clients"] == 32 and entry["mean_decode_batch"] is not None:
             batch = entry["mean_decode_batch"]

@@ -38,6 +38,10 @@ class Workspace:
         """The workspace of another preset beside this one."""
         return replace(self, preset=PRESETS[name])
 
+    def at_precision(self, precision: str) -> Workspace:
+        """The workspace of the same checkpoint, its stages in another precision."""
+        return replace(self, precision=precision)
+
     @property
     def checkpoint(self) -> Path:
         return self.folder / self.preset.name / "checkpoint"

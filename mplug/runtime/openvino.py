@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
 import openvino
@@ -10,11 +11,14 @@ import openvino
 from mplug.contract import GraphSpec, decoder_prefill, decoder_step
 from mplug.runtime.host_decoder import HostDecoder
 from mplug.runtime.interface import RuntimeUnavailable, StageInfo, threads
+from mplug.runtime.turns import turn_of
 
 #: Precision of a stage → OpenVINO's name of what is computed in; int8 weights are computed with in `auto`'s.
 PRECISIONS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16", "int8": ""}
 #: Precision → the CPU's capability that it needs.
 CAPABILITIES = {"bf16": "BF16", "fp16": "FP16"}
+#: With int8 weights activations are rounded to int8 too, so many neighbours with one scale: products of integers.
+QUANTISED_TOGETHER = 128
 
 
 def supported(precision: str) -> bool:
@@ -53,7 +57,13 @@ def _compile(model: openvino.Model, info: StageInfo) -> openvino.CompiledModel:
         "INFERENCE_NUM_THREADS": threads(),
         # Pinned threads of stages that run at the same time would share cores and leave others idle.
         "ENABLE_CPU_PINNING": False,
+        "DYNAMIC_QUANTIZATION_GROUP_SIZE": QUANTISED_TOGETHER if info.precision == "int8" else 0,
     })
+
+
+def _repository(info: StageInfo) -> Path:
+    """The folder that all stages of one server share: REPOSITORY/STAGE/VERSION."""
+    return info.folder.resolve().parents[1]
 
 
 class OpenVinoGraph:
@@ -62,9 +72,11 @@ class OpenVinoGraph:
     def __init__(self, info: StageInfo, name: str) -> None:
         self._request = _compile(openvino.Core().read_model(info.folder / f"{name}.xml"), info).create_infer_request()
         self._names = [output.any_name for output in self._request.model_outputs]
+        self._turn = turn_of(_repository(info))
 
     def __call__(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        results = self._request.infer(dict(inputs), share_inputs=True, share_outputs=False)
+        with self._turn:
+            results = self._request.infer(dict(inputs), share_inputs=True, share_outputs=False)
         return {name: results[index] for index, name in enumerate(self._names)}
 
 
@@ -80,6 +92,7 @@ class OpenVinoDecoder(HostDecoder):
         self._prefill_spec, self._step_spec = decoder_prefill(sizes["layers"]), decoder_step(sizes["layers"])
         self._prefill_request = self._open(info, self._prefill_spec)
         self._step_request = self._open(info, self._step_spec)
+        self._turn = turn_of(_repository(info))
         self._bound: list[tuple[str, np.ndarray]] = []
         self._bound_slots = 0
 
@@ -111,7 +124,8 @@ class OpenVinoDecoder(HostDecoder):
         self._bound_slots = 0
 
     def _prefill(self, encoder_states: np.ndarray) -> list[np.ndarray]:
-        self._prefill_request.infer({"ENCODER_STATES": encoder_states}, share_inputs=True)
+        with self._turn:
+            self._prefill_request.infer({"ENCODER_STATES": encoder_states}, share_inputs=True)
         return [self._bits(self._prefill_request.get_tensor(name)) for name in self._prefill_spec.output_names]
 
     def _run_step(self, inputs: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -120,7 +134,8 @@ class OpenVinoDecoder(HostDecoder):
             for name, array in self._bound:
                 self._step_request.set_tensor(name, self._tensor(array[:slots]))
             self._bound_slots = slots
-        self._step_request.infer(inputs, share_inputs=True)
+        with self._turn:
+            self._step_request.infer(inputs, share_inputs=True)
         next_tokens, log_probabilities, written = (
             self._step_request.get_tensor(name) for name in self._step_spec.output_names
         )

@@ -163,7 +163,8 @@ def test_outcomes_that_are_wrong_are_told() -> None:
 
 
 def caption_document() -> dict:
-    taken = {"triton": [0.4, 0.41, 0.42], "in_process": [0.4, 0.4, 0.4], "blip": [1.2, 1.3, 1.1], "uncached": [13.0]}
+    taken = {"triton": [0.4, 0.41, 0.42], "in_process": [0.4, 0.4, 0.4], "triton_int8": [0.3, 0.3, 0.3],
+             "blip": [1.2, 1.3, 1.1], "uncached": [13.0]}
     return HEAD | {"part": "one_caption"} | one_caption.outcome(taken)
 
 
@@ -174,6 +175,7 @@ def throughput_document() -> dict:
         return figures if batch is None else figures | {"mean_decode_batch": batch}
 
     series = {"ours": [at(1, 2.0, 0.5, 1.0), at(16, 5.0, 3.0, 9.0)], "ours_one_slot": [],
+              "ours_int8": [at(1, 3.0, 0.3, 1.0), at(16, 2.0, 8.0, 9.0)],
               "ours_repeated_pictures": [at(32, 7.0, 4.0, 25.0)],
               "litserve_blip": [at(1, 1.25, 1.0), at(16, 0.5, 20.0)]}
     return HEAD | {"part": "throughput"} | throughput.outcome(series, ["LitServe, 32 clients: out of time"])
@@ -212,12 +214,15 @@ def test_goals_of_one_caption() -> None:
     assert found["one caption, times faster than BLIP"] == (pytest.approx(1.2 / 0.41, rel=1e-3), True)
     assert found["one caption, times faster than without a cache"][1]
     assert found["overhead of Triton and BLS, percent"] == (pytest.approx(2.5), True)
+    assert found["one caption in int8, times faster than BLIP"] == (pytest.approx(4.0), True)
 
 
 def test_goals_of_throughput() -> None:
     found = goals_of(throughput_document())
     assert found["captions/s at 16 clients, times LitServe's"] == (10.0, True)
     assert found["captions/s at 16 clients, times LitServe's best"] == (4.0, True)
+    assert found["captions/s in int8 at 16 clients, times LitServe's"] == (4.0, False)
+    assert found["captions/s in int8 at 16 clients, times LitServe's best"] == (1.6, False)
     assert found["our p95 latency at 16 clients over LitServe's median"] == (0.225, True)
     assert found["mean decode batch with 32 requests in flight"] == (25.0, True)
     assert throughput.outcome({name: [] for name in throughput.TITLES}, [])["goals"] == []
