@@ -80,12 +80,13 @@ def jobs_of(options: argparse.Namespace) -> list[Job]:
         raise UsageError(f"--data {options.data} is for {', '.join(possible)}, not for {', '.join(sorted(wrong))}")
     wanted = options.task or possible
     if options.data == "emoji":
-        splits = [options.split] if options.split else list(emoji.SPLITS)
+        splits = [options.split] if options.split else list(emoji.TITLES)
         if not set(splits) <= set(emoji.SPLITS):
             raise UsageError(f"--split {options.split!r} is none of: {', '.join(emoji.SPLITS)}")
         count = options.items or EMOJI_ITEMS
         return [
-            Job(task, split, partial(emoji.RECORDS[task], split, count), _keywords(task, options))
+            Job(task, emoji.TITLES.get(split, split), partial(emoji.RECORDS[task], split, count),
+                _keywords(task, options))
             for task in wanted for split in splits
         ]  # fmt: skip
     records, split = _read(options)
@@ -186,7 +187,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     data = parser.add_argument_group("on what")
     data.add_argument("--data", choices=DATA, default="emoji", help="default: %(default)s")
     data.add_argument("--task", nargs="+", choices=SCORERS, help="default: all that data and model have")
-    data.add_argument("--split", help=f"train, val, test; of emoji: {', '.join(emoji.SPLITS)} (default: all of them)")
+    data.add_argument("--split", help="train, val or test of a data set that has them in one file; of emoji: "
+                      f"{', '.join(emoji.SPLITS)} (default: {', '.join(emoji.TITLES)})")
     data.add_argument("--items", type=_positive, metavar="N",
                       help=f"at most so many per task and split (default: all; of emoji {EMOJI_ITEMS:,})")
     data.add_argument("--annotations", type=Path, metavar="FILE", help="of a real data set")

@@ -1,9 +1,9 @@
 """Do searches in half precision end as in fp32? Counted over the captions of fresh scenes, on a CPU.
 
-    python builders/tensorrt_agreement.py checkpoints/demo --precision fp16 --scenes 500
+    python builders/tensorrt_agreement.py checkpoints/demo --scenes 500 --page docs/gpu.md
 
-All stages on one side are PyTorch in fp32, on the other the graphs that TensorRT compiles, with the roundings
-that a GPU makes. The scenes are those of `builders/evaluate.py`, drawn from a seed that training never uses.
+All stages on one side are PyTorch in fp32, on the other the graphs that TensorRT compiles, in fp16 and in bf16, with
+the roundings that a GPU makes. The result is printed, and written into a page that has a place for it. The scenes are drawn from a seed that training never uses.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from threading import Event
 
@@ -28,14 +29,14 @@ from tqdm import tqdm
 from builders.compare import EagerDecoder
 from builders.data.emoji_scenes import SceneGenerator
 from builders.data.emoji_sprites import TRAIN_STYLES
-from builders.evaluation.emoji import TEST_SEED
+from builders.data.scene_splits import SPLITS
 from builders.tensorrt_check import OnnxDecoder, OnnxGraph
 from builders.tensorrt_precision import HALF_TYPES
 from builders.tensorrt_stages import export_graph
 from mplug.beam_search import Hypothesis, SearchOptions
 from mplug.checkpoint import load_checkpoint
 from mplug.config import MPlugConfig
-from mplug.contract import GraphSpec
+from mplug.contract import DECODER_SCORE, GraphSpec
 from mplug.decode_loop import DecodeLoop, DecodeRequest
 from mplug.network import MPlug
 from mplug.network.graphs import graphs_of
@@ -44,6 +45,8 @@ from mplug.runtime.interface import Decoder
 from mplug.tokenizer import Tokenizer
 
 SEARCH_SECONDS = 600  # that one search may take
+#: Marks in a page of Markdown between which the result stands.
+BEGIN, END = "<!-- agreement -->", "<!-- end of agreement -->"
 
 #: A graph on either side: arrays by name in and out.
 Run = Callable[[Mapping[str, np.ndarray]], Mapping[str, np.ndarray]]
@@ -109,28 +112,34 @@ def _search(decoder: Decoder, network: MPlug, end_id: int, prefix: list[int],
     return [answers[index][0] for index in range(len(states))]
 
 
-def caption_agreement(checkpoint: Path, precision: str, scenes: int, folder: Path) -> Agreement:
+def caption_agreement(checkpoint: Path, precisions: Sequence[str], scenes: int, folder: Path) -> dict[str, Agreement]:
     """Caption fresh scenes on either side, from pixels to tokens. `folder` takes the ONNX files."""
     network, files = load_checkpoint(checkpoint)
     config = network.config
     tokenizer = Tokenizer(files.vocabulary, config.text.vocab_size)
-    reference: dict[str, Run] = {}
-    half: dict[str, OnnxGraph] = {}
-    for spec, graph in tqdm(list(graphs_of(network, tokenizer.sep_id)), desc="exporting", leave=False, disable=None):
-        reference[spec.name] = _eager(spec, graph.eval())
-        path = folder / f"{spec.name}.onnx"
-        export_graph(spec, graph, network, path, precision)
-        half[spec.name] = OnnxGraph(path, precision)
-    decoder = OnnxDecoder(network, half["text_decoder_prefill"], half["text_decoder_step"])
-    images = SceneGenerator(TRAIN_STYLES, size=config.vision.image_size, seed=TEST_SEED).batch(scenes).images
+    graphs = [(spec, graph) for spec, graph in graphs_of(network, tokenizer.sep_id) if spec is not DECODER_SCORE]
+    images = SceneGenerator(TRAIN_STYLES, size=config.vision.image_size, seed=SPLITS["test"].seed).batch(scenes).images
     pixels = [pixel_values(Image.fromarray(image), config.vision.image_size) for image in images]
     prompt = tokenizer.pieces(config.prompt)
-    states = [
-        [_encoder_states(graphs, one, prompt, tokenizer, config) for one in tqdm(pixels, leave=False, disable=None)]
-        for graphs in (reference, half)
-    ]
     prefix = [tokenizer.cls_id, *(prompt if config.caption_states == "image" else [])]
-    return search_agreement(network, tokenizer.sep_id, prefix, decoder, *states)
+
+    def states_of(side: Mapping[str, Run]) -> list[np.ndarray]:
+        progress = tqdm(pixels, desc="encoding", unit="scene", leave=False, disable=None)
+        return [_encoder_states(side, one, prompt, tokenizer, config) for one in progress]
+
+    reference = states_of({spec.name: _eager(spec, graph.eval()) for spec, graph in graphs})
+    agreements = {}
+    for precision in precisions:
+        half: dict[str, OnnxGraph] = {}
+        for spec, graph in tqdm(graphs, desc=f"exporting {precision}", unit="graph", leave=False, disable=None):
+            path = folder / f"{spec.name}.onnx"
+            export_graph(spec, graph, network, path, precision)
+            half[spec.name] = OnnxGraph(path, precision)
+        decoder = OnnxDecoder(network, half["text_decoder_prefill"], half["text_decoder_step"])
+        agreements[precision] = search_agreement(
+            network, tokenizer.sep_id, prefix, decoder, reference, states_of(half)
+        )
+    return agreements
 
 
 def _eager(spec: GraphSpec, graph: torch.nn.Module) -> Run:
@@ -155,16 +164,41 @@ def _encoder_states(graphs: Mapping[str, Run], pixels: np.ndarray, prompt: list[
     return np.concatenate([fused["FUSED_IMAGE_STATES"][0], fused["FUSED_TEXT_STATES"][0]])
 
 
+def table(agreements: Mapping[str, Agreement], checkpoint: str, day: str) -> str:
+    """The result as Markdown."""
+    rows = [
+        f"| {precision} | {one.same} of {one.requests} ({one.share:.1%}) | {one.worst_score:.4f} |"
+        for precision, one in agreements.items()
+    ]
+    head = ["| precision | captions as in fp32 | largest difference of their scores |", "| --- | --- | --- |"]
+    return "\n".join([*head, *rows, "", f"Measured on `{checkpoint}`, {day}."])
+
+
+def write_into(page: Path, text: str) -> None:
+    """Put `text` between the page's two marks. Raises ValueError where they are not."""
+    document = page.read_text(encoding="utf-8")
+    before, begin, rest = document.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise ValueError(f"{page}: has no place for the result, {BEGIN} … {END}")
+    page.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}", encoding="utf-8")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", type=Path)
-    parser.add_argument("--precision", choices=tuple(HALF_TYPES), default="fp16")
+    parser.add_argument("--precision", choices=tuple(HALF_TYPES), action="append",
+                        help="one of them alone (default: both)")
     parser.add_argument("--scenes", type=int, default=500)
+    parser.add_argument("--page", type=Path, metavar="FILE", help="write the table there, between its marks")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        agreement = caption_agreement(options.checkpoint, options.precision, options.scenes, Path(folder))
-    print(f"{options.precision}: {agreement.same} of {agreement.requests} captions as in fp32 ({agreement.share:.1%}); "
-          f"where they are, scores differ by at most {agreement.worst_score:.4f}")
+        precisions = options.precision or list(HALF_TYPES)
+        agreements = caption_agreement(options.checkpoint, precisions, options.scenes, Path(folder))
+    result = table(agreements, options.checkpoint.name, datetime.now(UTC).date().isoformat())
+    print(result)
+    if options.page is not None:
+        write_into(options.page, result)
 
 
 if __name__ == "__main__":

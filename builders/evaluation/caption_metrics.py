@@ -13,8 +13,13 @@ import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pycocoevalcap.meteor.meteor import Meteor
 
 NO_JAVA = "not computed: no Java runtime (Debian: default-jre-headless)"
 NO_PACKAGE = "not computed: pycocoevalcap is not installed"
@@ -82,11 +87,17 @@ def _counted(truths: dict[str, list[str]], answers: dict[str, list[str]]) -> Val
     return {"CIDEr": float(cider), **orders, "ROUGE-L": float(rouge)}
 
 
-def _meteor(truths: dict[str, list[str]], answers: dict[str, list[str]]) -> float | str:
+@cache
+def _meteor_program() -> Meteor:
+    """METEOR's program; it takes ten seconds to start, so that one serves all splits."""
     from pycocoevalcap.meteor.meteor import Meteor
 
+    return Meteor()
+
+
+def _meteor(truths: dict[str, list[str]], answers: dict[str, list[str]]) -> float | str:
     try:
-        value, _ = Meteor().compute_score(truths, answers)
+        value, _ = _meteor_program().compute_score(truths, answers)
     except (OSError, ValueError) as error:  # its program ended early, or answered with something else
         return f"not computed: METEOR's program failed ({' '.join(str(error).split())})"
     return float(value)

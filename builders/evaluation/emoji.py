@@ -1,35 +1,26 @@
-"""Emoji scenes as records of every task, each exactly true; and what only their captions can be scored by."""
+"""The fixed splits of the emoji scenes as records of every task; and what only their captions can be scored by."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
-from random import Random
+from functools import lru_cache
 
-from builders.data.emoji_scenes import Scene, SceneGenerator
-from builders.data.emoji_sprites import HELD_OUT_STYLE, TRAIN_STYLES
 from builders.data.readers.records import (
     CaptionRecord,
     ExpressionRecord,
     HypothesisRecord,
     PairRecord,
     QuestionRecord,
+    Record,
+    VideoQuestionRecord,
 )
-from builders.data.scene_expressions import expressions_of
 from builders.data.scene_grammar import NamedGroup, exact_match, object_recall, parse_caption
-from builders.data.scene_questions import questions_of
-from builders.data.scene_statements import hypotheses_of, pair_statements
+from builders.data.scene_splits import SPLITS, SceneItem, pair_items, scene_items, split_of, video_items
+from builders.data.scene_videos import encode_video
 
-#: Seed of the scenes that no training draws.
-TEST_SEED = 90_000
-SPLITS = {"training styles": TRAIN_STYLES, "Twemoji (held out)": (HELD_OUT_STYLE,)}
-
-
-@cache
-def scenes_of(split: str, count: int) -> tuple[Scene, ...]:
-    """The first scenes of a split; drawn once, since all tasks look at the same."""
-    return tuple(SceneGenerator(SPLITS[split], seed=TEST_SEED).batch(count).scenes)
+#: Splits of the table, and their titles in it; the others can be asked for by name.
+TITLES = {"test": "training styles", "test-twemoji": "Twemoji (held out)", "test-pairs": "held-out pairs"}
 
 
 @dataclass(frozen=True)
@@ -46,53 +37,68 @@ def caption_figures(text: str, record: CaptionRecord) -> dict[str, float]:
     }
 
 
-def caption_records(scenes: Sequence[Scene]) -> list[CaptionRecord]:
+# Most tasks of a split look at the same scenes; one split of 1,000 takes 50 MB.
+@lru_cache(maxsize=len(SPLITS))
+def _scenes(name: str, count: int) -> tuple[SceneItem, ...]:
+    split = split_of(name)
+    return tuple(scene_items(split, min(count, split.scenes)))
+
+
+def captions(name: str, count: int) -> list[CaptionRecord]:
     """One per scene, for captioning and retrieval."""
-    return [CaptionRecord(str(index), scene.image, (scene.caption,)) for index, scene in enumerate(scenes)]
+    return [CaptionRecord(str(index), item.scene.image, (item.scene.caption,))
+            for index, item in enumerate(_scenes(name, count))]  # fmt: skip
 
 
-def question_records(scenes: Sequence[Scene], seed: int) -> list[QuestionRecord]:
-    """A question per scene; the kinds take turns as far as the scenes allow."""
-    random = Random(seed)
+def questions(name: str, count: int) -> list[QuestionRecord]:
+    """The first question of each scene: kinds come in random order there."""
     return [
-        QuestionRecord(f"{index}", scene.image, question.text, (question.answer,), question.kind)
-        for index, scene in enumerate(scenes) for question in questions_of(scene, random, 1)
+        QuestionRecord(str(index), item.scene.image, question.text, (question.answer,), question.kind)
+        for index, item in enumerate(_scenes(name, count)) for question in item.questions[:1]
     ]  # fmt: skip
 
 
-def expression_records(scenes: Sequence[Scene], seed: int) -> list[ExpressionRecord]:
-    """An expression per scene that has one."""
-    random = Random(seed)
+def expressions(name: str, count: int) -> list[ExpressionRecord]:
+    """The first expression of each scene that has one."""
     return [
-        ExpressionRecord(f"{index}", scene.image, expression.text, expression.box)
-        for index, scene in enumerate(scenes) for expression in expressions_of(scene, random, 1)
+        ExpressionRecord(str(index), item.scene.image, expression.text, expression.box)
+        for index, item in enumerate(_scenes(name, count)) for expression in item.expressions[:1]
     ]  # fmt: skip
 
 
-def pair_records(pairs: Sequence[tuple[Scene, Scene]], seed: int) -> list[PairRecord]:
-    """A statement per pair of scenes."""
-    random = Random(seed)
+def statements(name: str, count: int) -> list[PairRecord]:
+    """All statements on each pair of scenes: a true and a false one."""
+    split = split_of(name)
     return [
-        PairRecord(f"{index}", (first.image, second.image), statement.text, statement.label)
-        for index, (first, second) in enumerate(pairs)
-        for statement in pair_statements(first, second, random, 1)
-    ]
+        PairRecord(f"{index}-{number}", (item.first.image, item.second.image), statement.text, statement.label)
+        for index, item in enumerate(pair_items(split, min(-(-count // 2), split.scene_pairs)))
+        for number, statement in enumerate(item.statements)
+    ][:count]
 
 
-def hypothesis_records(scenes: Sequence[Scene], seed: int) -> list[HypothesisRecord]:
-    """A hypothesis per scene."""
-    random = Random(seed)
+def hypotheses(name: str, count: int) -> list[HypothesisRecord]:
+    """The first hypothesis of each scene: labels come in random order there."""
     return [
-        HypothesisRecord(f"{index}", scene.image, hypothesis.text, hypothesis.label)
-        for index, scene in enumerate(scenes) for hypothesis in hypotheses_of(scene, random, 1)
+        HypothesisRecord(str(index), item.scene.image, hypothesis.text, hypothesis.label)
+        for index, item in enumerate(_scenes(name, count)) for hypothesis in item.hypotheses[:1]
     ]  # fmt: skip
 
 
-#: Task → the records of (split, count).
-RECORDS = {
-    "caption": lambda split, count: caption_records(scenes_of(split, count)),
-    "vqa": lambda split, count: question_records(scenes_of(split, count), TEST_SEED),
-    "grounding": lambda split, count: expression_records(scenes_of(split, count), TEST_SEED),
-    "retrieval": lambda split, count: caption_records(scenes_of(split, count)),
-    "entail": lambda split, count: hypothesis_records(scenes_of(split, count), TEST_SEED),
-}
+def video_questions(name: str, count: int) -> list[VideoQuestionRecord]:
+    """Questions on encoded videos that any single frame answers, for models that never saw a video."""
+    split, records = split_of(name), []
+    for index, item in enumerate(video_items(split, min(count, split.videos))):
+        if item.zero_shot:
+            film = encode_video(item.video.frames)
+            records += [
+                VideoQuestionRecord(f"{index}-{number}", film, question.text, (question.answer,), question.kind)
+                for number, question in enumerate(item.zero_shot)
+            ]
+    return records[:count]
+
+
+#: Task → the records of (split, how many), in the order of the table.
+RECORDS: dict[str, Callable[[str, int], Sequence[Record]]] = {
+    "caption": captions, "vqa": questions, "retrieval": captions, "grounding": expressions,
+    "nlvr": statements, "entail": hypotheses, "video": video_questions,
+}  # fmt: skip

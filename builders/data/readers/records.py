@@ -89,7 +89,9 @@ class HypothesisRecord:
     label: str
 
 
-Record = CaptionRecord | QuestionRecord | ExpressionRecord | PairRecord | HypothesisRecord
+Record = (
+    CaptionRecord | QuestionRecord | VideoQuestionRecord | ExpressionRecord | PairRecord | HypothesisRecord
+)
 
 
 def open_picture(picture: Picture) -> Image.Image:
