@@ -3,7 +3,8 @@
     python builders/tensorrt_agreement.py checkpoints/demo --scenes 500 --page docs/gpu.md
 
 All stages on one side are PyTorch in fp32, on the other the graphs that TensorRT compiles, in fp16 and in bf16, with
-the roundings that a GPU makes. The result is printed, and written into a page that has a place for it. The scenes are drawn from a seed that training never uses.
+the roundings that a GPU makes. The result is printed, and written into a page that has a place for it. The scenes are
+drawn from a seed that training never uses.
 """
 
 from __future__ import annotations
