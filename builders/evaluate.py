@@ -195,6 +195,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     data.add_argument("--questions", type=Path, metavar="FILE", help="of VQA in the official layout")
     data.add_argument("--images", type=Path, metavar="DIR", help="where a real data set's pictures are")
     how = parser.add_argument_group("how")
+    how.add_argument("--subset", action="store_true",
+                     help="--predictions: leave out references that nothing was predicted for")
     how.add_argument("--rerank", type=_positive, default=tasks.RERANKED, metavar="K",
                      help="of a retrieval's shortlist that the matching head ranks (default: %(default)s)")
     how.add_argument("--rank", action="store_true", help="easy-vqa: rank its 13 answers instead of writing one")
@@ -225,7 +227,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.fetch_spice_models:
             caption_metrics.fetch_spice_models()
         if options.predictions is not None:
-            outcomes = [score_file(options.data, options.predictions, options.annotations, options.split)]
+            outcomes = [score_file(options.data, options.predictions, options.annotations, options.split,
+                                   subset=options.subset)]  # fmt: skip
         else:
             outcomes = asyncio.run(_run(options))
         print(report.text_table(outcomes))

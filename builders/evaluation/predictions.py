@@ -17,7 +17,7 @@ from builders.evaluation.tasks import Mistake, Outcome
 
 
 def captions_of_file(path: Path, records: Sequence[CaptionRecord], split: str) -> Outcome:
-    """Score captions against references. Raises DatasetError, also where a picture has no caption or two."""
+    """Score captions against the references of just their pictures. Raises DatasetError."""
     found = _by_key(path, "image_id", lambda entry: entry["caption"])
     found = {str(key): _text(path, "caption", value) for key, value in found.items()}
     references = {record.key: record.captions for record in records}
@@ -31,14 +31,9 @@ def captions_of_file(path: Path, records: Sequence[CaptionRecord], split: str) -
 
 
 def answers_of_file(path: Path, records: Sequence[QuestionRecord], split: str) -> Outcome:
-    """Score answers against those that people gave. Raises DatasetError, also where a question has no answer or two."""
+    """Score answers against those that people gave to just these questions. Raises DatasetError."""
     found = _by_key(path, "question_id", lambda entry: entry["answer"])
     found = {key: _text(path, "answer", value) for key, value in found.items()}
-    known = {record.key for record in records}
-    missing, unknown = sorted(known - found.keys()), sorted(found.keys() - known)
-    if missing or unknown:
-        told = f"no answer to question {missing[0]}" if missing else f"question {unknown[0]} is unknown"
-        raise DatasetError(f"{path}: {told} ({len(missing)} missing, {len(unknown)} unknown)")
     blind = next((record.key for record in records if not record.answers), None)
     if blind is not None:
         raise DatasetError(f"question {blind} has no answers to be scored against")
@@ -54,20 +49,36 @@ def answers_of_file(path: Path, records: Sequence[QuestionRecord], split: str) -
     return Outcome("vqa", split, len(records), metrics, mistakes, [])
 
 
-#: Data set → how its references are read without pictures, and how predictions are scored against them.
-SCORED: dict[str, tuple[Callable[..., list], Callable[..., Outcome]]] = {
-    "coco": (lambda path, split: coco.read(path, None, split), captions_of_file),
-    "flickr30k": (lambda path, split: flickr30k.read(path, None, split), captions_of_file),
-    "vqa": (lambda path, split: vqa.read_references(path), answers_of_file),
+#: Data set → how its references are read without pictures, the key of a prediction, and how all are scored.
+SCORED: dict[str, tuple[Callable[..., list], str, Callable[..., Outcome]]] = {
+    "coco": (lambda path, split: coco.read(path, None, split), "image_id", captions_of_file),
+    "flickr30k": (lambda path, split: flickr30k.read(path, None, split), "image_id", captions_of_file),
+    "vqa": (lambda path, split: vqa.read_references(path), "question_id", answers_of_file),
 }
 
 
-def score_file(data: str, predictions: Path, references: Path, split: str | None) -> Outcome:
-    """Score a file of predictions against the annotations of a data set. Raises DatasetError."""
+def score_file(
+    data: str, predictions: Path, references: Path, split: str | None, *, subset: bool = False
+) -> Outcome:
+    """Score a file of predictions against the annotations of a data set.
+
+    `subset`: references without a prediction do not count, as where Karpathy's test pictures are scored against all
+    of val2014. Raises DatasetError.
+    """
     if data not in SCORED:
         raise DatasetError(f"predictions can be scored for {', '.join(SCORED)}, not for {data}")
-    read, score = SCORED[data]
-    return score(predictions, read(references, split), split or references.stem)
+    read, name, score = SCORED[data]
+    records = read(references, split)
+    keys = {str(entry[name]) for entry in entries_of(predictions)}
+    known = {record.key for record in records}
+    unknown, missing = sorted(keys - known), sorted(known - keys)
+    if unknown:
+        raise DatasetError(f"{predictions}: {name} {unknown[0]} is not in {references} ({len(unknown):,} such)")
+    if missing and not subset:
+        raise DatasetError(f"{predictions}: nothing for {name} {missing[0]} ({len(missing):,} such of {len(known):,}); "
+                           "--subset scores those alone that are there")  # fmt: skip
+    records = [record for record in records if record.key in keys]
+    return score(predictions, records, split or references.stem)
 
 
 def _by_key(path: Path, name: str, value: Callable[[Entry], object]) -> dict[str, object]:

@@ -133,11 +133,15 @@ def test_a_file_of_answers_is_scored(tmp_path, capsys):
     )
     assert "| vqa | accuracy | 95.0 |" in table.read_text()
     short = put(tmp_path / "short.json", [{"question_id": 1, "answer": "red"}])
-    with pytest.raises(DatasetError, match=r"no answer to question 2 \(1 missing, 0 unknown\)"):
+    with pytest.raises(DatasetError, match=r"nothing for question_id 2 \(1 such of 2\); --subset scores"):
         score_file("vqa", short, references, None)
+    assert score_file("vqa", short, references, None, subset=True).metrics["accuracy"] == pytest.approx(0.9)
+    strange = put(tmp_path / "strange.json", [{"question_id": 3, "answer": "red"}])
+    with pytest.raises(DatasetError, match="question_id 3 is not in"):
+        score_file("vqa", strange, references, None, subset=True)
     twice = put(tmp_path / "twice.json", [{"question_id": 1, "answer": "red"}] * 2)
     with pytest.raises(DatasetError, match="question_id 1 has been answered before"):
-        score_file("vqa", twice, references, None)
+        score_file("vqa", twice, references, None, subset=True)
 
 
 def test_a_file_of_captions_is_scored(tmp_path, monkeypatch):
@@ -158,7 +162,7 @@ def test_a_file_of_captions_is_scored(tmp_path, monkeypatch):
         outcome = score_file("coco", predictions, path, None)
         assert (outcome.items, outcome.mistakes) == (2, [])
         assert outcome.metrics["BLEU-4"] == pytest.approx(1.0, abs=1e-6)
-    with pytest.raises(DatasetError, match=r"captions\.json: no caption for 9"):
+    with pytest.raises(DatasetError, match=r"captions\.json: nothing for image_id 9"):
         score_file("coco", predictions, put(tmp_path / "more.json", {
             "images": [{"id": 42}, {"id": 7}, {"id": 9}],
             "annotations": [{"image_id": key, "caption": "a"} for key in (42, 7, 9)],
