@@ -13,7 +13,7 @@ from half_precision import GRAPHS, SEP, graph_of, network_of, onnx_of
 from onnx import TensorProto, helper, numpy_helper
 
 from builders.compare import TOLERANCES, compare_decoders
-from builders.tensorrt_agreement import caption_agreement, search_agreement
+from builders.tensorrt_agreement import Agreement, caption_agreement, search_agreement, table, write_into
 from builders.tensorrt_check import OnnxDecoder, OnnxGraph, compare_onnx
 from builders.tensorrt_precision import HALF_TYPES, PrecisionError, rounded_emulation, to_half
 
@@ -62,8 +62,23 @@ def test_whole_searches_in_fp16_end_as_in_fp32():
 
 @pytest.mark.skipif(not (DEMO / "config.yaml").exists(), reason="checkpoints/demo is not here")
 def test_the_demo_checkpoint_captions_in_fp16_as_in_fp32(tmp_path):
-    agreement = caption_agreement(DEMO, "fp16", DEMO_SCENES, tmp_path)
+    agreement = caption_agreement(DEMO, ["fp16"], DEMO_SCENES, tmp_path)["fp16"]
     assert agreement.share >= 0.99 if agreement.requests >= 100 else agreement.requests - agreement.same <= 1, agreement
+
+
+def test_the_result_takes_its_place_in_a_page(tmp_path):
+    agreements = {"fp16": Agreement(500, 499, 0.01234), "bf16": Agreement(500, 400, 0.5)}
+    page = tmp_path / "page.md"
+    page.write_text("before\n<!-- agreement -->\nold\n<!-- end of agreement -->\nafter\n")
+    for _ in range(2):
+        write_into(page, table(agreements, "demo", "2026-01-02"))
+    text = page.read_text()
+    assert text.startswith("before\n<!-- agreement -->\n| precision |") and text.endswith("agreement -->\nafter\n")
+    assert "| fp16 | 499 of 500 (99.8%) | 0.0123 |" in text and "| bf16 | 400 of 500 (80.0%) | 0.5000 |" in text
+    assert "old" not in text and text.count("Measured on `demo`, 2026-01-02.") == 1
+    page.write_text("no marks")
+    with pytest.raises(ValueError, match="no place for the result"):
+        write_into(page, "x")
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
