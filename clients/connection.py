@@ -208,7 +208,7 @@ class Connection:
             try:
                 self._client.register_system_shared_memory(region.name, region.key, region.size)
             except Exception as error:
-                region.close()
+                self._regions.give_up(region)  # who did not wait for the answer may have it registered
                 raise self._endpoint.not_shared(error) from error
             region.unlink()
         used.append(region)
@@ -270,7 +270,7 @@ class AsyncConnection:
             try:
                 await self._client.register_system_shared_memory(region.name, region.key, region.size)
             except BaseException as error:
-                region.close()
+                self._regions.give_up(region)
                 if isinstance(error, Exception):
                     raise self._endpoint.not_shared(error) from error
                 raise

@@ -23,7 +23,7 @@ MAX_REGIONS = 4
 _SMALLEST = 1 << 20  # bytes; sizes are powers of two, so that pictures of many sizes fit the same region
 _FOLDER = "/dev/shm"
 #: A connection that closes waits so long for the server to let go of regions, seconds.
-PATIENCE = 5.0
+PATIENCE = 10.0
 PAUSE = 0.05
 
 
