@@ -38,7 +38,7 @@ from builders.train.grounding import grounding_loss
 from builders.train.judgement import entail_loss, nlvr_loss
 from builders.train.masked_language import MaskedLanguageHead, SpecialIds, masked_language_loss
 from builders.train.matching import judged_loss, matching_loss
-from builders.train.patch_labelling import ImageLabelling, PatchLabelling
+from builders.train.patch_labelling import ImageLabelling, PatchBoxes, PatchLabelling
 from builders.train.prefix_language import prefix_language_loss
 from mplug.checkpoint import load_weights, read_state_dict, save_weights
 from mplug.config import GenerationConfig, MPlugConfig, TextConfig, VisionConfig
@@ -60,6 +60,7 @@ class Leg:
     """One leg of the curriculum."""
 
     learning_rate: float
+    vision_learning_rate: float
     weights: dict[str, float]  #: of the objectives; those that are not named do not run
     batch_size: int = 64
     augmented: float = 0.6  #: share of batches whose sprites are augmented
@@ -69,17 +70,17 @@ class Leg:
     max_count: int = 4
 
 
-LABELS = {"patches": 1.0, "classes": 0.3}
+LABELS = {"patches": 1.5, "classes": 0.3, "places": 3.0}
 PRETRAINING = LABELS | {"contrast": 0.5, "matching": 0.5, "masked": 0.5, "prefix": 1.0}
 EVERY_TASK = LABELS | {
-    "contrast": 1.0, "matching": 1.0, "caption": 1.0, "answers": 1.0, "boxes": 0.5, "entailment": 0.5, "nlvr": 0.5,
+    "contrast": 1.0, "matching": 1.0, "caption": 1.0, "answers": 1.0, "boxes": 1.0, "entailment": 0.5, "nlvr": 0.5,
 }
 LEGS = {
-    "sprites": Leg(6e-4, LABELS, augmented=0.3, kept_patches=12, max_groups=1, max_count=1),
-    "patches": Leg(6e-4, LABELS),
-    "pretrain": Leg(6e-4, PRETRAINING, batch_size=96),
-    "tasks": Leg(6e-4, EVERY_TASK, batch_size=96),
-    "whole": Leg(2e-4, EVERY_TASK, batch_size=48, augmented=0.4, kept_patches=None),
+    "sprites": Leg(6e-4, 6e-4, LABELS, augmented=0.3, kept_patches=12, max_groups=1, max_count=1),
+    "patches": Leg(6e-4, 6e-4, LABELS),
+    "pretrain": Leg(6e-4, 4e-4, PRETRAINING, batch_size=96),
+    "tasks": Leg(6e-4, 2e-4, EVERY_TASK, batch_size=96),
+    "whole": Leg(2e-4, 1e-4, EVERY_TASK, batch_size=48, augmented=0.4, kept_patches=None),
 }
 
 
@@ -109,6 +110,7 @@ class DemoModel(nn.Module):
         self.network = network
         self.patches = PatchLabelling(WIDTH, CLASSES)
         self.classes = ImageLabelling(WIDTH, CLASSES)
+        self.places = PatchBoxes(WIDTH)
         self.masked = MaskedLanguageHead(network.config.text)
         self.contrast = ImageTextContrast(network, queue_size=QUEUE)
 
@@ -132,6 +134,10 @@ class Losses:
         kept = None if leg.kept_patches is None else object_patches(batch["labels"], leg.kept_patches)
         states = network.vision_encoder(pixels, kept)
         losses = {"patches": model.patches(states, labels if kept is None else labels.gather(1, kept))}
+        boxes = batch["boxes"].flatten(1, 2)
+        if kept is not None:
+            boxes = boxes.gather(1, kept[:, :, None].expand(-1, -1, 4))
+        losses["places"] = model.places(states, boxes)
         losses["classes"] = model.classes(states, batch["labels"])
         wanted = leg.weights
         texts, mixture = batch["texts"], leg.mixture
@@ -216,10 +222,10 @@ class Trainer:
         taken = {name: tensor for name, tensor in stored.items() if name in own and own[name].shape == tensor.shape}
         self.log(init=str(weights.name), taken=len(taken), fresh=sorted({n.split(".")[0] for n in own.keys() - taken}))
         load_weights(network, own | taken, source=weights)
-        heads = weights.with_name("patches.pt")
-        if heads.exists():
-            self.model.patches.load_state_dict(torch.load(heads, weights_only=True))
         self.model.contrast.copy_weights(network)
+        heads = weights.with_name("heads.pt")
+        if heads.exists():
+            self.model.load_state_dict(torch.load(heads, weights_only=True), strict=False)
 
     def log(self, **record: object) -> None:
         record = {"minutes": round((time.time() - self.started) / 60, 2), "samples": self.samples, **record}
@@ -231,7 +237,7 @@ class Trainer:
         """Train one leg for a span of time, cosine over that span."""
         leg = LEGS[name]
         self.model.train()
-        groups = parameter_groups(self.model, leg.learning_rate)
+        groups = parameter_groups(self.model, leg)
         optimiser = torch.optim.AdamW(groups, betas=(0.9, 0.98), fused=True)
         stream = DataLoader(
             DemoStream(TRAIN_STYLES, leg.batch_size, leg.mixture, augmented=leg.augmented, seed=self.seed + number,
@@ -253,8 +259,8 @@ class Trainer:
                 total = sum(leg.weights[key] * losses[key] for key in leg.weights)
             optimiser.zero_grad(set_to_none=True)
             total.backward()
-            parameters = [p for group in groups for p in group["params"] if p.grad is not None]
-            torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+            for group in groups:  # apart, so that a task's wild start does not still the vision encoder
+                torch.nn.utils.clip_grad_norm_([p for p in group["params"] if p.grad is not None], 1.0)
             optimiser.step()
             if "contrast" in leg.weights:
                 self.model.contrast.update_momentum(self.model.network)
@@ -283,15 +289,21 @@ class Trainer:
         unfinished = self.output / "unfinished.safetensors"
         save_weights(self.model.network, unfinished, dtype=torch.float32)
         os.replace(unfinished, self.output / "model.safetensors")
-        torch.save(self.model.patches.state_dict(), self.output / "patches.pt")
+        heads = {name: tensor for name, tensor in self.model.state_dict().items() if not name.startswith("network.")}
+        torch.save(heads, self.output / "heads.pt")
 
 
-def parameter_groups(model: nn.Module, learning_rate: float) -> list[dict]:
-    """AdamW groups: weight decay on matrices alone."""
+def parameter_groups(model: DemoModel, leg: Leg) -> list[dict]:
+    """AdamW groups: the vision encoder at a learning rate of its own, weight decay on matrices alone."""
+    vision = {id(parameter) for parameter in model.network.vision_encoder.parameters()}
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     return [
-        {"params": [p for p in trained if p.ndim > 1], "weight_decay": 0.05, "base_lr": learning_rate, "lr": 0.0},
-        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0, "base_lr": learning_rate, "lr": 0.0},
+        {
+            "params": [p for p in trained if (id(p) in vision) == seeing and (p.ndim > 1) == matrix],
+            "weight_decay": 0.05 if matrix else 0.0, "base_lr": rate, "lr": 0.0,
+        }
+        for seeing, rate in ((True, leg.vision_learning_rate), (False, leg.learning_rate))
+        for matrix in (True, False)
     ]
 
 

@@ -43,11 +43,11 @@ class Mixture:
 
     captions: int = 16
     questions: int = 32
-    expressions: int = 12
-    hypotheses: int = 8
-    statements: int = 8
-    contrasted: int = 48  #: images told from others' captions
-    matches: int = 8  #: captions with their image, with another's, and with one word wrong
+    expressions: int = 24
+    hypotheses: int = 6
+    statements: int = 12
+    contrasted: int = 32  #: images told from others' captions
+    matches: int = 6  #: captions with their image, with another's, and with one word wrong
     masked: int = 24
     prefixes: int = 32
 
@@ -65,6 +65,27 @@ def padded(rows: Sequence[Sequence[int]]) -> Tensor:
     for target, row in zip(ids, rows, strict=True):
         target[: len(row)] = row
     return torch.from_numpy(ids)
+
+
+def patch_boxes(scene: Scene) -> np.ndarray:
+    """Float32 `[g, g, 4]`: the box of the object under each labelled patch, zeros under the others.
+
+    Centre x, centre y, width, height, in shares of the picture. Of several objects of one class a patch gets
+    the one whose box covers most of it.
+    """
+    grid = scene.patch_labels.shape[0]
+    side = scene.image.shape[0] / grid
+    edges = np.arange(grid) * side
+    boxes, covered = np.zeros((grid, grid, 4), np.float32), np.zeros((grid, grid))
+    for thing in scene.objects:
+        x0, y0, x1, y1 = thing.box
+        across = np.clip(np.minimum(edges + side, x1) - np.maximum(edges, x0), 0, None)
+        down = np.clip(np.minimum(edges + side, y1) - np.maximum(edges, y0), 0, None)
+        cover = np.outer(down, across)
+        better = (scene.patch_labels == thing.class_index + 1) & (cover > covered)
+        boxes[better] = np.array([(x0 + x1) / 2, (y0 + y1) / 2, x1 - x0, y1 - y0]) / scene.image.shape[0]
+        covered[better] = cover[better]
+    return boxes
 
 
 class SceneTexts:
@@ -89,6 +110,7 @@ class SceneTexts:
         tensors = {
             "images": torch.from_numpy(np.stack([scene.image for scene in scenes])),
             "labels": torch.from_numpy(np.stack([scene.patch_labels for scene in scenes]).astype(np.int64)),
+            "boxes": torch.from_numpy(np.stack([patch_boxes(scene) for scene in scenes])),
             "captions": padded([self.ids(scene.caption) for scene in scenes]),
             "texts": padded([self.ids(scene.caption, clean=True) for scene in scenes]),
             # Scenes of one caption are right for each other's text.

@@ -1,4 +1,4 @@
-"""Objectives: name what each patch shows, and what the whole picture shows.
+"""Objectives: name what each patch shows and where that ends, and what the whole picture shows.
 
 Scenes that we draw ourselves come with the class under every patch. Asking the vision encoder for it
 gives dozens of answers per picture instead of one caption, which a transformer trained from nothing
@@ -56,3 +56,20 @@ class ImageLabelling(nn.Module):
         shown[:, 0] = 0.0
         targets = shown / shown.sum(1, keepdim=True).clamp(min=1.0)
         return -(torch.log_softmax(logits, dim=1) * targets).sum(1).mean()
+
+
+class PatchBoxes(nn.Module):
+    """Linear head over image states, and its loss: where is the object that this patch belongs to?"""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.head = nn.Linear(width, 4)
+
+    def forward(self, image_states: Tensor, boxes: Tensor) -> Tensor:
+        """Image states `[B, 1 + P, W]`, boxes `[B, P, 4]` → mean absolute error over patches with an object.
+
+        Boxes are centre x, centre y, width and height in shares of the picture, all zero where there is none.
+        """
+        shown = (boxes[..., 2] > 0).float()
+        errors = (self.head(image_states[:, 1:]).float() - boxes).abs().mean(-1)
+        return (errors * shown).sum() / shown.sum().clamp(min=1)

@@ -88,7 +88,7 @@ def test_every_objective_falls_on_one_batch(model, batch):
     losses = Losses(model)
     names = set().union(*(leg.weights for leg in LEGS.values()))
     leg = dataclasses.replace(LEGS["tasks"], weights=dict.fromkeys(names, 1.0), mixture=FEW)
-    optimiser = torch.optim.AdamW([{**group, "lr": 1e-3} for group in parameter_groups(model, 1e-3)])
+    optimiser = torch.optim.AdamW([{**group, "lr": 1e-3} for group in parameter_groups(model, leg)])
     history = []
     for _ in range(10):
         found = losses.of(batch, leg)
