@@ -11,16 +11,18 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from benchmarks.presets import BEAMS, PRESETS, TOKENS, ModelSizes
 from mplug.checkpoint import save_weights
-from mplug.config import read_config
+from mplug.config import TASKS, read_config
 from mplug.network import MPlug
 
 #: BERT's first ids: 99 unused slots stand before the special tokens at 100, and 895 behind them.
 SLOTS_BEFORE, SLOTS = 99, 994
+CAPTIONING = ("image-captioning",)
 LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789"
 
 
@@ -34,10 +36,10 @@ def vocabulary(size: int) -> list[str]:
     return [*tokens, *(f"word{index}" for index in range(size - len(tokens)))]
 
 
-def documents(sizes: ModelSizes) -> tuple[dict[str, Any], dict[str, Any]]:
+def documents(sizes: ModelSizes, tasks: Sequence[str] = CAPTIONING) -> tuple[dict[str, Any], dict[str, Any]]:
     """The YAML and the BERT JSON of the checkpoint."""
     yaml = {
-        "task": "image-captioning", "caption_states": "image", "image_res": sizes.image_size,
+        "tasks": list(tasks), "caption_states": "image", "image_res": sizes.image_size,
         "clip_name": "ViT-B-16", "clip_vision_width": sizes.vision_width, "clip_vision_layers": sizes.vision_layers,
         "clip_vision_patch_size": sizes.patch_size, "beam_size": BEAMS, "min_length": TOKENS, "max_length": TOKENS,
     }
@@ -51,10 +53,10 @@ def documents(sizes: ModelSizes) -> tuple[dict[str, Any], dict[str, Any]]:
     return yaml, bert
 
 
-def write_checkpoint(folder: Path, sizes: ModelSizes, seed: int = 0) -> Path:
+def write_checkpoint(folder: Path, sizes: ModelSizes, seed: int = 0, tasks: Sequence[str] = CAPTIONING) -> Path:
     """Write the checkpoint into `folder` and return it. The weights come last: a folder with them is complete."""
     folder.mkdir(parents=True, exist_ok=True)
-    yaml, bert = documents(sizes)
+    yaml, bert = documents(sizes, tasks)
     # JSON is YAML, and needs no escaping of ours.
     (folder / "config.yaml").write_text(json.dumps(yaml, indent=1) + "\n")
     (folder / "config_bert.json").write_text(json.dumps(bert, indent=1) + "\n")
@@ -72,8 +74,10 @@ def main() -> int:
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="scratch: not to be committed")
     parser.add_argument("--preset", choices=PRESETS, default="base", help="how large (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=CAPTIONING, metavar="TASK",
+                        help="what it is for (default: image-captioning)")
     options = parser.parse_args()
-    write_checkpoint(options.output, PRESETS[options.preset].sizes, options.seed)
+    write_checkpoint(options.output, PRESETS[options.preset].sizes, options.seed, options.tasks)
     megabytes = (options.output / "model.safetensors").stat().st_size / 1e6
     print(f"{options.output}: {megabytes:.0f} MB of weights; build it with: "
           f"python builders/build.py {options.output} --output DIR")

@@ -17,7 +17,7 @@ from benchmarks.presets import PRESETS
 from benchmarks.workspace import ROOT, Workspace, read_build_info, say
 
 #: Parts, in the order in which they run and stand on the page.
-PARTS = ("one_caption", "decode_steps", "throughput", "soak")
+PARTS = ("one_caption", "tasks", "decode_steps", "throughput", "soak")
 WORKSPACE = ROOT / "build" / "bench"
 PRECISIONS = ("auto", "fp32", "bf16", "fp16", "int8")
 

@@ -55,6 +55,19 @@ def _one_caption(results: dict[str, Any]) -> Figure:
     return _plain(figure, axes)
 
 
+def _tasks(results: dict[str, Any]) -> Figure:
+    figure, axes = pyplot.subplots(figsize=SIZE)
+    bars = [(each["title"], each["ours"], each["pytorch"]) for each in results["tasks"].values()]
+    bars.append((results["further"]["title"], results["further"]["further"], None))
+    for row, (_, ours, pytorch) in enumerate(reversed(bars)):
+        for seconds, place, colour in ((ours, 0.2, OURS), (pytorch, -0.2, BASELINE)):
+            if seconds is not None:
+                axes.barh(row + place, seconds["median"] * 1000, color=colour, height=0.38)
+    axes.set_yticks(range(len(bars)), [title for title, *_ in reversed(bars)])
+    axes.set_xlabel("ms for one request: ours through Triton (blue), PyTorch (red)")
+    return _plain(figure, axes)
+
+
 def _decode_steps(results: dict[str, Any]) -> Figure:
     figure, (left, right) = pyplot.subplots(1, 2, figsize=SIZE)
     for position, colour in zip(sorted({step["position"] for step in results["steps"]}), (PALER, OURS), strict=False):
@@ -124,4 +137,5 @@ def _plain(figure: Figure, *all_axes: Axes) -> Figure:
 
 PLOTS: dict[str, Callable[[dict[str, Any]], Figure]] = {
     "one_caption": _one_caption, "decode_steps": _decode_steps, "throughput": _throughput, "soak": _soak,
+    "tasks": _tasks,
 }

@@ -95,6 +95,25 @@ def one_caption(document: dict[str, Any]) -> str:
     )
 
 
+def tasks(document: dict[str, Any]) -> str:
+    results = document["results"]
+    rows = [
+        (each["title"], _seconds(each["ours"]["median"]), _seconds(each["pytorch"]["median"]),
+         f"{each['times_faster']:.2f}×", each["ours"]["count"])
+        for each in results["tasks"].values()
+    ]
+    further, match = results["further"], results["match"]
+    ran = {stage.replace("_", " "): count for stage, count in further["runs"].items()}
+    return (
+        table(("one request, median", "ours, through Triton", "PyTorch", "faster", "rounds"), rows)
+        + f"\n\n{further['title'].capitalize()}: {_seconds(further['further']['median'])} after "
+        f"{_seconds(further['first']['median'])}; for {further['questions']} of them "
+        + ", ".join(f"the {stage} ran {count} times" for stage, count in ran.items())
+        + f". {match['texts']} texts in one `match`: the fusion encoder ran {match['runs']['fusion_encoder']} times; "
+        f"asked one by one they take {match['times_faster']:.1f} times as long."
+    )
+
+
 def decode_steps(document: dict[str, Any]) -> str:
     results = document["results"]
     limits, stages = results["limits"], results["stages"]
@@ -157,7 +176,7 @@ def soak(document: dict[str, Any]) -> str:
 
 
 TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
-    "one_caption": one_caption, "decode_steps": decode_steps, "throughput": throughput, "soak": soak,
+    "one_caption": one_caption, "decode_steps": decode_steps, "throughput": throughput, "soak": soak, "tasks": tasks,
 }
 
 

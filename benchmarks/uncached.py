@@ -18,7 +18,7 @@ from mplug.runtime.interface import threads
 
 
 class Uncached:
-    """A captioner that reads the image states alone."""
+    """Beam search over a network; by itself a captioner that reads the image states alone."""
 
     def __init__(self, network: MPlug, start_id: int) -> None:
         torch.set_num_threads(threads())
@@ -28,10 +28,15 @@ class Uncached:
     def caption(self, pixel_values: np.ndarray, options: SearchOptions) -> list[Hypothesis]:
         """Pixels `[3, R, R]` → the best hypotheses; their ids stand behind the start token."""
         image_states = self._network.vision_encoder(torch.from_numpy(pixel_values)[None])  # [1, N, W]
+        return self.search(image_states, torch.ones(image_states.shape[:2], dtype=torch.long), options)
+
+    @torch.inference_mode()
+    def search(self, states: Tensor, mask: Tensor, options: SearchOptions) -> list[Hypothesis]:
+        """States that the decoder reads `[1, A, W]` and their mask `[1, A]` → the best hypotheses."""
         search = BeamSearch(options)
         ids = torch.full((options.num_beams, 1), self._start_id)
         while True:
-            tokens, log_probabilities = self._likeliest(ids, image_states, options, search.end_blocked)
+            tokens, log_probabilities = self._likeliest(ids, states, mask, options, search.end_blocked)
             continuation = search.advance(tokens.numpy(), log_probabilities.numpy())
             if continuation is None:
                 return search.best()
@@ -39,11 +44,11 @@ class Uncached:
             ids = torch.cat([ids[parents], chosen[:, None].long()], dim=1)
 
     def _likeliest(
-        self, ids: Tensor, image_states: Tensor, options: SearchOptions, end_blocked: bool
+        self, ids: Tensor, states: Tensor, mask: Tensor, options: SearchOptions, end_blocked: bool
     ) -> tuple[Tensor, Tensor]:
         """Prefixes `[M, L]` → the M likeliest next tokens of each and their log-probabilities, `[M, M]`."""
-        tiled = image_states.repeat(len(ids), 1, 1)  # [M, N, W]
-        logits = self._network.text_decoder(ids, tiled, torch.ones(tiled.shape[:2], dtype=torch.long))  # [M, L, V]
+        tiled = states.repeat(len(ids), 1, 1)  # [M, A, W]
+        logits = self._network.text_decoder(ids, tiled, mask.repeat(len(ids), 1))  # [M, L, V]
         log_probabilities = torch.log_softmax(logits[:, -1], dim=-1)
         if end_blocked:
             log_probabilities[:, options.end_id] = BLOCKED

@@ -33,6 +33,7 @@ class Workspace:
     preset: Preset
     precision: str = "auto"
     served: Path | None = None  #: a repository to run against instead, where a part can
+    tasks: tuple[str, ...] = ()  #: of the checkpoint; none: it captions
 
     def at_preset(self, name: str) -> Workspace:
         """The workspace of another preset beside this one."""
@@ -44,17 +45,19 @@ class Workspace:
 
     @property
     def checkpoint(self) -> Path:
-        return self.folder / self.preset.name / "checkpoint"
+        return self.folder / self.preset.name / ("checkpoint-tasks" if self.tasks else "checkpoint")
 
     @property
     def repository(self) -> Path:
-        return self.folder / self.preset.name / f"repository-{self.precision}"
+        name = f"repository-tasks-{self.precision}" if self.tasks else f"repository-{self.precision}"
+        return self.folder / self.preset.name / name
 
     def prepare(self) -> Path:
         """Make what is missing or out of date; returns the repository. Raises CalledProcessError."""
         if not (self.checkpoint / "model.safetensors").exists():
             say(f"writing a random checkpoint, {self.preset.name} size")
-            _python("-m", "benchmarks.base_checkpoint", "--output", self.checkpoint, "--preset", self.preset.name)
+            _python("-m", "benchmarks.base_checkpoint", "--output", self.checkpoint, "--preset", self.preset.name,
+                    *(["--tasks", *self.tasks] if self.tasks else []))
         built = self.repository / BUILD_INFO
         if not built.exists() or built.stat().st_mtime < self._newest_source():
             say("building its repository: a minute or two at base size")

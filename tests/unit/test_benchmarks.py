@@ -10,7 +10,7 @@ import random
 import numpy as np
 import pytest
 
-from benchmarks import decode_steps, one_caption, report, soak, throughput
+from benchmarks import decode_steps, one_caption, report, soak, tasks, throughput
 from benchmarks.figures import Answered, growth, in_window, load_figures, percentile, summary
 from benchmarks.load import Load, run_load
 from benchmarks.machine import Limits
@@ -200,9 +200,17 @@ def soak_document() -> dict:
     return HEAD | {"part": "soak", "repository": "demo"} | found
 
 
+def tasks_document() -> dict:
+    taken = {name: {"ours": [0.2, 0.21, 0.2], "pytorch": [0.8, 0.9, 0.7]} for name in tasks.REQUESTS}
+    further = {"first": [0.3, 0.3], "further": [0.1, 0.1],
+               "runs": {"vision_encoder": 0, "text_encoder": 2, "fusion_encoder": 2}}
+    batched = {"vision_encoder": 1.0, "text_encoder": 1.0, "fusion_encoder": 1.0, "seconds": 0.3}
+    return HEAD | {"part": "tasks"} | tasks.outcome(taken, further, batched, 2.0)
+
+
 def documents() -> dict[str, dict]:
     return {"one_caption": caption_document(), "decode_steps": steps_document(), "throughput": throughput_document(),
-            "soak": soak_document()}
+            "soak": soak_document(), "tasks": tasks_document()}
 
 
 def goals_of(document: dict) -> dict[str, tuple[float, bool]]:
@@ -215,6 +223,15 @@ def test_goals_of_one_caption() -> None:
     assert found["one caption, times faster than without a cache"][1]
     assert found["overhead of Triton and BLS, percent"] == (pytest.approx(2.5), True)
     assert found["one caption in int8, times faster than BLIP"] == (pytest.approx(4.0), True)
+
+
+def test_goals_of_the_tasks() -> None:
+    found = goals_of(tasks_document())
+    assert found["every task, times faster than PyTorch"] == (4.0, True)
+    assert found["runs of the vision encoder for further questions"] == (0, True)
+    assert found["a further question, share of the first one's time"] == (pytest.approx(1 / 3, abs=1e-3), True)
+    assert found["runs of the fusion encoder for 16 texts"] == (1, True)
+    assert tasks_document()["results"]["match"]["times_faster"] == 10.0
 
 
 def test_goals_of_throughput() -> None:
