@@ -51,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         wait_for_server(options.url, options.wait, ended)
         _check_port(options.host, options.port)
-        models = served_models(options.url)
+        models = served_models(options.url, options.checkpoint)
     except (ClientError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -68,6 +68,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--url", default=DEFAULT_URL["grpc"], metavar="HOST:PORT",
                         help="the server's gRPC port (default: %(default)s)")
+    parser.add_argument("--checkpoint", default="", metavar="NAME",
+                        help="which one, where the server's repository holds several")
     parser.add_argument("--host", default=HOST, help="address the page listens on (default: %(default)s, this machine)")
     parser.add_argument("--port", type=int, default=PORT, help="the page's port (default: %(default)s)")
     parser.add_argument("--timeout", type=float, default=DEFAULT_TIMEOUT, metavar="SECONDS",
@@ -86,14 +88,15 @@ def wait_for_server(url: str, seconds: float, ended: threading.Event) -> None:
                 raise ClientError(f"no server is ready at {url}; `make serve` starts one", "UNREACHABLE")
 
 
-def served_models(url: str) -> frozenset[str]:
-    """The public models that are ready. Raises ClientError where none has a tab."""
+def served_models(url: str, checkpoint: str) -> frozenset[str]:
+    """The public models of a checkpoint that are ready. Raises ClientError where none has a tab."""
     from webpage.tabs import MODELS, TABS
 
-    with Client(url) as client:
+    with Client(url, checkpoint=checkpoint) as client:
         models = frozenset(name for name in MODELS if client.is_ready(name))
     if not any(tab.is_served(models) for tab in TABS):
-        raise ClientError(f"the server at {url} serves none of {', '.join(MODELS)}", "NOT_FOUND")
+        of = f" of the checkpoint {checkpoint}" if checkpoint else ""
+        raise ClientError(f"the server at {url} serves none of {', '.join(MODELS)}{of}", "NOT_FOUND")
     return models
 
 
@@ -115,7 +118,7 @@ def _launch(options: argparse.Namespace, models: frozenset[str]) -> Any:
 
     from webpage.tabs import TABS, Ask
 
-    ask = Ask(options.url, options.timeout, models)
+    ask = Ask(options.url, options.timeout, options.checkpoint, models)
     with gr.Blocks(title="mPLUG", analytics_enabled=False) as page:
         gr.Markdown(f"# mPLUG on Triton\nThe server at `{options.url}` serves {', '.join(sorted(models))}.")
         with gr.Tabs():

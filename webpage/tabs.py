@@ -37,12 +37,13 @@ class Ask:
 
     url: str
     timeout: float  # seconds
+    checkpoint: str  # its name, where the repository holds several
     models: frozenset[str]
 
     def __call__(self, question: Callable[[Client], T]) -> T:
         """Put one question with a client of its own; what the server refuses becomes one line on the page."""
         try:
-            with Client(self.url, timeout=self.timeout) as client:
+            with Client(self.url, timeout=self.timeout, checkpoint=self.checkpoint) as client:
                 return question(client)
         except ClientError as error:
             # The page would show the message as HTML, and it may quote what was typed or a file's name.

@@ -33,7 +33,7 @@ EXAMPLES = CHECKOUT / "examples"
 #: The page's own environment, which `make` puts there.
 PYTHON = Path(sys.prefix) / "page" / "bin" / "python"
 BROWSER, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
-SECONDS = 30  # for whatever the page is waited for
+SECONDS = 60  # for whatever the page is waited for
 TABS = ["Caption", "Ask", "Find", "Search", "Compare", "Video"]
 
 pytestmark = [
@@ -135,8 +135,7 @@ class Page:
 
     def upload(self, path: Path, place: int = 0) -> None:
         self.all("input[type=file]")[place].send_keys(str(path))
-        # The button waits for what is being uploaded; a preview or, of what is no picture, its place shows the end.
-        time.sleep(1)
+        until(lambda: self.all(f"img[src*='{path.name}'], video[src*='{path.name}']"))  # or the place of what is none
 
     def field(self, label: str) -> WebElement:
         path = f".//label[.//span[normalize-space()='{label}']]//*[self::textarea or self::input]"
