@@ -10,7 +10,7 @@ FROM nvcr.io/nvidia/tritonserver:25.10-py3 AS base
 # Triton's Python backend runs the system's python3, so packages go there.
 ENV PIP_BREAK_SYSTEM_PACKAGES=1 PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PYTHONUNBUFFERED=1
 WORKDIR /opt/mplug
-COPY requirements.txt requirements-gpu.txt ./
+COPY requirements.txt requirements-serve.txt requirements-gpu.txt ./
 
 # An engine loads only in the TensorRT that built it: the wheel's has to be the one that the server links.
 RUN wanted=$(sed -n 's/^tensorrt-cu13==\([0-9]*\.[0-9]*\.[0-9]*\).*/\1/p' requirements-gpu.txt) \
@@ -19,8 +19,8 @@ RUN wanted=$(sed -n 's/^tensorrt-cu13==\([0-9]*\.[0-9]*\.[0-9]*\).*/\1/p' requir
       find / -xdev -name 'libnvinfer.so.*' >&2; exit 1; \
     fi
 
-# Of requirements.txt, what a served process imports.
-RUN grep -E '^(numpy|pillow|av|pyyaml|tokenizers)==' requirements.txt > serve.txt \
+# Of requirements-serve.txt, what a served process imports.
+RUN grep -E '^(numpy|pillow|av|pyyaml|tokenizers)==' requirements-serve.txt > serve.txt \
  && python3 -m pip install -r serve.txt -r requirements-gpu.txt
 
 
@@ -40,8 +40,8 @@ CMD ["/repository"]
 FROM base AS build
 # PyTorch only exports and compares here: its build for the CPU does.
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
-RUN python3 -m pip install --index-url "$TORCH_INDEX" "$(grep '^torch==' requirements.txt)" \
- && sed '/^nvidia-pytriton==/d' requirements.txt > build.txt \
+RUN python3 -m pip install --index-url "$TORCH_INDEX" "$(grep '^torch==' requirements-serve.txt)" \
+ && sed -e '/^nvidia-pytriton==/d' -e '/^-r /d' requirements-serve.txt requirements.txt > build.txt \
  && python3 -m pip install -r build.txt
 COPY . .
 ENTRYPOINT ["python3", "builders/build.py"]

@@ -10,6 +10,7 @@ USERS      ?= 16
 SECONDS    ?= 60
 
 BIN       := $(VENV)/bin
+SERVE_INSTALLED := $(VENV)/.serve.installed
 INSTALLED := $(VENV)/.requirements.installed
 BUILT     := $(REPOSITORY)/.built
 BENCH_INSTALLED := $(VENV)/.benchmarks.installed
@@ -20,7 +21,7 @@ PAGE_INSTALLED  := $(VENV)/.page.installed
 SOURCES   := $(shell find builders/*.py model_repository $(CHECKPOINT) mplug/network mplug/config.py \
                mplug/checkpoint.py mplug/contract.py -type f ! -name '*.pyc' 2>/dev/null)
 
-.PHONY: help caption serve build demo test test-gpu lint bench load clean
+.PHONY: help caption serve build demo install test test-gpu lint bench load clean
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
@@ -39,6 +40,8 @@ build: $(BUILT)  ## make REPOSITORY (build/demo) from CHECKPOINT (checkpoints/de
 demo: $(BUILT) $(PAGE_INSTALLED)  ## a page to try it all in the browser, at http://127.0.0.1:7860 until Ctrl-C
 	@exec $(BIN)/python -m mplug.server $(REPOSITORY) --run $(PAGE)/bin/python webpage/app.py --url {grpc}
 
+install: $(INSTALLED)  ## all of requirements.txt: training, evaluation, tests; the targets above need less
+
 test: $(INSTALLED) $(PAGE_INSTALLED)  ## all tests; those for a GPU skip without one
 	@$(BIN)/python -m pytest $(PYTEST_ARGUMENTS)
 
@@ -53,22 +56,27 @@ lint: $(INSTALLED)  ## ruff
 bench: $(BENCH_INSTALLED) $(if $(wildcard $(CHECKPOINT)),$(BUILT))  ## ours beside the baselines (15 min), into docs/benchmarks.md
 	@$(BIN)/python -m benchmarks.run $(if $(wildcard $(CHECKPOINT)),--repository $(REPOSITORY)) $(BENCH)
 
-load: $(BUILT)  ## load test: USERS (16) users for SECONDS (60) seconds
+load: $(INSTALLED) $(BUILT)  ## load test: USERS (16) users for SECONDS (60) seconds
 	@$(BIN)/python -m mplug.server $(REPOSITORY) --run $(BIN)/locust --headless --only-summary \
 		-f benchmarks/locustfile.py -u $(USERS) -r $(USERS) -t $(SECONDS)s --grpc-url {grpc} --http-url {http}
 
 clean:  ## remove what was built, and the virtual environment
 	rm -rf build $(VENV) .pytest_cache .ruff_cache
 
-$(INSTALLED): requirements.txt
+$(SERVE_INSTALLED): requirements-serve.txt
 	@command -v $(PYTHON) >/dev/null || { \
 		echo "error: no $(PYTHON) on the PATH; install Python 3.11 or name one: make PYTHON=/path/to/python3.11" >&2; exit 1; }
 	@test -x $(BIN)/python || { echo "making $(VENV)" >&2; $(PYTHON) -m venv $(VENV); }
+	@echo "installing requirements-serve.txt into $(VENV): minutes the first time" >&2
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-serve.txt
+	@touch $@
+
+$(INSTALLED): $(SERVE_INSTALLED) requirements.txt
 	@echo "installing requirements.txt into $(VENV): minutes the first time" >&2
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	@touch $@
 
-$(PAGE_INSTALLED): $(INSTALLED) webpage/requirements.txt
+$(PAGE_INSTALLED): $(SERVE_INSTALLED) webpage/requirements.txt
 	@echo "installing webpage/requirements.txt into $(PAGE): a minute the first time" >&2
 	@test -x $(PAGE)/bin/python || $(PYTHON) -m venv $(PAGE)
 	@$(PAGE)/bin/python -m pip install --quiet --disable-pip-version-check -r webpage/requirements.txt
@@ -79,7 +87,7 @@ $(BENCH_INSTALLED): $(INSTALLED) benchmarks/requirements.txt
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt -r benchmarks/requirements.txt
 	@touch $@
 
-$(BUILT): $(INSTALLED) $(SOURCES)
+$(BUILT): $(SERVE_INSTALLED) $(SOURCES)
 	@test -d $(CHECKPOINT) || { echo "error: no checkpoint at $(CHECKPOINT)" >&2; exit 1; }
 	@$(BIN)/python builders/build.py $(CHECKPOINT) --output $(REPOSITORY)
 	@touch $@

@@ -26,6 +26,7 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -234,7 +235,7 @@ def _build_public_model(job: Build, checkpoint: Checkpoint, folder: Path, model:
 
 
 def _build_info(job: Build, errors: dict[str, float]) -> dict[str, object]:
-    packages = ("torch", "onnx", "onnxscript", "openvino", "nncf", "numpy")
+    packages = [name for name in ("torch", "onnx", "onnxscript", "openvino", "nncf", "numpy") if find_spec(name)]
     checkpoints = [_checkpoint_info(job, checkpoint) for checkpoint in job.plan.checkpoints]
     return {
         "built": datetime.now(UTC).isoformat(timespec="seconds"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from importlib.util import find_spec
 from pathlib import Path
 
 import openvino
@@ -16,6 +17,8 @@ def resolve_precision(precision: str) -> str:
         return best_precision()
     if precision not in PRECISIONS:
         raise ValueError(f"OpenVINO stages are built in {', '.join(PRECISIONS)}, not {precision}")
+    if precision == "int8" and find_spec("nncf") is None:
+        raise ValueError("--precision int8 needs the package nncf: pip install -r requirements.txt")
     if not supported(precision):
         raise ValueError(f"this CPU does not compute in {precision}; build with --precision fp32")
     return precision

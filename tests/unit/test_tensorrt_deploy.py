@@ -59,7 +59,8 @@ def test_the_dockerfile_copies_what_exists_and_one_release_is_meant_throughout()
     for sources in re.findall(r"^COPY (.+) \S+$", text, re.MULTILINE):
         assert all((ROOT / source).exists() for source in sources.split())
     pinned = dict(re.findall(r"^([\w-]+)==([\w.]+)", (ROOT / "requirements-gpu.txt").read_text(), re.MULTILINE))
-    shared = dict(re.findall(r"^([\w-]+)==([\w.]+)", (ROOT / "requirements.txt").read_text(), re.MULTILINE))
+    whole = (ROOT / "requirements-serve.txt").read_text() + (ROOT / "requirements.txt").read_text()
+    shared = dict(re.findall(r"^([\w-]+)==([\w.]+)", whole, re.MULTILINE))
     assert pinned["tensorrt-rtx-cu13"] == shared["tensorrt-rtx-cu13"]
     for name in re.search(r"\^\(([\w|]+)\)==", text)[1].split("|"):
         assert name in shared, name

@@ -1,0 +1,39 @@
+"""requirements-serve.txt is enough to build, to serve and to ask: nothing there imports what requirements.txt adds."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+COMMANDS = ("builders.build", "mplug.server", "clients.caption", "clients.retrieve", "mplug.triton_protocol",
+            "mplug.tasks.caption", "mplug.tasks.vqa", "mplug.tasks.retrieval", "mplug.tasks.ground",
+            "mplug.tasks.judgement", "mplug.runtime.openvino", "mplug.runtime.torch")  # fmt: skip
+
+
+def pinned(name: str) -> dict[str, str]:
+    return dict(re.findall(r"^([\w-]+)(?:\[[\w,]+\])?==([\w.]+)", (ROOT / name).read_text(), re.MULTILINE))
+
+
+def test_the_two_files_name_each_package_once() -> None:
+    whole = (ROOT / "requirements.txt").read_text()
+    assert "-r requirements-serve.txt" in whole
+    assert not set(pinned("requirements.txt")) & set(pinned("requirements-serve.txt"))
+    assert {"torch", "openvino", "nvidia-pytriton", "tritonclient"} <= set(pinned("requirements-serve.txt"))
+    assert {"pytest", "nncf", "locust"} <= set(pinned("requirements.txt"))
+
+
+def test_what_builds_serves_and_asks_imports_nothing_else() -> None:
+    others = {name.lower().replace("_", "-") for name in pinned("requirements.txt")}
+    blocked = sorted(
+        module for module, distributions in packages_distributions().items()
+        if {name.lower().replace("_", "-") for name in distributions} <= others
+    )  # fmt: skip
+    assert {"pytest", "nncf", "cv2", "onnxruntime"} <= set(blocked)
+    code = f"import sys\nfor name in {blocked!r}: sys.modules[name] = None\n"
+    code += "".join(f"import {name}\n" for name in COMMANDS)
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
