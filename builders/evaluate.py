@@ -51,6 +51,7 @@ SCORERS = {
 DATA = ("emoji", "easy-vqa", *READERS)
 DEFAULT_URL = "localhost:8001"
 EMOJI_ITEMS = 1000
+TIMEOUT = 600.0  # seconds that one answer may take: nobody waits for it, and the machine may be busy
 
 
 class UsageError(ValueError):
@@ -152,7 +153,7 @@ async def _model(options: argparse.Namespace) -> AsyncIterator[Asked]:
         async with open_checkpoint(options.checkpoint, options.checkpoint_task) as model:
             yield model
     else:
-        async with AsyncClient(options.url, options.protocol) as client:
+        async with AsyncClient(options.url, options.protocol, timeout=TIMEOUT) as client:
             yield client
 
 
