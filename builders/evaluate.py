@@ -153,7 +153,9 @@ async def _model(options: argparse.Namespace) -> AsyncIterator[Asked]:
         async with open_checkpoint(options.checkpoint, options.checkpoint_task) as model:
             yield model
     else:
-        async with AsyncClient(options.url, options.protocol, timeout=TIMEOUT) as client:
+        async with AsyncClient(
+            options.url, options.protocol, timeout=TIMEOUT, checkpoint=options.served_as
+        ) as client:  # fmt: skip
             yield client
 
 
@@ -183,6 +185,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     model.add_argument("--predictions", type=Path, metavar="FILE",
                        help=f"answers in the layout of the official servers ({', '.join(SCORED)}); asks no model")
     parser.add_argument("--protocol", choices=("grpc", "http"), default="grpc", help="of --url")
+    parser.add_argument("--served-as", metavar="NAME", default="",
+                        help="the checkpoint's name, where the server at --url has several")
     parser.add_argument("--checkpoint-task", choices=TASKS, metavar="TASK",
                         help="what the checkpoint was fine-tuned for, where its YAML does not say")
     data = parser.add_argument_group("on what")
