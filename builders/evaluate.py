@@ -2,8 +2,7 @@
 
     python -m mplug.server build/demo --run builders/evaluate.py --url {grpc}      # emoji scenes, all tasks
     python builders/evaluate.py --checkpoint checkpoints/demo --task caption vqa   # without a server
-    python builders/evaluate.py --url localhost:8001 --data coco --annotations dataset_coco.json --images coco \
-                                --split test
+    python builders/evaluate.py --data coco --split test --annotations dataset_coco.json --images coco
     python builders/evaluate.py --data vqa --predictions answers.json --annotations v2_mscoco_val2014_annotations.json
 
 What each figure means stands in docs/evaluation.md.
@@ -68,7 +67,10 @@ class Job:
     keywords: dict[str, Any]
 
     async def run(self, model: Asked) -> Outcome:
-        return await SCORERS[self.task](model, self.records(), self.split, **self.keywords)
+        records = self.records()
+        if not records:
+            raise UsageError(f"{self.task}, {self.split}: there is nothing to ask among so few items")
+        return await SCORERS[self.task](model, records, self.split, **self.keywords)
 
 
 def jobs_of(options: argparse.Namespace) -> list[Job]:

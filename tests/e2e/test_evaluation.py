@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from builders import evaluate
+from builders.data.readers import easy_vqa
 from builders.evaluation import caption_metrics, emoji
 from mplug.server import TritonServer
 
@@ -62,6 +63,15 @@ def test_figures_are_the_same_through_either(results: dict[str, Path]) -> None:
                    for outcome in (one, other)]  # fmt: skip
         assert numbers[0] == pytest.approx(numbers[1], abs=1e-6)
         assert one["first_mistakes"] == other["first_mistakes"] or one["task"] == "grounding"
+
+
+def test_given_answers_are_ranked(every_task_server: TritonServer, tmp_path: Path) -> None:
+    pytest.importorskip("easy_vqa", reason="the package easy-vqa is not installed")
+    options = ["--url", every_task_server.grpc_url, "--data", "easy-vqa", "--rank", "--items", "4"]
+    assert evaluate.main([*options, "--save-predictions", str(tmp_path)]) == 0
+    (path,) = tmp_path.glob("vqa-*.json")
+    answers = {entry["answer"] for entry in json.loads(path.read_text())}
+    assert answers and answers <= set(easy_vqa.answers())
 
 
 def test_a_task_that_is_not_served_is_told(caption_server: TritonServer, capsys) -> None:
