@@ -46,7 +46,7 @@ class Preset:
     #: throughput: clients per setting, warm-up and window of each setting
     clients: tuple[int, ...] = (1, 4, 16, 32)
     int8_clients: tuple[int, ...] = (1, 16)
-    unbatched_clients: tuple[int, ...] = (4, 16)
+    unbatched_clients: tuple[int, ...] = (16,)
     lengths: tuple[int, ...] = tuple(range(8, 21))
     warm_seconds: float = 10.0
     window_seconds: float = 25.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -17,7 +18,8 @@ from mplug.runtime.turns import turn_of
 PRECISIONS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16", "int8": ""}
 #: Precision → the CPU's capability that it needs.
 CAPABILITIES = {"bf16": "BF16", "fp16": "FP16"}
-#: With int8 weights activations are rounded to int8 too, so many neighbours with one scale: products of integers.
+#: With int8 weights activations are rounded to int8 too, at most so many neighbours with one scale: the products
+#: are those of integers. Fewer are slower, and a row of the matrix must be a multiple.
 QUANTISED_TOGETHER = 128
 
 
@@ -51,13 +53,14 @@ def _compile(model: openvino.Model, info: StageInfo) -> openvino.CompiledModel:
     if not supported(info.precision):
         raise RuntimeUnavailable(f"{info.folder}: was built for {info.precision}, which this CPU does not compute; "
                                  "build again with --precision fp32")
+    quantised = math.gcd(QUANTISED_TOGETHER, info.sizes["hidden_size"]) if info.precision == "int8" else 0
     return openvino.Core().compile_model(model, "CPU", {
         "INFERENCE_PRECISION_HINT": PRECISIONS[computed_in(info.precision)],
         "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_NUM_THREADS": threads(),
         # Pinned threads of stages that run at the same time would share cores and leave others idle.
         "ENABLE_CPU_PINNING": False,
-        "DYNAMIC_QUANTIZATION_GROUP_SIZE": QUANTISED_TOGETHER if info.precision == "int8" else 0,
+        "DYNAMIC_QUANTIZATION_GROUP_SIZE": quantised,
     })
 
 

@@ -16,10 +16,13 @@ from golden import DATA, assert_close, tensors
 from torch import nn
 
 from builders.export import OPSET, example_inputs, export
+from builders.openvino import compile_graph
 from mplug.checkpoint import load_checkpoint
 from mplug.contract import GraphSpec
 from mplug.network import MPlug
 from mplug.network.graphs import graphs_of
+from mplug.runtime.interface import StageInfo
+from mplug.runtime.openvino import open_graph
 
 SEP = 102
 #: The golden case that a graph is taken from: one with all of its outputs.
@@ -142,3 +145,24 @@ def test_golden_encoders(exported: Callable[[str], Path]) -> None:
 
 def normalised(vectors: np.ndarray) -> np.ndarray:
     return vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
+
+
+@pytest.mark.parametrize("name", ["vision_encoder", "text_encoder"])
+def test_int8_weighs_half_and_stays_near(exported: Callable[[str], Path], tmp_path: Path, name: str) -> None:
+    """As it is served: weights and activations in 8 bits with scales of their own."""
+    spec, graph, network = graph_of(name)
+    inputs = example_inputs(spec, network, seed=4)
+    with torch.inference_mode():
+        references = [tensor.numpy() for tensor in graph(*inputs.values())]
+    weights = {}
+    for precision in ("bf16", "int8"):
+        folder = tmp_path / precision
+        folder.mkdir()
+        compile_graph(exported(name), folder, precision)
+        weights[precision] = (folder / f"{name}.bin").stat().st_size
+    assert weights["int8"] < weights["bf16"] * (0.6 if name == "vision_encoder" else 1)  # texts: embeddings weigh most
+    info = StageInfo(tmp_path / "int8", "openvino", "int8", {"hidden_size": network.config.text.hidden_size}, {})
+    outputs = open_graph(info, name)({key: tensor.numpy() for key, tensor in inputs.items()})
+    for key, reference in zip(spec.output_names, references, strict=True):
+        error = np.linalg.norm(outputs[key] - reference) / np.linalg.norm(reference)
+        assert 1e-4 < error < 0.1, f"{key}: relative error {error:.1e}"
