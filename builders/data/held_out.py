@@ -15,7 +15,7 @@ from builders.data.emoji_classes import load_classes
 
 #: Seeds of splits (``scene_splits``), and those of their single scenes, which are made from them.
 RESERVED_SEEDS = range(20_000, 100_000)
-SEEDS_PER_SPLIT = 100_000
+SEEDS_PER_SPLIT = 1_000_000  # item seeds lie above all 32-bit numbers
 RESERVED_ITEM_SEEDS = range(RESERVED_SEEDS.start * SEEDS_PER_SPLIT, RESERVED_SEEDS.stop * SEEDS_PER_SPLIT)
 
 SHARE = 0.04  # of all pairs

@@ -22,10 +22,12 @@ from builders.data.scene_reference import (
     CROSS,
     INVERSE,
     RIGHT_OF,
+    SPARED,
     Picture,
     absent_class,
     alike,
     bigger,
+    bound_of,
     category_members,
     class_of,
     count_of,
@@ -43,7 +45,6 @@ from builders.data.scene_reference import (
 
 QUESTION_KINDS = ("what", "colour", "count", "where", "yes-no", "compare")
 TRIES = 12  # per question that is wanted; a scene that supports few questions gives fewer
-SPARED = 0.75  # share of "is there one dog?" that is not asked: most groups are single, so it is mostly true
 ABSENT_COUNTED = 0.12  # chance that "how many" asks for what is not there
 
 OF_ALL = ("what is in the picture?", "what is shown in the picture?", "what can you see?")
@@ -237,11 +238,7 @@ def _are_there_number(groups: tuple[ObjectGroup, ...], random: Random, truth: bo
     if number == 1 and random.random() < SPARED:
         return None
     if random.random() < 0.35:
-        bound = random.randint(1, 3)
-        more = (number > bound) == truth
-        limit = "more than" if more else "fewer than"
-        if number == bound or (limit == "fewer than" and bound == 1):
-            return None
+        limit, bound = bound_of(number, truth, random)
         return f"are there {limit} {counted(class_of(group), bound)}?"
     if not truth:
         number = other_count(number, random)

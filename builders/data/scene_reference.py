@@ -62,6 +62,12 @@ POSITIONS = {
     (-1, 1): "lower left", (0, 1): "bottom", (1, 1): "lower right",
 }  # fmt: skip
 LEVEL = 0.2  # of the way from one centre to the other, on its longer axis
+#: Wrong numbers for 1 to 4 objects: chances of 1, 2, 3 and 4. Most groups are single, so "one" has to be wrong
+#: more often than a number off by one at random would be; see also SPARED.
+OTHER_COUNTS = {1: (0, 7, 3, 0), 2: (5, 0, 4, 1), 3: (3, 4, 0, 3), 4: (2, 3, 5, 0)}
+#: Share of texts on the number of a single object that is not made: most groups are single, so that "one" would
+#: mostly be true and any other number mostly false.
+SPARED = 0.85
 CLEARLY_BIGGER = 1.7  # ratio of areas
 
 
@@ -171,11 +177,20 @@ def other_colour(group: ObjectGroup, groups: Sequence[ObjectGroup], random: Rand
     return random.choice(free or [colour for colour in COLOURS if colour not in taken])
 
 
-def other_count(count: int, random: Random, least: int = 1) -> int:
-    """Return a number that is off by one, rarely by two."""
-    step = 1 if random.random() < 0.7 else 2
-    options = [value for value in (count - step, count + step) if least <= value <= 6]
-    return random.choice(options or [count + 1])
+def other_count(count: int, random: Random) -> int:
+    """Return a near but other number, by which the number that is said does not give away that it is wrong."""
+    weights = OTHER_COUNTS.get(count)
+    if weights is None:  # the sum of two groups of one class
+        return count + random.choice((-1, 1))
+    return random.choices(range(1, 5), weights)[0]
+
+
+def bound_of(count: int, truth: bool, random: Random) -> tuple[str, int]:
+    """Return ("more than" or "fewer than", the nearest bound): what is so, or just not so, of a number of objects."""
+    bounds = (("more than", count - 1), ("fewer than", count + 1)) if truth else (
+        ("more than", count), ("fewer than", count)
+    )  # fmt: skip
+    return random.choice([(words, bound) for words, bound in bounds if bound > (words == "fewer than")])
 
 
 def category_members(groups: Sequence[ObjectGroup], category: str) -> list[ObjectGroup] | None:

@@ -23,6 +23,7 @@ from builders.data.scene_hypotheses import contradicted, entailed, undecided
 from builders.data.scene_reference import (
     CROSS,
     INVERSE,
+    SPARED,
     absent_class,
     alike,
     class_of,
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
     from builders.data.emoji_scenes import Scene
 
 TRIES = 12  # per statement that is wanted
-SPARED = 0.6  # share of statements on single objects that are not made
+UNEQUAL_SPARED = 0.5  # share of pairs with different numbers of which "the same number" is not said
 SIDES = ("left", "right")
 
 
@@ -133,9 +134,9 @@ def _said_of_both(pair: Pair, random: Random, truth: bool) -> str | None:
     if random.random() < 0.3:
         emoji_class = random.choice(shared)
         numbers = [count_of(groups, emoji_class.name) for groups in pair]
-        if (numbers[0] == numbers[1]) != truth:
-            return None
         number = random.choice(numbers)
+        if (numbers[0] == numbers[1]) != truth or (max(numbers) == 1 and random.random() < SPARED):
+            return None
         form = random.choice(("both pictures show {}", "there {be} {} in both pictures"))
         return form.format(counted(emoji_class, number), be=verb(number))
     if truth:
@@ -151,6 +152,8 @@ def _said_of_one(pair: Pair, random: Random, truth: bool) -> str | None:
     if single and random.random() < 0.3:
         side, emoji_class = random.choice(single)
         number = count_of(pair[side], emoji_class.name)
+        if number == 1 and random.random() < SPARED:
+            return None
         number = number if truth else other_count(number, random)
         return f"one of the pictures shows exactly {counted(emoji_class, number)}"
     if truth and not single:
@@ -171,6 +174,8 @@ def _said_of_any(pair: Pair, random: Random, truth: bool) -> str | None:
     side, emoji_class = random.choice(present)
     numbers = [count_of(groups, emoji_class.name) for groups in pair]
     if random.random() < 0.5:
+        if numbers[side] == 1 and random.random() < SPARED:
+            return None
         number = numbers[side] if truth else other_count(numbers[side], random)
         if (number in numbers) != truth:
             return None
@@ -211,7 +216,7 @@ def _said_of_count(pair: Pair, random: Random, truth: bool) -> str | None:
         return None
     number = count_of(pair[side], group.name)
     if number == 1 and random.random() < SPARED:
-        return None  # else "one" would mostly be true and "two" mostly false
+        return None
     if not truth:
         elsewhere = count_of(pair[1 - side], group.name)
         number = elsewhere if elsewhere not in (0, number) else other_count(number, random)
@@ -230,7 +235,9 @@ def _said_of_total(pair: Pair, random: Random, truth: bool) -> str | None:
         return None
     emoji_class = random.choice(shared)
     numbers = [count_of(groups, emoji_class.name) for groups in pair]
-    number = sum(numbers) if truth else random.choice((other_total(sum(numbers), random), max(numbers)))
+    if sum(numbers) == 2 and random.random() < SPARED:
+        return None
+    number = sum(numbers) if truth else other_total(sum(numbers), random)
     form = random.choice(("there {be} {} in all", "the two pictures show {} in all"))
     return form.format(counted(emoji_class, number), be=verb(number))
 
@@ -248,7 +255,7 @@ def _said_of_more(pair: Pair, random: Random, truth: bool) -> str | None:
     else:
         thing, numbers = "objects", [sum(group.count for group in groups) for groups in pair]
     if random.random() < 0.3:
-        if (numbers[0] == numbers[1]) != truth:
+        if (numbers[0] == numbers[1]) != truth or (not truth and random.random() < UNEQUAL_SPARED):
             return None
         return f"both pictures show the same number of {thing}"
     if numbers[0] == numbers[1] and (truth or random.random() < 0.7):

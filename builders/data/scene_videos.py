@@ -22,6 +22,7 @@ import numpy as np
 
 from builders.data.emoji_classes import DATA_DIR
 from builders.data.emoji_scenes import Choice, SceneGenerator
+from builders.data.held_out import check_training_seed
 from builders.data.scene_grammar import Box, ObjectGroup, noun_phrase
 from builders.data.scene_layout import MARGIN, REFERENCE_SIDE, SIDE_RANGES, Cluster, Place, cluster_of
 from builders.data.scene_reference import class_of, hull
@@ -132,7 +133,7 @@ class VideoGenerator:
         self.size, self.frames = size, frames
         self.two_groups = 0.4
         self.alone: Sequence[str] = ALONE
-        self._random = Random(seed)
+        self._random = Random(check_training_seed(seed) if augment else seed)
         self._scenes = SceneGenerator(
             styles, size=size, max_groups=2, max_count=max_count, augment=augment,
             seed=self._random.getrandbits(32), pairs=pairs, folder=folder,
