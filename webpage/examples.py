@@ -9,23 +9,25 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 VIDEO_SUFFIXES = (".mp4", ".webm")
 
 QUESTIONS = [
-    ("scene-01.png", "what is in the picture?"),
+    ("scene-01.png", "what is this?"),
     ("scene-02.png", "how many roosters are there?"),
     ("scene-05.png", "what color are the apples?"),
     ("scene-08.jpg", "what is to the left of the fish?"),
+    ("scene-12.jpg", "are the tents above or below the pear?"),
 ]
 EXPRESSIONS = [
     ("scene-02.png", "the spider"),
     ("scene-04.jpg", "the fire truck"),
-    ("scene-06.png", "the watch"),
-    ("scene-08.jpg", "the swan"),
+    ("scene-06.png", "the watch below the package"),
+    ("scene-08.jpg", "the swan on the left"),
 ]
 SEARCHES = ["two green apples", "a fish", "a whale to the left of a fire truck", "a package above a watch"]
 STATEMENTS = [
-    ("scene-01.png", "scene-11.jpg", "both pictures show an animal"),
-    ("scene-09.png", "scene-12.jpg", "there are two fires in the left picture"),
+    ("scene-01.png", "scene-11.jpg", "there is a wolf in the left picture"),
+    ("scene-09.png", "scene-05.png", "both pictures show the same number of objects"),
+    ("scene-02.png", "scene-03.jpg", "neither picture shows a bee"),
 ]
-VIDEO_QUESTION = "what is in the video?"
+VIDEO_QUESTION = "how many koalas are there?"
 
 
 def pictures(folder: Path = FOLDER) -> list[Path]:

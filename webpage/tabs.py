@@ -123,7 +123,7 @@ def question(ask: Ask) -> None:
     with gr.Row():
         with gr.Column():
             picture = picture_input()
-            text = gr.Textbox(label="Question", placeholder="what is in the picture?")
+            text = gr.Textbox(label="Question", placeholder="what is this?")
             given = gr.Textbox(label="Answers to choose from", placeholder="yes, no", info="Optional, with commas")
             button = gr.Button("Ask", variant="primary")
         with gr.Column():
@@ -207,7 +207,7 @@ def compare(ask: Ask) -> None:
     """Say of two pictures together whether a statement is true, and of each what follows from it."""
     with gr.Row():
         pictures = [picture_input("Left picture"), picture_input("Right picture")]
-    statement = gr.Textbox(label="Statement", placeholder="both pictures show a dog")
+    statement = gr.Textbox(label="Statement", placeholder="there is a dog in both pictures")
     button = gr.Button("Judge", variant="primary")
     outputs = []
     with gr.Row():

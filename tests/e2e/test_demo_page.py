@@ -209,12 +209,12 @@ def test_a_picture_of_ones_own_turned_by_its_exif(page: Page, client: Client, tm
 
 
 def test_questions_with_and_without_given_answers(page: Page, client: Client) -> None:
-    path, question = EXAMPLES / "scene-05.png", "what is in the picture?"
+    path, question = EXAMPLES / "scene-05.png", "how many apples are there?"
     page.open("Ask").upload(path)
     page.type("Question", question)
     page.press("Ask")
     assert page.value("Answer") == best_of(client.vqa(path, question, num_beams=5, num_return=5))
-    given = ["a dog", "two apples", "a tree"]
+    given = ["one", "two", "three"]
     page.type("Answers to choose from", ", ".join(given))
     page.press("Ask")
     wanted = best_of(client.vqa(path, question, given))
@@ -252,7 +252,7 @@ def test_pictures_are_found(page: Page, client: Client) -> None:
 
 
 def test_two_pictures_are_compared(page: Page, client: Client) -> None:
-    left, right, statement = EXAMPLES / "scene-01.png", EXAMPLES / "scene-11.jpg", "both pictures show an animal"
+    left, right, statement = EXAMPLES / "scene-01.png", EXAMPLES / "scene-11.jpg", "there is a wolf in the left picture"
     page.open("Compare").click_example(statement)
     wanted = [client.nlvr((left, right), statement).label]
     wanted += [client.entail(picture, statement).label for picture in (left, right)]

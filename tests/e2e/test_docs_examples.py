@@ -25,13 +25,13 @@ def picture(name: str) -> str:
 #: A good request to each model.
 REQUESTS = {
     "caption": {"IMAGE": "scene-01.png"},
-    "vqa": {"IMAGE": "scene-01.png", "QUESTION": "what is in the picture?"},
+    "vqa": {"IMAGE": "scene-01.png", "QUESTION": "what is this?"},
     "embed_image": {"IMAGE": "scene-01.png"},
     "embed_text": {"TEXT": "a wolf"},
     "match": {"IMAGE": "scene-01.png", "TEXT": ["a wolf", "a bee"]},
     "ground": {"IMAGE": "scene-01.png", "EXPRESSION": "the wolf"},
-    "nlvr": {"IMAGE": ["scene-01.png", "scene-02.png"], "STATEMENT": "both pictures show a wolf"},
-    "entail": {"IMAGE": "scene-01.png", "HYPOTHESIS": "there is an animal"},
+    "nlvr": {"IMAGE": ["scene-01.png", "scene-02.png"], "STATEMENT": "there is a wolf in the left picture"},
+    "entail": {"IMAGE": "scene-01.png", "HYPOTHESIS": "there is a wolf"},
 }
 
 
