@@ -19,9 +19,10 @@ RUN wanted=$(sed -n 's/^tensorrt-cu13==\([0-9]*\.[0-9]*\.[0-9]*\).*/\1/p' requir
       find / -xdev -name 'libnvinfer.so.*' >&2; exit 1; \
     fi
 
-# Of requirements-serve.txt, what a served process imports.
+# Of requirements-serve.txt, what a served process imports. What the system's own packages have of it, such as PyYAML,
+# pip cannot remove: it goes in front of them.
 RUN grep -E '^(numpy|pillow|av|pyyaml|tokenizers)==' requirements-serve.txt > serve.txt \
- && python3 -m pip install -r serve.txt -r requirements-gpu.txt
+ && python3 -m pip install --ignore-installed -r serve.txt -r requirements-gpu.txt
 
 
 FROM base AS serve
@@ -31,7 +32,7 @@ RUN useradd --create-home --uid 10001 mplug
 USER mplug
 EXPOSE 8000 8001 8002
 HEALTHCHECK --interval=10s --timeout=5s --start-period=180s \
-  CMD curl --fail --silent http://localhost:8000/v2/health/ready
+  CMD ["python3", "-c", "from urllib.request import urlopen; urlopen('http://localhost:8000/v2/health/ready', timeout=4)"]
 # The launcher waits for requests in flight when the container is stopped; NVIDIA's entry point would not.
 ENTRYPOINT ["python3", "-m", "mplug.server"]
 CMD ["/repository"]

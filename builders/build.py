@@ -218,13 +218,13 @@ def _write_config(files: CheckpointFiles, tasks: Sequence[str], folder: Path) ->
     document = yaml.safe_load(files.config.read_text(encoding="utf-8"))
     document["tasks"] = list(tasks)
     (folder / "config.yaml").write_text(yaml.safe_dump(document, sort_keys=False), encoding="utf-8")
-    shutil.copy(files.bert_config, folder / "config_bert.json")
+    shutil.copyfile(files.bert_config, folder / "config_bert.json")
 
 
 def _build_public_model(job: Build, checkpoint: Checkpoint, folder: Path, model: str) -> None:
     config = checkpoint.network.config
     _write_config(checkpoint.files, config.tasks, folder)
-    shutil.copy(checkpoint.files.vocabulary, folder / "vocab.txt")
+    shutil.copyfile(checkpoint.files.vocabulary, folder / "vocab.txt")
     served = {"tasks": list(config.tasks), "image_size": config.vision.image_size}
     (folder / SERVED_FILE).write_text(json.dumps(served) + "\n")
     (folder / STAGES_FILE).write_text(json.dumps(job.plan.stages_of(checkpoint)) + "\n")

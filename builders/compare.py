@@ -24,7 +24,8 @@ class ArtefactError(RuntimeError):
 
 
 def relative_error(actual: np.ndarray, reference: np.ndarray) -> float:
-    """Largest deviation over largest magnitude."""
+    """Largest deviation over largest magnitude. `actual` may lie on a GPU."""
+    actual = np.asarray(actual)
     if actual.shape != reference.shape:
         raise ArtefactError(f"shape {actual.shape} instead of {reference.shape}")
     return float(np.abs(actual.astype(np.float64) - reference).max() / max(np.abs(reference).max(), 1e-12))

@@ -30,6 +30,10 @@ MAX_CANDIDATE_TOKENS = 64
 NLVR_LABELS = ("false", "true")
 ENTAILMENT_LABELS = ("contradiction", "neutral", "entailment")
 
+#: Outputs that go on to the decoder as they are, and stay on a GPU where the stages run on one. The encoders' own go
+#: through the host: Triton's response cache, which spares the encoders, keeps nothing that lies elsewhere.
+FORWARDED_OUTPUTS = ("FUSED_IMAGE_STATES", "FUSED_TEXT_STATES")
+
 #: Types of tensors, by Triton's names.
 NUMPY_TYPES = {"FP32": "float32", "INT32": "int32"}
 

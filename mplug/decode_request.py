@@ -17,6 +17,7 @@ from mplug.config import GenerationConfig
 from mplug.contract import MAX_BEAMS, MAX_CANDIDATE_TOKENS, MAX_CANDIDATES
 from mplug.decode_loop import DecodeRequest
 from mplug.errors import InvalidRequest
+from mplug.runtime.device_array import DeviceArray, on_gpu
 from mplug.runtime.interface import StageInfo
 from mplug.triton_protocol import Value
 
@@ -83,19 +84,26 @@ class DecodeRequestParser:
             raise InvalidRequest(f"CANDIDATE_IDS: each row must be id {self.start_id}, a text, and then zeros alone")
         return np.ascontiguousarray(ids, np.int32)
 
-    def encoder_inputs(self, inputs: Mapping[str, Value]) -> tuple[np.ndarray, np.ndarray]:
-        """Checked states `[A, W]` fp32 and their mask `[A]` int32. Raises InvalidRequest."""
-        states = _array(inputs, "ENCODER_STATES")
+    def encoder_inputs(self, inputs: Mapping[str, Value]) -> tuple[np.ndarray | DeviceArray, np.ndarray]:
+        """Checked states `[A, W]` fp32, on the GPU if they come from there, and their mask `[A]` int32.
+
+        Raises InvalidRequest.
+        """
+        states = inputs.get("ENCODER_STATES")
+        if not on_gpu(states):
+            states = _array(inputs, "ENCODER_STATES")
         allowed = states.ndim == 2 and 1 <= states.shape[0] <= self.max_states
         if not allowed or states.shape[1] != self.hidden_size:
             wanted = f"[1…{self.max_states}, {self.hidden_size}]"
             raise InvalidRequest(f"ENCODER_STATES: shape {list(states.shape)}, but must be {wanted}")
-        if not np.isfinite(states).all():
-            raise InvalidRequest("ENCODER_STATES: holds values that are not finite")
+        if isinstance(states, np.ndarray):  # on a GPU they are another stage's, and stay there
+            if not np.isfinite(states).all():
+                raise InvalidRequest("ENCODER_STATES: holds values that are not finite")
+            states = np.ascontiguousarray(states, np.float32)
         mask = _array(inputs, "ENCODER_MASK") if "ENCODER_MASK" in inputs else np.ones(len(states), np.int32)
         if mask.shape != (len(states),) or not np.isin(mask, (0, 1)).all() or not mask.any():
             raise InvalidRequest(f"ENCODER_MASK: must hold {len(states)} ones and zeros, and at least one 1")
-        return np.ascontiguousarray(states, np.float32), mask.astype(np.int32)
+        return states, mask.astype(np.int32)
 
 
 def parse_search_options(

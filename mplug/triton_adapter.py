@@ -36,8 +36,9 @@ import triton_python_backend_utils as pb_utils
 
 from mplug import triton_batch
 from mplug.errors import CODES, Cancelled, InvalidRequest, ServingError, StageError, Unavailable, error_of_code
+from mplug.runtime.device_array import DeviceArray
 from mplug.triton_drain import IN_FLIGHT_METRIC, draining, dropping
-from mplug.triton_protocol import RETRY_INPUT, ModelContext, Stage, Task, Value, Values
+from mplug.triton_protocol import RETRY_INPUT, Forwarded, ModelContext, Stage, Task, Value, Values
 
 BLS_THREADS = 128  # asyncio's default executor holds cores + 4, and every stage call in flight blocks one
 PARSE_THREADS = max(2, os.cpu_count() or 2)  # decoding images is bound by the cores
@@ -55,11 +56,13 @@ sys.stdout.reconfigure(line_buffering=True)
 
 
 def to_value(tensor: Any) -> Value:
-    """A Triton tensor as an array (a copy of its own) or, for BYTES, as a flat list of bytes.
+    """A Triton tensor as an array (a copy of its own), or for BYTES, as a flat list of bytes.
 
-    Raises InvalidRequest for BF16, which numpy has not.
+    What lies on a GPU stays there. Raises InvalidRequest for BF16, which numpy has not.
     """
     try:
+        if not tensor.is_cpu():
+            return DeviceArray.received(tensor.to_dlpack())
         array = tensor.as_numpy()
     except Exception as error:
         raise InvalidRequest(f"{tensor.name()}: cannot be read as an array: {_one_line(error)}") from error
@@ -77,6 +80,8 @@ def to_tensor(name: str, value: Value) -> Any:
                 raise TypeError(f"{name}: a list holds bytes, not {type(item).__name__}")
             array[index] = item.encode() if isinstance(item, str) else item
         return pb_utils.Tensor(name, array)
+    if isinstance(value, DeviceArray):
+        return pb_utils.Tensor.from_dlpack(name, value.__dlpack__())
     if not isinstance(value, np.ndarray):
         raise TypeError(f"{name}: not an array or a list of bytes but {type(value).__name__}")
     return pb_utils.Tensor(name, np.ascontiguousarray(value))
@@ -126,8 +131,10 @@ def _one_line(error: BaseException) -> str:
 # Calls to stages
 
 
-async def call_stage(name: str, inputs: Mapping[str, Value], outputs: Sequence[str]) -> Values:
-    """Run another model of this server on `inputs` and return the named outputs, in the memory of the CPU.
+async def call_stage(
+    name: str, inputs: Mapping[str, Value], outputs: Sequence[str], *, on_gpu: bool = False
+) -> Values:
+    """Run another model of this server on `inputs` and return the named outputs, by choice in the memory of the GPU.
 
     Raises the stage's error with its code, its message led by the stage's name.
 
@@ -142,7 +149,9 @@ async def call_stage(name: str, inputs: Mapping[str, Value], outputs: Sequence[s
             model_name=name,
             requested_output_names=list(outputs),
             inputs=[*tensors, *retry],
-            preferred_memory=pb_utils.PreferredMemory(pb_utils.TRITONSERVER_MEMORY_CPU),
+            preferred_memory=pb_utils.PreferredMemory(
+                pb_utils.TRITONSERVER_MEMORY_GPU if on_gpu else pb_utils.TRITONSERVER_MEMORY_CPU, 0
+            ),
         )
         response = await request.async_exec()
         if response.has_error():
@@ -330,6 +339,7 @@ class TaskModel(DeferredModel):
     def open(self, context: ModelContext) -> None:
         self._task = self.create(context)
         self._stages = context.stages
+        self._on_gpu = {stage for stage in self._stages if context.on_gpu(stage)}
         self._parsers = ThreadPoolExecutor(PARSE_THREADS, thread_name_prefix="parse")
         self._loop = asyncio.new_event_loop()
         self._loop.set_default_executor(ThreadPoolExecutor(BLS_THREADS, thread_name_prefix="bls"))
@@ -378,7 +388,8 @@ class TaskModel(DeferredModel):
 
     async def _call_stage(self, name: str, inputs: Mapping[str, Value], outputs: Sequence[str]) -> Values:
         """`call_stage` of the model that this one's checkpoint has that stage in."""
-        return await call_stage(self._stages.get(name, name), inputs, outputs)
+        on_gpu = isinstance(outputs, Forwarded) and name in self._on_gpu
+        return await call_stage(self._stages.get(name, name), inputs, outputs, on_gpu=on_gpu)
 
     async def _watch(self) -> None:
         """Ends tasks whose client has gone, and all when the server gives up waiting for them.
@@ -457,6 +468,6 @@ class StageModel(ABC):
 
 def _arrays(inputs: Values) -> dict[str, np.ndarray]:
     for name, value in inputs.items():
-        if not isinstance(value, np.ndarray):
+        if isinstance(value, list):
             raise InvalidRequest(f"{name}: a stage takes no BYTES")
     return inputs

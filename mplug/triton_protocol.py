@@ -10,12 +10,22 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from mplug.runtime.interface import GPU_TARGETS, STAGE_FILE
+
 #: What a tensor is outside Triton: an array, or for BYTES a flat list.
 Value = np.ndarray | list[bytes]
 Values = dict[str, Value]
 
 #: `await call_stage(name, inputs, output_names)` runs another model of the server and gives its outputs.
 CallStage = Callable[[str, Mapping[str, Value], Sequence[str]], Awaitable[Values]]
+
+
+
+class Forwarded(tuple[str, ...]):
+    """Names of outputs that only go on to another stage: they may come as a `DeviceArray`, where a GPU has them."""
+
+    __slots__ = ()
+
 
 #: A batched stage: arrays whose first axis is the batch, in and out.
 Stage = Callable[[dict[str, np.ndarray]], Mapping[str, np.ndarray]]
@@ -67,6 +77,11 @@ class ModelContext:
         """Names of stages → the models that this one's checkpoint has them in; what is not in it bears that name."""
         path = self.folder / STAGES_FILE
         return json.loads(path.read_text()) if path.exists() else {}
+
+    def on_gpu(self, stage: str) -> bool:
+        """Whether a stage that this model calls was built for a GPU."""
+        path = self.folder.parents[1] / self.stages.get(stage, stage) / self.folder.name / STAGE_FILE
+        return path.exists() and json.loads(path.read_text())["target"] in GPU_TARGETS
 
     @property
     def parameters(self) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Memory of a GPU that another model left there, taken over without a copy: DLPack, read with ctypes.
+"""Memory of a GPU that one model leaves there for another, taken over without a copy: DLPack, with ctypes.
 
 Triton's Python backend hands GPU tensors out as DLPack capsules, and so do torch and CuPy. The layout of
 `DLManagedTensor` is that of DLPack's public header `dlpack.h`, version 0.x.
@@ -85,6 +85,41 @@ def borrow(tensor: Any) -> Iterator[Borrowed]:
     finally:
         if managed.contents.deleter:
             managed.contents.deleter(managed)
+
+
+#: Capsules that were given out: address of the managed tensor → all that must live as long as it.
+_given: dict[int, tuple[Any, ...]] = {}
+
+
+@_Deleter
+def _release(managed: Any) -> None:
+    _given.pop(ctypes.addressof(managed.contents), None)
+
+
+_Destructor = ctypes.PYFUNCTYPE(None, ctypes.c_void_p)
+_new_capsule = ctypes.PYFUNCTYPE(ctypes.py_object, ctypes.c_void_p, ctypes.c_char_p, _Destructor)(
+    ("PyCapsule_New", ctypes.pythonapi)
+)
+_is_named = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_char_p)(("PyCapsule_IsValid", ctypes.pythonapi))
+_pointer_in = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p, ctypes.c_char_p)(
+    ("PyCapsule_GetPointer", ctypes.pythonapi)
+)
+
+
+@_Destructor
+def _forget(capsule: int) -> None:
+    if _is_named(capsule, FRESH):  # nobody took it
+        _given.pop(_pointer_in(capsule, FRESH), None)
+
+
+def capsule(address: int, shape: tuple[int, ...], dtype: str, keep: Any) -> Any:
+    """A DLPack capsule over memory of the GPU; `keep` lives until whoever takes the capsule gives the memory back."""
+    code, bits = next(kind for kind, name in TYPES.items() if name == dtype)
+    lengths = (ctypes.c_int64 * len(shape))(*shape)
+    tensor = _Tensor(address, _Device(CUDA, 0), len(shape), _DataType(code, bits, 1), lengths, None, 0)
+    managed = _Managed(tensor, None, _release)
+    _given[ctypes.addressof(managed)] = (managed, lengths, keep)
+    return _new_capsule(ctypes.addressof(managed), FRESH, _forget)
 
 
 def _read(tensor: _Tensor) -> Borrowed:

@@ -25,6 +25,9 @@ RUNTIMES = {
     "tensorrt-rtx": "mplug.runtime.tensorrt",
 }
 
+#: Targets whose stages are engines on a GPU.
+GPU_TARGETS = ("tensorrt", "tensorrt-rtx")
+
 STAGE_FILE = "stage.json"
 #: Threads that one stage may use; unset, the runtime takes every core that this process may run on.
 THREADS_VARIABLE = "MPLUG_THREADS"

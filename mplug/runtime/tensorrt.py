@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -17,7 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from mplug.contract import ENCODERS
+from mplug.contract import ENCODERS, FORWARDED_OUTPUTS
+from mplug.runtime.device_array import DeviceArray, concatenated
 from mplug.runtime.device_cuda import ALIGNMENT, Buffer, Device, device_count
 from mplug.runtime.device_dlpack import Borrowed, borrow, on_gpu
 from mplug.runtime.interface import Decoder, RuntimeUnavailable, StageInfo
@@ -29,7 +30,7 @@ ITEM_BYTES = {"FLOAT": 4, "HALF": 2, "BF16": 2, "INT32": 4, "INT64": 8, "BOOL": 
 
 def open_graph(info: StageInfo, name: str) -> TensorRTGraph:
     """Load the engine of an encoder onto the GPU."""
-    return TensorRTGraph(Engine(Device(), info, name))
+    return TensorRTGraph(Engine(Device(), info, name), stay=FORWARDED_OUTPUTS)
 
 
 def open_decoder(info: StageInfo) -> Decoder:
@@ -207,13 +208,15 @@ class TensorRTGraph:
     engine's is run in parts.
     """
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, stay: Sequence[str] = ()) -> None:
+        """Outputs named in `stay` are answered as a `DeviceArray`, the others as numpy arrays."""
         self._engine, self._context = engine, engine.context()
+        self._stay = frozenset(stay)
         self._buffers: dict[str, Buffer] = {}
         self._staging: dict[str, np.ndarray] = {}
         self._largest_batch = min(engine.largest(tensor.name)[0] for tensor in engine.inputs)
 
-    def __call__(self, inputs: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    def __call__(self, inputs: Mapping[str, Any]) -> dict[str, np.ndarray | DeviceArray]:
         if self._engine.name not in ENCODERS or any(on_gpu(value) for value in inputs.values()):
             return self._run(inputs)  # not a batch of requests: as large as it is
         batch = len(next(iter(inputs.values())))
@@ -224,9 +227,9 @@ class TensorRTGraph:
         ]
         if len(parts) == 1:
             return parts[0]
-        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        return {name: concatenated([part[name] for part in parts]) for name in parts[0]}
 
-    def _run(self, inputs: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    def _run(self, inputs: Mapping[str, Any]) -> dict[str, np.ndarray | DeviceArray]:
         device = self._engine.device
         for tensor in self._engine.inputs:
             value = inputs[tensor.name]
@@ -242,11 +245,16 @@ class TensorRTGraph:
         for tensor in self._engine.tensors.values():
             self._context.set_address(tensor.name, self._buffers[tensor.name].address)
         self._context.run()
-        views = {tensor.name: self._view(tensor, shapes[tensor.name]) for tensor in self._engine.outputs}
+        leaving = [tensor for tensor in self._engine.outputs if tensor.name not in self._stay]
+        views = {tensor.name: self._view(tensor, shapes[tensor.name]) for tensor in leaving}
         for name, view in views.items():
             device.download(view, self._buffers[name].address)
+        staying = {
+            name: DeviceArray.copied(device, self._buffers[name].address, shapes[name], tensor.numpy)
+            for name, tensor in self._engine.tensors.items() if name in self._stay and not tensor.is_input
+        }  # fmt: skip
         device.synchronize()
-        return {name: view.copy() for name, view in views.items()}
+        return {name: view.copy() for name, view in views.items()} | staying
 
     def _upload(self, tensor: TensorType, value: np.ndarray) -> None:
         self._context.set_shape(tensor.name, value.shape)

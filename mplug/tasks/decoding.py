@@ -11,6 +11,7 @@ import numpy as np
 
 from mplug.beam_search import SearchOptions
 from mplug.errors import ServingError
+from mplug.runtime.device_array import DeviceArray
 from mplug.triton_protocol import CallStage, Value, Values
 
 #: Options of the search that public models pass on as the client sent them.
@@ -50,7 +51,7 @@ def search_inputs(search: SearchOptions) -> dict[str, Value]:
     }
 
 
-def encoder_inputs(states: np.ndarray, mask: np.ndarray | None = None) -> dict[str, Value]:
+def encoder_inputs(states: np.ndarray | DeviceArray, mask: np.ndarray | None = None) -> dict[str, Value]:
     """What the decoder reads: states `[A, W]`, and where some are padding, their mask `[A]`."""
     inputs: dict[str, Value] = {"ENCODER_STATES": states}
     if mask is not None:

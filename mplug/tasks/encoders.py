@@ -7,12 +7,15 @@ its checkpoint has.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from mplug.config import MPlugConfig
-from mplug.triton_protocol import CallStage
+from mplug.contract import FORWARDED_OUTPUTS
+from mplug.runtime.device_array import DeviceArray, concatenated
+from mplug.triton_protocol import CallStage, Forwarded
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,7 @@ async def encode_texts(call_stage: CallStage, config: MPlugConfig, ids: np.ndarr
     return EncodedText(found["TEXT_STATES"], mask, found.get("TEXT_PROJECTION"))
 
 
-async def fuse(call_stage: CallStage, image_states: np.ndarray, text: EncodedText, outputs: list[str]
+async def fuse(call_stage: CallStage, image_states: np.ndarray, text: EncodedText, outputs: Sequence[str]
                ) -> dict[str, np.ndarray]:
     """Image states `[B, A, W]` and texts → the named outputs of the fusion encoder."""
     inputs = {"IMAGE_STATES": image_states, "TEXT_STATES": text.states, "ATTENTION_MASK": text.mask}
@@ -57,11 +60,14 @@ async def fuse(call_stage: CallStage, image_states: np.ndarray, text: EncodedTex
 
 
 async def fuse_for_decoder(call_stage: CallStage, image_states: np.ndarray, text: EncodedText
-                           ) -> tuple[np.ndarray, np.ndarray]:
-    """One image and one text → what the decoder reads of both: states `[A + L, W]` and mask `[A + L]`."""
-    fused = await fuse(call_stage, image_states, text, ["FUSED_IMAGE_STATES", "FUSED_TEXT_STATES"])
-    image, words = fused["FUSED_IMAGE_STATES"][0], fused["FUSED_TEXT_STATES"][0]
-    return np.concatenate([image, words]), np.concatenate([np.ones(len(image), np.int32), text.mask[0]])
+                           ) -> tuple[np.ndarray | DeviceArray, np.ndarray]:
+    """One image and one text → what the decoder reads of both: states `[A + L, W]` and mask `[A + L]`.
+
+    The states stay on the GPU where the stages are there.
+    """
+    fused = await fuse(call_stage, image_states, text, Forwarded(FORWARDED_OUTPUTS))
+    image, words = (fused[name][0] for name in FORWARDED_OUTPUTS)
+    return concatenated([image, words]), np.concatenate([np.ones(len(image), np.int32), text.mask[0]])
 
 
 def normalised(vectors: np.ndarray) -> np.ndarray:

@@ -19,6 +19,7 @@ from mplug.checkpoint import load_checkpoint
 from mplug.decode_loop import DecodeLoop, DecodeRequest
 from mplug.network.graphs import graphs_of
 from mplug.runtime import device_cuda, tensorrt
+from mplug.runtime.device_array import DeviceArray
 from mplug.runtime.device_dlpack import CPU, borrow
 from mplug.runtime.interface import RuntimeUnavailable, StageInfo
 
@@ -246,6 +247,28 @@ def test_two_inputs_of_an_encoder(open_fake):
     ids, mask = case["input_ids"].astype(np.int64), case["attention_mask"].astype(np.int32)
     answers = graph({"INPUT_IDS": ids, "ATTENTION_MASK": mask})["TEXT_STATES"]
     assert np.abs(answers - case["text_embeds"]).max() < 1e-3 * np.abs(case["text_embeds"]).max()
+
+
+def test_fused_states_stay_on_the_device(open_fake):
+    """They go on to the decoder; a batch larger than the engine's is run in parts there, too."""
+    cuda, _, info = open_fake("retrieval")
+    graph, case = tensorrt.open_graph(info, "fusion_encoder"), golden("retrieval")
+    texts = case["text_embeds"][: MOST["B"] + 1]
+    inputs = {
+        "IMAGE_STATES": np.repeat(case["image_embeds"][:1], len(texts), axis=0), "TEXT_STATES": texts,
+        "ATTENTION_MASK": case["attention_mask"][: len(texts)].astype(np.int32),
+    }
+    network = network_of("retrieval")
+    with torch.no_grad():
+        wanted = network.fusion_encoder(*(torch.from_numpy(np.ascontiguousarray(value)) for value in inputs.values()))
+        logits = network.match_head(wanted[1][:, 0])
+    before = cuda.downloaded
+    answers = graph(inputs)
+    assert cuda.downloaded - before == logits.numel() * 4  # the logits alone leave it
+    for name, states in zip(("FUSED_IMAGE_STATES", "FUSED_TEXT_STATES"), wanted, strict=True):
+        assert isinstance(answers[name], DeviceArray) and answers[name].shape == tuple(states.shape)
+        np.testing.assert_allclose(np.asarray(answers[name]), states.numpy(), atol=1e-4)
+    np.testing.assert_allclose(answers["MATCH_LOGITS"], logits.numpy(), atol=1e-4)
 
 
 def test_shapes_beyond_the_engine_are_refused_in_words(open_fake):
