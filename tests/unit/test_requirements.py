@@ -26,6 +26,13 @@ def test_the_two_files_name_each_package_once() -> None:
     assert {"pytest", "nncf", "locust"} <= set(pinned("requirements.txt"))
 
 
+def test_the_page_has_the_same_pins_but_for_its_pillow() -> None:
+    """Gradio wants an older one, which is why the page has an environment of its own."""
+    page, serving = pinned("webpage/requirements.txt"), pinned("requirements-serve.txt")
+    different = {name for name in page if name in serving and page[name] != serving[name]}
+    assert different == {"pillow"} and {"numpy", "tritonclient"} <= set(page)
+
+
 def test_what_builds_serves_and_asks_imports_nothing_else() -> None:
     others = {name.lower().replace("_", "-") for name in pinned("requirements.txt")}
     blocked = sorted(
