@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import re
 import sys
 import tempfile
 from collections import OrderedDict
@@ -41,8 +42,7 @@ TASKS = {
     "caption": CaptionTask, "vqa": VqaTask, "embed_image": EmbedImageTask, "embed_text": EmbedTextTask,
     "match": MatchTask, "ground": GroundTask, "nlvr": NlvrTask, "entail": EntailTask,
 }  # fmt: skip
-#: Rows that a stage takes at once: the `max_batch_size` of its config.pbtxt.
-BATCH = {"vision_encoder": 16, "text_encoder": 64, "fusion_encoder": 64}
+ENCODERS = ("vision_encoder", "text_encoder", "fusion_encoder")
 #: Pictures whose states are kept, so that one asked about again is not encoded again: 50 kB each for the demo, 1.8 MB
 #: at base size.
 KEPT_PICTURES = 2048
@@ -77,8 +77,8 @@ class InProcess:
         self._tasks: dict[str, Task] = {}
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="stages")
         self._stages = {
-            name: _Stage(open_graph(repository / name / "1", name), rows, self._worker)
-            for name, rows in BATCH.items() if (repository / name).exists()
+            name: _Stage(open_graph(repository / name / "1", name), _most_rows(repository / name), self._worker)
+            for name in ENCODERS if (repository / name).exists()
         }  # fmt: skip
         self._states = _Cache(KEPT_PICTURES)
         self._parser = None
@@ -206,6 +206,11 @@ class _Stage:
                 break
             chosen.append(index)
         return chosen
+
+
+def _most_rows(model: Path) -> int:
+    """Rows that the stage takes at once on a server, too."""
+    return int(re.search(r"^max_batch_size: (\d+)", (model / "config.pbtxt").read_text(), re.M)[1])
 
 
 class _Cache:
