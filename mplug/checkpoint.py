@@ -270,9 +270,7 @@ def load_weights(network: MPlug, state_dict: dict[str, Tensor], *, source: Path 
     Raises CheckpointError naming every key that is missing or has a wrong shape; warns of keys that
     are neither used nor known to be superfluous.
     """
-    state_dict = {_WRAPPER_PREFIX.sub("", key): tensor for key, tensor in state_dict.items()}
-    if not is_own(state_dict):
-        state_dict = rename_published(state_dict, network.config)
+    state_dict = own_names(state_dict, network.config)
     wanted = network.state_dict()
     missing = sorted(set(wanted) - set(state_dict))
     if missing:
@@ -309,6 +307,12 @@ def load_weights(network: MPlug, state_dict: dict[str, Tensor], *, source: Path 
     network.load_state_dict({key: state_dict[key].float() for key in wanted})
 
 
+def own_names(state_dict: dict[str, Tensor], config: MPlugConfig) -> dict[str, Tensor]:
+    """A state dict of any layout, prefixed or not → our names."""
+    bare = {_WRAPPER_PREFIX.sub("", key): tensor for key, tensor in state_dict.items()}
+    return bare if is_own(bare) else rename_published(bare, config)
+
+
 def is_own(state_dict: dict[str, Tensor]) -> bool:
     """Whether the names are already ours."""
     return any(key.startswith("vision_encoder.") for key in state_dict)
@@ -328,5 +332,5 @@ def _some(names: object) -> str:
 
 __all__ = [
     "CheckpointError", "CheckpointFiles", "ConfigError", "check_vocabulary", "find_checkpoint", "is_own",
-    "load_checkpoint", "load_weights", "read_state_dict", "rename_published", "save_weights",
+    "load_checkpoint", "load_weights", "own_names", "read_state_dict", "rename_published", "save_weights",
 ]

@@ -133,6 +133,7 @@ class Trainer:
             self.batches, batch_size=None, num_workers=settings.workers,
             sampler=range(self.step * settings.accumulate, until * settings.accumulate),
             prefetch_factor=4 if settings.workers else None,
+            generator=torch.Generator(),  # without one it would draw from the generator of training
         )  # fmt: skip
         upcoming = iter(loader)
         sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=self.device))

@@ -31,9 +31,12 @@ def generate(
         end_id: ends a text; None: every text is `length` long.
         allowed: the range of ids to choose from; all, if None.
         sampled: draw every token with its probability instead of taking the likeliest.
+    Nothing is dropped out, in training either.
     """
     states, mask = source
     decoder, rows = network.text_decoder, len(states)
+    training = decoder.training
+    decoder.eval()
     crossed = decoder.prefill(states)
     tokens = torch.full((rows, 1), start_id, device=states.device)
     ended = torch.zeros(rows, dtype=torch.bool, device=states.device)
@@ -59,4 +62,5 @@ def generate(
             ended |= following == end_id
             if ended.all():
                 break
+    decoder.train(training)
     return tokens

@@ -1,0 +1,153 @@
+"""What the commands for pre-training and fine-tuning have in common: options, data, and the run itself."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+from pathlib import Path
+
+import torch
+
+from builders.data.emoji_sprites import TRAIN_STYLES
+from builders.data.readers import READERS, easy_vqa
+from builders.data.readers.records import CaptionRecord, DatasetError, Record
+from builders.train import run_state
+from builders.train.batches import TensorMaker
+from builders.train.checkpoint_folder import write_checkpoint
+from builders.train.distributed import process_group, rank, world_size
+from builders.train.engine import Learner, Settings, Trainer, TrainingError
+from builders.train.record_streams import RecordStream, SceneRecords, ShuffledRecords, TaskBatches, first_batches
+from mplug.checkpoint import CheckpointError, ConfigError
+from mplug.network import MPlug
+from mplug.tokenizer import Tokenizer
+
+EMOJI, EASY_VQA = "emoji", "easy-vqa"
+VALIDATION_SEED = 1_000_003  # of scenes; training takes --seed
+READER_TASK = {"pretrain": "caption"}  # what a reader must offer, where it is not the task itself
+
+#: What a command tells in one line and ends with.
+Told = (CheckpointError, ConfigError, DatasetError, TrainingError, run_state.ResumeError, ValueError)
+
+
+def add_options(parser: argparse.ArgumentParser, *, learning_rate: float, vision_learning_rate: float) -> None:
+    """Options of data, of training and of the machine; `Settings` says what the latter mean."""
+    data = parser.add_argument_group("data")
+    data.add_argument("--data", required=True, choices=[EMOJI, EASY_VQA, *READERS], help="emoji: scenes drawn afresh")
+    data.add_argument("--annotations", type=Path, help="file or folder, in the published layout of the data set")
+    data.add_argument("--images", type=Path, help="folder of its images")
+    data.add_argument("--split", default="train", help="what to train on (train)")
+    data.add_argument("--validation-split", help="what to look at during training, of the same files")
+    data.add_argument("--validation-batches", type=int, default=8)
+    data.add_argument("--crop", type=float, default=1.0, metavar="SHARE",
+                      help="crop pictures at random to at least this share of their area (1.0: never)")
+    data.add_argument("--texts", type=int, default=2, help="texts about each emoji scene, where a task has several")
+
+    training = parser.add_argument_group("training")
+    training.add_argument("--output", type=Path, required=True, help="of the run; the result is OUTPUT/checkpoint")
+    training.add_argument("--steps", type=int, required=True)
+    training.add_argument("--batch-size", type=int, default=32, help="images of a batch, per process")
+    training.add_argument("--accumulate", type=int, default=1, help="batches of a step")
+    training.add_argument("--learning-rate", type=float, default=learning_rate)
+    training.add_argument("--vision-learning-rate", type=float, default=vision_learning_rate)
+    training.add_argument("--warmup", type=int, default=1000, help="steps")
+    training.add_argument("--weight-decay", type=float, default=0.02)
+    training.add_argument("--clip", type=float, default=1.0, help="largest norm of the gradient (0: none)")
+    training.add_argument("--image-size", type=int, help="pixels; the positions are resampled")
+    training.add_argument("--seed", type=int, default=0)
+    training.add_argument("--resume", nargs="?", const="latest", metavar="STATE",
+                          help="go on from the newest state in OUTPUT, or from a file")
+
+    machine = parser.add_argument_group("machine")
+    machine.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    machine.add_argument("--precision", choices=("fp32", "bf16", "fp16"), default="bf16")
+    machine.add_argument("--checkpointing", action="store_true", help="less memory, a third more time")
+    machine.add_argument("--workers", type=int, default=1, help="processes that make batches (0: none)")
+    machine.add_argument("--log-every", type=int, default=50, help="steps")
+    machine.add_argument("--validate-every", type=int, default=500, help="steps (0: at the end)")
+    machine.add_argument("--save-every", type=int, default=500, help="steps (0: at the end)")
+
+
+def settings_of(options: argparse.Namespace) -> Settings:
+    """The settings among the options."""
+    return Settings(**{field.name: getattr(options, field.name) for field in fields(Settings)})
+
+
+def records_of(task: str, options: argparse.Namespace, split: str) -> Sequence[Record]:
+    """The records of a real data set. Raises DatasetError for one that does not suit the task or lacks its files."""
+    wanted = READER_TASK.get(task, task)
+    if options.data == EASY_VQA:
+        if wanted != "vqa":
+            raise DatasetError(f"--data easy-vqa has questions and answers, nothing for {task}")
+        return easy_vqa.read(split, options.annotations)
+    reader = READERS[options.data]
+    if wanted not in reader.tasks:
+        suited = [name for name, other in READERS.items() if wanted in other.tasks]
+        raise DatasetError(f"--data {options.data} has nothing for {task}; {', '.join([EMOJI, *suited])} have")
+    if options.annotations is None:
+        raise DatasetError(f"--data {options.data} needs --annotations (and --images)")
+    return reader.read(options.annotations, options.images, split)
+
+
+def streams_of(task: str, options: argparse.Namespace) -> tuple[RecordStream, RecordStream | None]:
+    """The training stream of this process, and that of validation."""
+    if options.data == EMOJI:
+        training = SceneRecords(task, TRAIN_STYLES, options.batch_size, seed=options.seed, rank=rank(),
+                                texts=options.texts)
+        validation = SceneRecords(task, TRAIN_STYLES, options.batch_size, seed=VALIDATION_SEED, texts=options.texts,
+                                  augment=False)
+        return training, validation
+    records = records_of(task, options, options.split)
+    training = ShuffledRecords(records, options.batch_size, seed=options.seed, rank=rank(), world=world_size())
+    if options.validation_split is None:
+        return training, None
+    held_back = records_of(task, options, options.validation_split)
+    return training, ShuffledRecords(held_back, min(options.batch_size, len(held_back)))
+
+
+def corpus_of(task: str, options: argparse.Namespace, scenes: int = 2000) -> list[Sequence[str]]:
+    """The captions of every training picture, or of so many emoji scenes."""
+    if options.data == EMOJI:
+        stream = SceneRecords(task, TRAIN_STYLES, 100, seed=options.seed, augment=False)
+        records: Sequence[Record] = [record for index in range(scenes // 100) for record in stream.batch(index)]
+    else:
+        records = records_of(task, options, options.split)
+    return [record.captions for record in records if isinstance(record, CaptionRecord)]
+
+
+def train(task: str, options: argparse.Namespace, network: MPlug, vocabulary: Path,
+          learner_of: Callable[[MPlug, Tokenizer], Learner], device: torch.device) -> None:
+    """Run it, and leave the checkpoint in OUTPUT/checkpoint."""
+    settings = settings_of(options)
+    resume = run_state.find(options.output, options.resume) if options.resume else None
+    tokenizer = Tokenizer(vocabulary, network.config.text.vocab_size)
+    training, validation = streams_of(task, options)
+    maker = TensorMaker(tokenizer, network.config, options.crop)
+    looked_at = []
+    if validation is not None and rank() == 0:
+        exact = TensorMaker(tokenizer, network.config)
+        count = min(options.validation_batches, getattr(validation, "batches", options.validation_batches))
+        looked_at = first_batches(task, validation, exact, count)
+    trainer = Trainer(
+        learner_of(network, tokenizer), TaskBatches(task, training, maker), settings, options.output, device=device,
+        validation=looked_at, resume=resume,
+    )
+    trainer.run()
+    if rank() == 0:
+        folder = options.output / "checkpoint"
+        write_checkpoint(network.cpu().eval(), vocabulary, folder)
+        print(f"{folder}: the checkpoint; {options.output}: log.jsonl, training.png, tensorboard", flush=True)
+
+
+def command(body: Callable[[argparse.Namespace, torch.device], None], options: argparse.Namespace) -> int:
+    """Run a command in its process group; what goes wrong is told in one line. Returns the exit status."""
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", torch.get_num_threads())))
+    try:
+        with process_group(options.device) as device:
+            body(options, device)
+    except Told as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
