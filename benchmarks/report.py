@@ -44,7 +44,7 @@ def fill(page: str, documents: dict[str, dict[str, Any]]) -> str:
     def replace(match: re.Match[str]) -> str:
         name = match[2]
         if name == "goals":
-            table = goals_table(documents.values()) if documents else None
+            table = goals_table(documents.values()) + headroom(documents) if documents else None
         elif name in TABLES:
             table = TABLES[name](documents[name]) + "\n\n" + provenance(documents[name]) if name in documents else None
         else:
@@ -80,6 +80,42 @@ def goals_table(documents: Iterable[dict[str, Any]]) -> str:
         for document in documents for goal in document["goals"]
     ]
     return table(("goal", "target", "measured", "reached"), rows)
+
+
+def headroom(documents: dict[str, dict[str, Any]]) -> str:
+    """How far the goals and we are from the floor of this machine, where that was measured too."""
+    lines = []
+    if not {"one_caption", "decode_steps"} <= set(documents):
+        return ""
+    floor = documents["decode_steps"]["results"]["stages"]["whole"]["floor"]
+    contenders = documents["one_caption"]["results"]["contenders"]
+    ours, blip = contenders["triton"]["median"], contenders["blip"]["median"]
+    lines.append(
+        f"One caption cannot take less than {_seconds(floor)} here in the precision of our stages ({blip / floor:.1f}× "
+        f"faster than BLIP); it takes {_seconds(ours)}, {ours / floor:.2f}× that floor. 2.5× BLIP is "
+        f"{_seconds(blip / 2.5)}."
+    )
+    rate = captions_per_second_at_most(documents["decode_steps"])
+    series = documents.get("throughput", {}).get("results", {}).get("series", {})
+    by_name = {name: next((each for each in found if each["clients"] == 16), None) for name, found in series.items()}
+    if rate and by_name.get("ours") and by_name.get("litserve_blip"):
+        reached, baseline = (by_name[name]["captions_per_second"] for name in ("ours", "litserve_blip"))
+        lines.append(
+            f"The same floors allow {rate:.2f} captions/s with 16 in the decoder ({rate / baseline:.1f}× LitServe's at "
+            f"16 clients); {reached:.2f} are reached, {reached / rate:.0%} of that. 5× LitServe's are {5 * baseline:.2f}."
+        )
+    return "".join(f"\n\n{line}" for line in lines)
+
+
+def captions_per_second_at_most(steps: dict[str, Any]) -> float | None:
+    """By the floors alone: captions of the mix's mean length, 16 in every step; None where 16 were not measured."""
+    results, lengths = steps["results"], steps["settings"]["lengths"]
+    full = [each for each in results["steps"] if each["batch"] == 16]
+    if not full:
+        return None
+    step = max(full, key=lambda each: each["position"])
+    encoders = sum(results["stages"][stage]["floor"] for stage in ("vision_encoder", "prefill"))
+    return 1 / (encoders + sum(lengths) / len(lengths) * step["floor"] / 16)
 
 
 def one_caption(document: dict[str, Any]) -> str:

@@ -33,7 +33,8 @@ nv_energy_consumption 1.5e+03
 """
 MACHINE = {"date": "2026-01-02T03:04:05+00:00", "cpu": "A CPU", "cores": 2, "memory_gib": 23.5, "python": "3.11.7",
            "cpu_features": ["avx2"], "versions": {"openvino": "1", "torch": "2"}}
-HEAD = {"machine": MACHINE, "precision": "bf16", "preset": "base", "seconds": 12.0}
+HEAD = {"machine": MACHINE, "precision": "bf16", "preset": "base", "seconds": 12.0,
+        "settings": json.loads(json.dumps(PRESETS["base"].settings()))}
 
 
 def answers(*times: float, sent: float = 0.0, tokens: int = 10) -> list[Answered]:
@@ -269,6 +270,19 @@ def test_page_is_filled_and_its_text_kept() -> None:
         assert text in filled
     assert report.fill(filled, documents()) == filled
     assert report.fill(filled, {}) == filled
+
+
+def test_goals_stand_beside_their_floors() -> None:
+    found = documents()
+    told = report.headroom(found)
+    floor = found["decode_steps"]["results"]["stages"]["whole"]["floor"]
+    assert f"it takes 410 ms, {0.41 / floor:.2f}× that floor. 2.5× BLIP is 480 ms" in told
+    most = report.captions_per_second_at_most(found["decode_steps"])
+    stages, step = (found["decode_steps"]["results"][name] for name in ("stages", "steps"))
+    per_caption = stages["vision_encoder"]["floor"] + stages["prefill"]["floor"] + 14 * step[1]["floor"] / 16
+    assert most == pytest.approx(1 / per_caption)
+    assert f"5.00 are reached, {5 / most:.0%} of that. 5× LitServe's are 2.50" in told
+    assert report.headroom({"one_caption": found["one_caption"]}) == ""
 
 
 def test_page_has_a_place_for_every_part() -> None:
