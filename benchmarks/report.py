@@ -102,7 +102,8 @@ def headroom(documents: dict[str, dict[str, Any]]) -> str:
         reached, baseline = (by_name[name]["captions_per_second"] for name in ("ours", "litserve_blip"))
         lines.append(
             f"The same floors allow {rate:.2f} captions/s with 16 in the decoder ({rate / baseline:.1f}× LitServe's at "
-            f"16 clients); {reached:.2f} are reached, {reached / rate:.0%} of that. 5× LitServe's are {5 * baseline:.2f}."
+            f"16 clients); {reached:.2f} are reached, {reached / rate:.0%} of that. 5× LitServe's are "
+            f"{5 * baseline:.2f}."
         )
     return "".join(f"\n\n{line}" for line in lines)
 
