@@ -128,7 +128,7 @@ def _has_number(scene: Scene, random: Random, truth: bool) -> str | None:
         return None
     if random.random() < 0.3:
         limit, bound = bound_of(number, truth, random)
-        return f"there are {limit} {counted(class_of(group), bound)}"
+        return f"there {verb(bound)} {limit} {counted(class_of(group), bound)}"
     if not truth:
         number = other_count(number, random)
     form = random.choice(("there {} {}", "there {} exactly {}", "there {} {} in the picture"))

@@ -239,7 +239,7 @@ def _are_there_number(groups: tuple[ObjectGroup, ...], random: Random, truth: bo
         return None
     if random.random() < 0.35:
         limit, bound = bound_of(number, truth, random)
-        return f"are there {limit} {counted(class_of(group), bound)}?"
+        return f"{verb(bound)} there {limit} {counted(class_of(group), bound)}?"
     if not truth:
         number = other_count(number, random)
     exactly = random.choice(("", "exactly "))

@@ -89,7 +89,7 @@ def answer_yes_no(scene, text):
     body = text[:-1].removesuffix(" in the picture")
     if re.search(RELATION, body):
         truth = stands_so(scene, body)
-    elif match := re.fullmatch(r"are there (more|fewer) than (.+)", body):
+    elif match := re.fullmatch(r"(?:is|are) there (more|fewer) than (.+)", body):
         there, bound = len(objects_of(scene, match[2])), number_in(match[2])
         truth = there > bound if match[1] == "more" else there < bound
     elif match := re.fullmatch(r"(?:is|are) there (.+)", body):

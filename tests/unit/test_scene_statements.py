@@ -73,7 +73,7 @@ def judge(scene, text):
     text = text.removesuffix(" in the picture")
     if match := re.fullmatch(r"there are as many (.+) as (.+)", text):
         return len(objects_of(scene, match[1])) == len(objects_of(scene, match[2]))
-    if match := re.fullmatch(r"there are (more|fewer) than (.+)", text):
+    if match := re.fullmatch(r"there (?:is|are) (more|fewer) than (.+)", text):
         there, bound = len(objects_of(scene, match[2])), number_in(match[2])
         return there > bound if match[1] == "more" else there < bound
     if match := re.fullmatch(r"there are more (.+) than (.+)", text):
