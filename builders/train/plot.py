@@ -71,7 +71,7 @@ def draw(records: list[dict], output: Path) -> None:
             axes.plot(*zip(*points, strict=True), label=name, linestyle=style, marker=marker, linewidth=1.2)
         axes.set(xlabel="thousand samples", title=title)
         axes.grid(alpha=0.3)
-        if not measured and found:
+        if not measured and found and all(value > 0 for points in found.values() for _, value in points):
             axes.set_yscale("log")
         stages = [(record.get("stage", record.get("leg")), record["samples"]) for record in records]
         for (first, _), (second, samples) in pairwise([pair for pair in stages if pair[0] is not None]):

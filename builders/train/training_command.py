@@ -64,7 +64,7 @@ def add_options(parser: argparse.ArgumentParser, *, learning_rate: float, vision
     machine.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     machine.add_argument("--precision", choices=("fp32", "bf16", "fp16"), default="bf16")
     machine.add_argument("--checkpointing", action="store_true", help="less memory, a third more time")
-    machine.add_argument("--workers", type=int, default=1, help="processes that make batches (0: none)")
+    machine.add_argument("--workers", type=int, default=1, help="that make batches (0: none; emoji scenes want 1)")
     machine.add_argument("--log-every", type=int, default=50, help="steps")
     machine.add_argument("--validate-every", type=int, default=500, help="steps (0: at the end)")
     machine.add_argument("--save-every", type=int, default=500, help="steps (0: at the end)")
