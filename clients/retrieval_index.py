@@ -24,7 +24,7 @@ from clients.calls import ClientError
 from clients.journal import Journal
 
 #: Embedded with every index: another checkpoint gives another feature, and mixing the two gives nonsense.
-PROBE = "a photograph of two people and a dog"
+PROBE = "a dog"  # short: what a checkpoint takes of a text is limited
 #: What one checkpoint's features of one text have in common at least, in whatever precision it is compiled.
 _SAME_CHECKPOINT = 0.99
 

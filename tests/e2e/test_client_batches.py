@@ -119,7 +119,8 @@ def test_a_table_of_questions(every_task_server: TritonServer, tmp_path: Path) -
     client_files.fill(tmp_path, 2)
     table, output = tmp_path / "table.csv", tmp_path / "answers.jsonl"
     rows = ["image,question,prompt,other", "001.jpg,what is it,,x", "001.jpg,what is it,,y",
-            '"below/000.png",,how many,', "001.jpg,,,", ",what,,", "absent.jpg,what,,", "001.jpg,what,how,"]  # fmt: skip
+            '"below/000.png",,how many,', "001.jpg,,,", ",what,,", "absent.jpg,what,,",
+            "001.jpg,what,how,"]  # fmt: skip
     table.write_text("\ufeff" + "\r\n".join(rows) + "\r\n", encoding="utf-8")
     command = [str(table), "--output", str(output), "--url", every_task_server.grpc_url, "--num-beams", "1"]
     assert batch.main(command) == 1
