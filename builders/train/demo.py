@@ -49,6 +49,7 @@ CLASSES = 250
 PROMPT = "a picture of"
 QUEUE = 4096  # features kept by the contrastive objective
 LOG_SECONDS, LOOK_SECONDS = 60, 480
+WARM_UP = 100  # steps
 TASKS = (
     "image-captioning", "visual-question-answering", "image-text-retrieval", "visual-grounding", "nlvr2",
     "visual-entailment", "video-captioning", "video-question-answering", "video-text-retrieval",
@@ -71,15 +72,16 @@ class Leg:
 
 
 LABELS = {"patches": 1.5, "classes": 0.3, "places": 3.0}
-PRETRAINING = LABELS | {"contrast": 0.5, "matching": 0.5, "masked": 0.5, "prefix": 1.0}
+PRETRAINING = LABELS | {"words": 0.5, "contrast": 0.5, "matching": 0.5, "masked": 0.5, "prefix": 1.0}
 EVERY_TASK = LABELS | {
-    "contrast": 1.0, "matching": 1.0, "caption": 1.0, "answers": 1.0, "boxes": 1.0, "entailment": 0.5, "nlvr": 0.5,
+    "words": 0.5, "contrast": 1.0, "matching": 1.0, "caption": 1.5, "answers": 1.0, "boxes": 1.0, "entailment": 1.0,
+    "nlvr": 0.5,
 }
 LEGS = {
     "sprites": Leg(6e-4, 6e-4, LABELS, augmented=0.3, kept_patches=12, max_groups=1, max_count=1),
     "patches": Leg(6e-4, 6e-4, LABELS),
     "pretrain": Leg(6e-4, 4e-4, PRETRAINING, batch_size=96),
-    "tasks": Leg(6e-4, 2e-4, EVERY_TASK, batch_size=96),
+    "tasks": Leg(6e-4, 2e-4, EVERY_TASK, batch_size=72),
     "whole": Leg(2e-4, 1e-4, EVERY_TASK, batch_size=48, augmented=0.4, kept_patches=None),
 }
 
@@ -192,7 +194,8 @@ class Losses:
         both = torch.cat([functional.pad(rows, (0, length - rows.shape[1])) for rows in (wrong, right)])
         labels = torch.arange(2).repeat_interleave(len(wrong))
         judged = judged_loss(network, every, both, labels, batch["wrong_image"].repeat(2))
-        return {"contrast": contrast.loss, "matching": (matching + judged) / 2}
+        words = self.model.patches.words(text_states, batch["word_labels"][part])
+        return {"contrast": contrast.loss, "matching": (matching + judged) / 2, "words": words}
 
 
 def _some(states: Tensor, count: int) -> Tensor:
@@ -251,7 +254,7 @@ class Trainer:
             progress = (time.time() - begun) / (60 * minutes)
             if progress >= 1:
                 break
-            factor = min(1.0, step / 200) * max(0.02, 0.5 * (1 + math.cos(math.pi * progress)))
+            factor = min(1.0, step / WARM_UP) * max(0.02, 0.5 * (1 + math.cos(math.pi * progress)))
             for group in optimiser.param_groups:
                 group["lr"] = group["base_lr"] * factor
             with torch.autocast("cpu", torch.bfloat16):

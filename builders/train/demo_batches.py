@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
+from builders.data.emoji_classes import load_classes
 from builders.data.emoji_scenes import Scene, SceneGenerator
 from builders.data.scene_expressions import expressions_of
 from builders.data.scene_negatives import match_negatives
@@ -41,13 +42,13 @@ COUNT_WEIGHTS = (0.6, 0.18, 0.12, 0.1)
 class Mixture:
     """How many texts of each task go with a batch of images; `statements` are over pairs of images."""
 
-    captions: int = 16
-    questions: int = 32
+    captions: int = 32
+    questions: int = 40
     expressions: int = 24
-    hypotheses: int = 6
+    hypotheses: int = 16
     statements: int = 12
     contrasted: int = 32  #: images told from others' captions
-    matches: int = 6  #: captions with their image, with another's, and with one word wrong
+    matches: int = 10  #: captions with their image, with another's, and with one word wrong
     masked: int = 24
     prefixes: int = 32
 
@@ -95,11 +96,24 @@ class SceneTexts:
         self.random = Random(seed)
         self.tokenizer = scene_tokenizer()
         self.box_ids = BoxIds.of(self.tokenizer, SCENE_SIZE)
+        self.names = {
+            tuple(self.tokenizer.pieces(name)): emoji_class.index + 1
+            for emoji_class in load_classes() for name in (emoji_class.plural, emoji_class.name)
+        }
 
     def ids(self, text: str, *, clean: bool = False) -> list[int]:
         """`[CLS] text [SEP]`; `clean`: as captions and texts to be matched are."""
         pieces = self.tokenizer.pieces(clean_caption(text) if clean else text)
         return [self.tokenizer.cls_id, *pieces, self.tokenizer.sep_id]
+
+    def word_labels(self, ids: Sequence[int]) -> list[int]:
+        """Of every token the class + 1 whose name, the longest that fits, ends there; 0 elsewhere."""
+        labels = [0] * len(ids)
+        longest = max(map(len, self.names))
+        for end in range(1, len(ids) + 1):
+            spans = (tuple(ids[end - length : end]) for length in range(min(longest, end), 0, -1))
+            labels[end - 1] = next((self.names[span] for span in spans if span in self.names), 0)
+        return labels
 
     def batch(self, scenes: Sequence[Scene], mixture: Mixture) -> dict[str, Tensor]:
         """Tensors by name; those of one task share a prefix, `*_image` are indices of images `[T]`.
@@ -107,12 +121,14 @@ class SceneTexts:
         Scenes 0 and 1, 2 and 3, … are the pairs that statements are about.
         """
         random, every = self.random, range(len(scenes))
+        texts = [self.ids(scene.caption, clean=True) for scene in scenes]
         tensors = {
             "images": torch.from_numpy(np.stack([scene.image for scene in scenes])),
             "labels": torch.from_numpy(np.stack([scene.patch_labels for scene in scenes]).astype(np.int64)),
             "boxes": torch.from_numpy(np.stack([patch_boxes(scene) for scene in scenes])),
             "captions": padded([self.ids(scene.caption) for scene in scenes]),
-            "texts": padded([self.ids(scene.caption, clean=True) for scene in scenes]),
+            "texts": padded(texts),
+            "word_labels": padded([self.word_labels(ids) for ids in texts]),
             # Scenes of one caption are right for each other's text.
             "text_id": torch.tensor([zlib.crc32(scene.caption.encode()) for scene in scenes]),
         }

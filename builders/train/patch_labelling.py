@@ -31,6 +31,14 @@ class PatchLabelling(nn.Module):
         logits = self.head(image_states[:, 1:]).float()
         return functional.cross_entropy(logits.flatten(0, 1), patch_labels.flatten().long(), weight=self.weight)
 
+    def words(self, text_states: Tensor, labels: Tensor) -> Tensor:
+        """The same head over text states `[T, L, W]`, labels `[T, L]` as of patches, 0 where a word names no class.
+
+        One head for both: it brings the word for a thing near the patches that show it.
+        """
+        logits = self.head(text_states).float().flatten(0, 1)
+        return functional.cross_entropy(logits, labels.flatten(), ignore_index=0)
+
     @torch.no_grad()
     def accuracy(self, image_states: Tensor, patch_labels: Tensor) -> float:
         """Share of the patches under objects that are named right."""
