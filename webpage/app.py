@@ -39,6 +39,8 @@ STYLE = """
 .gradio-container {width: 100% !important; max-width: 1100px !important; margin: auto !important}
 .answer textarea {font-size: 1.35rem; line-height: 1.4}
 footer {display: none !important}
+/* Cutting a video would need a program from elsewhere. */
+button[aria-label^="Trim video"], button[aria-label^="Reset video"] {display: none}
 """
 
 
@@ -60,6 +62,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         page = _launch(options, models)
         print(f"ready: open {page.local_url} in a browser (Ctrl-C ends it)", flush=True)
         ended.wait()
+        for number in (signal.SIGTERM, signal.SIGINT):  # who ended us may say so again, while we go
+            signal.signal(number, signal.SIG_IGN)
         page.close(verbose=False)
     return 0
 
