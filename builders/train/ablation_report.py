@@ -33,7 +33,6 @@ def table(document: dict) -> str:
         at_base = "—"
         if name in base:
             at_base = " / ".join(f"{base[name][kind] / first[kind]:.2f}" for kind in ("training", "inference"))
-        inference = found.get("inference time, ratio")
         shares = [
             f"{100 * found[f'{key} right']:.1f} ± {100 * found[f'{key} standard error']:.1f} %"
             for key in ("answers", "captions")
@@ -41,7 +40,7 @@ def table(document: dict) -> str:
         lines.append(
             f"| {NAMES.get(name, name)} | {found['parameters'] / 1e6:.2f} M "
             f"| {found['training samples per second, ratio']:.2f} × "
-            f"| {'—' if inference is None else f'{inference:.2f}'} | {at_base} | {' | '.join(shares)} |"
+            f"| {found['inference time, ratio']:.2f} | {at_base} | {' | '.join(shares)} |"
         )
     return "\n".join(lines)
 
