@@ -35,7 +35,7 @@ def table(document: dict) -> str:
             at_base = " / ".join(f"{base[name][kind] / first[kind]:.2f}" for kind in ("training", "inference"))
         shares = [
             f"{100 * found[f'{key} right']:.1f} ± {100 * found[f'{key} standard error']:.1f} %"
-            for key in ("answers", "captions")
+            if f"{key} right" in found else "not yet measured" for key in ("answers", "captions")
         ]
         lines.append(
             f"| {NAMES.get(name, name)} | {found['parameters'] / 1e6:.2f} M "
@@ -71,9 +71,13 @@ def draw(document: dict, output: Path) -> None:
 
 
 def report(folder: Path) -> None:
-    """Draw the plot, and put the table into `ablation.md` where that page has the two marks."""
+    """Draw the plot, and put the table into `ablation.md` where that page has the two marks.
+
+    Of a run in which speed alone was measured there is nothing to draw.
+    """
     document = json.loads((folder / "ablation.json").read_text())
-    draw(document, folder / "ablation.png")
+    if all("looks" in found for found in document["variants"].values()):
+        draw(document, folder / "ablation.png")
     page = folder / "ablation.md"
     written = page.read_text() if page.exists() else ""
     if BEGIN in written and END in written:

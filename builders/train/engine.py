@@ -117,7 +117,7 @@ class Trainer:
         if world_size() > 1:
             ids = [device.index] if device.type == "cuda" else None
             # Queues and momentum copies are the same everywhere already.
-            self.model = DistributedDataParallel(learner, device_ids=ids, broadcast_buffers=False)
+            self.model = DistributedDataParallel(learner, device_ids=ids, forward_sync_buffers=False)
         self.progress = progress and rank() == 0
 
     @property
