@@ -36,7 +36,7 @@ PICTURES = 10_000
 SHORTLIST = 32
 SEARCHES = 200  # of the index alone
 ROUNDS = {"base": 3, "quick": 3}  # of re-ranking
-#: The goal, seconds: the words' feature and the search, without re-ranking.
+#: The goal, seconds: without re-ranking, and be it with the words' feature.
 MOST_SECONDS = 0.05
 
 
@@ -61,7 +61,6 @@ def measure(workspace: Workspace) -> dict[str, Any]:
                 len(words) // 2,
             )
         ranking = asyncio.run(_reranking(server.grpc_url, folder, rounds))
-    median = statistics.median(whole)
     results = {
         "pictures": PICTURES, "dimension": int(features.shape[1]), "shortlist": SHORTLIST,
         "index_bytes": size,
@@ -69,8 +68,12 @@ def measure(workspace: Workspace) -> dict[str, Any]:
         "embed_words": summary(embedding), "search": summary(whole),
         **{name: summary(times) for name, times in ranking.items()},
     }  # fmt: skip
-    goals = [goal(f"search among {PICTURES:,} pictures, words to shortlist, ms", f"below {MOST_SECONDS * 1000:.0f}",
-                  median * 1000, median < MOST_SECONDS)]  # fmt: skip
+    goals = [
+        goal(f"{what} among {PICTURES:,} pictures, ms", f"below {MOST_SECONDS * 1000:.0f}",
+             median * 1000, median < MOST_SECONDS)
+        for what, median in (("search", statistics.median(alone["index"])),
+                             ("words to shortlist", statistics.median(whole)))
+    ]  # fmt: skip
     return {"results": results, "goals": goals}
 
 

@@ -45,16 +45,21 @@ Parsed = tuple[argparse.Namespace, Callable[[argparse.Namespace], Coroutine[None
 def main(arguments: list[str] | None = None) -> int:
     """Returns the exit code."""
     parser = command_line.Parser("Search pictures with a running mPLUG server.", _EXAMPLE)
-    parser.add_argument("command", choices=("index", "search"), help="each has a --help of its own")
+    parser.add_argument("command", choices=list(_COMMANDS), help="each has a --help of its own")
     parser.add_argument("arguments", nargs=argparse.REMAINDER, metavar="…")
-    asked = parser.parse_args(arguments)
-    options, run = {"index": _parse_index, "search": _parse_search}[asked.command](asked.arguments)
+    rest = list(sys.argv[1:] if arguments is None else arguments)
+    name = next((argument for argument in rest if argument in _COMMANDS), None)
+    if name is None:
+        parser.parse_args(rest)  # help, or wrong usage
+        parser.error(f"give one of {', '.join(_COMMANDS)}")
+    rest.remove(name)  # options may stand before it, too
+    options, run = _COMMANDS[name](rest)
     try:
         return asyncio.run(run(options))
     except ClientError as error:
         return command_line.fail(str(error))
     except KeyboardInterrupt:
-        command_line.fail("interrupted" + ("; the same command goes on" if asked.command == "index" else ""))
+        command_line.fail("interrupted" + ("; the same command goes on" if name == "index" else ""))
         return command_line.INTERRUPTED
 
 
@@ -272,6 +277,9 @@ def _show(results: list[Result], options: argparse.Namespace) -> None:
         result_page.write(options.html, query, shown, options.image)
     except OSError as error:
         raise ClientError(f"{options.html} cannot be written: {error.strerror}", "UNREADABLE") from error
+
+
+_COMMANDS = {"index": _parse_index, "search": _parse_search}
 
 
 if __name__ == "__main__":
