@@ -29,7 +29,7 @@ _BLOCK = re.compile(
 _ERROR_ROW = re.compile(r"^\| `(?P<change>\{.*\})` \| `(?P<message>.*)` \|$", re.M)
 _NUMBER = re.compile(r"[-−+]?\d+(\.\d+)?%?")
 #: A command line of ours takes the server's address, which a reader's server has by default.
-_COMMAND = re.compile(r"(python (?:\S*/)?clients/\w+\.py)")
+_COMMAND = re.compile(r"(python (?:\S*/)?clients/\w+\.py(?: (?:index|search)\b)?)")
 
 
 @dataclass(frozen=True)
