@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from pathlib import Path
 
 import numpy as np
 import openvino
@@ -12,7 +11,6 @@ import openvino
 from mplug.contract import GraphSpec, decoder_prefill, decoder_step
 from mplug.runtime.host_decoder import HostDecoder
 from mplug.runtime.interface import RuntimeUnavailable, StageInfo, threads
-from mplug.runtime.turns import turn_of
 
 #: Precision of a stage → OpenVINO's name of what is computed in; int8 weights are computed with in `auto`'s.
 PRECISIONS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16", "int8": ""}
@@ -64,22 +62,15 @@ def _compile(model: openvino.Model, info: StageInfo) -> openvino.CompiledModel:
     })
 
 
-def _repository(info: StageInfo) -> Path:
-    """The folder that all stages of one server share: REPOSITORY/STAGE/VERSION."""
-    return info.folder.resolve().parents[1]
-
-
 class OpenVinoGraph:
     """One compiled graph; calls must not overlap."""
 
     def __init__(self, info: StageInfo, name: str) -> None:
         self._request = _compile(openvino.Core().read_model(info.folder / f"{name}.xml"), info).create_infer_request()
         self._names = [output.any_name for output in self._request.model_outputs]
-        self._turn = turn_of(_repository(info))
 
     def __call__(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        with self._turn:
-            results = self._request.infer(dict(inputs), share_inputs=True, share_outputs=False)
+        results = self._request.infer(dict(inputs), share_inputs=True, share_outputs=False)
         return {name: results[index] for index, name in enumerate(self._names)}
 
 
@@ -95,7 +86,6 @@ class OpenVinoDecoder(HostDecoder):
         self._prefill_spec, self._step_spec = decoder_prefill(sizes["layers"]), decoder_step(sizes["layers"])
         self._prefill_request = self._open(info, self._prefill_spec)
         self._step_request = self._open(info, self._step_spec)
-        self._turn = turn_of(_repository(info))
         self._bound: list[tuple[str, np.ndarray]] = []
         self._bound_slots = 0
 
@@ -127,8 +117,7 @@ class OpenVinoDecoder(HostDecoder):
         self._bound_slots = 0
 
     def _prefill(self, encoder_states: np.ndarray) -> list[np.ndarray]:
-        with self._turn:
-            self._prefill_request.infer({"ENCODER_STATES": encoder_states}, share_inputs=True)
+        self._prefill_request.infer({"ENCODER_STATES": encoder_states}, share_inputs=True)
         return [self._bits(self._prefill_request.get_tensor(name)) for name in self._prefill_spec.output_names]
 
     def _run_step(self, inputs: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -137,8 +126,7 @@ class OpenVinoDecoder(HostDecoder):
             for name, array in self._bound:
                 self._step_request.set_tensor(name, self._tensor(array[:slots]))
             self._bound_slots = slots
-        with self._turn:
-            self._step_request.infer(inputs, share_inputs=True)
+        self._step_request.infer(inputs, share_inputs=True)
         next_tokens, log_probabilities, written = (
             self._step_request.get_tensor(name) for name in self._step_spec.output_names
         )
