@@ -27,6 +27,7 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 from tritonclient.utils import deserialize_bytes_tensor, serialize_byte_tensor
 
 from clients import caption as command
+from clients import connection
 from clients.client import AsyncClient, Caption, Client, ClientError
 
 ROOT = Path(__file__).parents[2]
@@ -219,7 +220,9 @@ def test_a_server_not_ready_is_asked_again(fake: Fake, ask: Callable[..., Any]) 
     assert len(fake.asked) == 3
 
 
-def test_asking_again_has_an_end(fake: Fake, ask: Callable[..., Any]) -> None:
+def test_asking_again_has_an_end(fake: Fake, ask: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "_FIRST_PAUSE", 0.01)
+
     def refuse(image: bytes) -> Any:
         raise Refusal("UNAVAILABLE", "caption is not at ready state")
 
@@ -228,6 +231,24 @@ def test_asking_again_has_an_end(fake: Fake, ask: Callable[..., Any]) -> None:
         ask(fake.url, "caption", b"i")
     assert caught.value.status == "UNAVAILABLE"
     assert len(fake.asked) == 6
+
+
+def test_pauses_grow_are_spread_and_end_by_the_deadline() -> None:
+    busy, far = ClientError("busy", "UNAVAILABLE"), time.monotonic() + 1000
+    for attempt in range(connection.RETRIES["UNAVAILABLE"]):
+        pauses = {connection.pause_before_retry(busy, attempt, far) for _ in range(50)}
+        assert len(pauses) > 1
+        assert 0.075 * 2**attempt <= min(pauses) <= max(pauses) <= 0.125 * 2**attempt
+    for error, attempt, deadline in [
+        (busy, connection.RETRIES["UNAVAILABLE"], far),
+        (busy, 0, time.monotonic() + 0.05),  # before the pause is over
+        (ClientError("wrong", "INVALID_ARGUMENT"), 0, far),
+        (ClientError("late", "DEADLINE_EXCEEDED"), 0, far),
+        (ClientError("away", "UNREACHABLE"), connection.RETRIES["UNREACHABLE"], far),
+    ]:
+        with pytest.raises(ClientError) as caught:
+            connection.pause_before_retry(error, attempt, deadline)
+        assert caught.value is error
 
 
 def test_server_away(nobody: str, ask: Callable[..., Any]) -> None:
