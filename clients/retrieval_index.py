@@ -46,7 +46,8 @@ def _faiss() -> Any:
     try:
         import faiss  # on use: only retrieval needs it
     except ImportError as error:
-        raise ClientError(f"an index needs faiss ({error}): pip install -r requirements-serve.txt", "UNREADABLE") from error
+        advice = "pip install -r requirements-serve.txt"
+        raise ClientError(f"an index needs faiss ({error}): {advice}", "UNREADABLE") from error
     # One query is a product of a matrix and a vector: threads that wait for each other cost more than it takes
     # (0.2 ms instead of tens of them for 10,000 pictures where others use the cores, too).
     faiss.omp_set_num_threads(1)
