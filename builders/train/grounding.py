@@ -27,9 +27,14 @@ class BoxIds(NamedTuple):
 
     @classmethod
     def of(cls, tokenizer: Tokenizer, canvas: int) -> BoxIds:
-        """For a canvas of so many pixels a side. Raises KeyError for a vocabulary that lacks the tokens."""
-        tokenizer.token_id(f"[unused{FIRST_BIN + canvas}]")
-        return cls(tokenizer.token_id(f"[unused{START}]"), tokenizer.token_id(f"[unused{FIRST_BIN}]"), canvas + 1)
+        """For a canvas of so many pixels a side. Raises ValueError for a vocabulary that lacks the tokens."""
+        last = FIRST_BIN + canvas
+        try:
+            start, first, _ = (tokenizer.token_id(f"[unused{number}]") for number in (START, FIRST_BIN, last))
+        except KeyError as error:
+            needed = f"grounding at {canvas} pixels needs [unused{START}] to [unused{last}]"
+            raise ValueError(f"{needed}: {error.args[0]}") from None
+        return cls(start, first, canvas + 1)
 
     def tokens(self, boxes: Tensor) -> Tensor:
         """Boxes `[T, 4]`, corners in pixels of the canvas → ids `[T, 5]` from the start."""

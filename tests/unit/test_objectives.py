@@ -17,6 +17,7 @@ from builders.train.prefix_language import cut_texts, prefix_language_loss
 from builders.train.retrieval import retrieval_loss
 from mplug.config import GenerationConfig, MPlugConfig, TextConfig, VisionConfig
 from mplug.network import MPlug
+from mplug.tokenizer import SPECIAL_TOKENS, Tokenizer
 
 CLS, SEP, MASK, VOCABULARY = 1, 2, 3, 90
 SPECIAL = SpecialIds(CLS, SEP, MASK)
@@ -305,6 +306,15 @@ def test_boxes_are_learnt_and_read_back(network, pixels):
     assert halved(learn(network.parameters(), loss, 120))
     found = greedy_boxes(network.eval(), network.vision_encoder(pixels), texts(6), None, BOXES)
     assert (found == ids).float().mean() > 0.8
+
+
+def test_boxes_need_their_tokens(tmp_path):
+    vocabulary = [*SPECIAL_TOKENS, *(f"[unused{index}]" for index in range(339, 360))]
+    (tmp_path / "vocab.txt").write_text("\n".join(vocabulary))
+    tokenizer = Tokenizer(tmp_path / "vocab.txt")
+    assert BoxIds.of(tokenizer, 16) == BoxIds(5, 6, 17)
+    with pytest.raises(ValueError, match=r"at 32 pixels needs \[unused339\] to \[unused372\].* has no '\[unused372\]'"):
+        BoxIds.of(tokenizer, 32)
 
 
 def test_overlap():
