@@ -13,6 +13,7 @@ it should be, and as a failure when it is not.
 
 from __future__ import annotations
 
+import os
 import random
 import sys
 import time
@@ -63,6 +64,14 @@ def load_pictures(environment: Environment, **_: object) -> None:
     environment.stop_timeout = environment.stop_timeout or REQUEST_SECONDS
     # gevent's clock stood still while this and the imports ran; the run's time would begin that much earlier.
     gevent.get_hub().loop.update_now()
+
+
+@events.quit.add_listener
+def end_at_once(exit_code: int, **_: object) -> None:
+    """After the last report: under gevent, gRPC's threads now and then keep the interpreter from ending for ever."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(exit_code)
 
 
 class CaptionUser(User):
