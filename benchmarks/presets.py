@@ -49,6 +49,8 @@ class Preset:
     unbatched_clients: tuple[int, ...] = (16,)
     lengths: tuple[int, ...] = tuple(range(8, 21))
     warm_seconds: float = 10.0
+    #: Until repeated pictures are all in the cache, and the house is full.
+    fill_seconds: float = 40.0
     window_seconds: float = 25.0
     #: A window of the slow baseline goes on until this many captions are done, or for so long.
     least_captions: int = 16
@@ -81,7 +83,7 @@ PRESETS = {
         "quick",
         ModelSizes(image_size=64, vision_width=128, vision_layers=2, hidden_size=128, intermediate_size=256, heads=2,
                    decoder_layers=2, vocab_size=1_200, max_positions=64),
-        rounds=6, slow_rounds=3, clients=(1, 4), int8_clients=(4,), unbatched_clients=(4,), warm_seconds=1.0,
+        rounds=6, slow_rounds=3, clients=(1, 4), int8_clients=(4,), unbatched_clients=(4,), warm_seconds=1.0, fill_seconds=2.0,
         window_seconds=3.0, least_captions=4, longest_window=6.0, pictures=128, batches=(1, 2, 4), steps=5,
         matrix_side=512, array_mib=32,
         requests=300, soak_clients=16,
