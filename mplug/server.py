@@ -33,6 +33,7 @@ __all__ = ["Options", "ServerError", "TritonServer", "main"]
 
 HTTP_PORT, GRPC_PORT, METRICS_PORT = 8000, 8001, 8002
 CHILD_SUBREAPER = 36  # <linux/prctl.h>
+COMMAND_GRACE_SECONDS = 10.0  # that a command of --run has to end when it is asked to
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -140,7 +141,10 @@ def _ready_line(server: TritonServer, seconds: float) -> str:
 
 
 def _run(command: list[str], server: TritonServer, signals: _Signals) -> int:
-    """Run the command to its end; a signal to us ends it too. Returns its exit code, 128 + n for signal n."""
+    """Run the command to its end; a signal to us ends it too. Returns its exit code, 128 + n for signal n.
+
+    A command that heeds no SIGTERM is killed after `COMMAND_GRACE_SECONDS`, or at the second signal.
+    """
     places = {"{grpc}": server.grpc_url, "{http}": server.http_url, "{metrics}": server.metrics_url}
     for place, url in places.items():
         command = [argument.replace(place, url) for argument in command]
@@ -150,9 +154,12 @@ def _run(command: list[str], server: TritonServer, signals: _Signals) -> int:
         process = subprocess.Popen(command)
     except OSError as error:
         return _fail(f"cannot run {command[0]}: {error.strerror}")
+    asked = None  # when the command was asked to end
     while process.poll() is None:
         if signals.any():
-            process.terminate()
+            asked = asked or time.monotonic()
+            late = signals.several() or time.monotonic() - asked > COMMAND_GRACE_SECONDS
+            process.kill() if late else process.terminate()
         signals.wait(0.05)
     if server.exit_code is not None:
         return _fail(server.failure())

@@ -294,6 +294,19 @@ def test_run_serves_for_the_time_of_one_command(scratch_repository: Path) -> Non
     assert server.left_overs() == []
 
 
+def test_a_command_that_does_not_heed_us_is_killed_at_the_second_signal(scratch_repository: Path) -> None:
+    deaf = "signal.signal(signal.SIGTERM, signal.SIG_IGN)"
+    script = f"import signal, time; {deaf}; print('deaf', flush=True); time.sleep(600)"
+    with launched(scratch_repository, "--run", sys.executable, "-c", script) as server:
+        assert server.process.stdout.readline() == "deaf\n"
+        server.process.send_signal(signal.SIGTERM)
+        time.sleep(0.5)
+        assert server.process.poll() is None
+        code, _ = server.end(signal.SIGTERM)
+    assert code == 128 + signal.SIGKILL
+    assert server.left_overs() == []
+
+
 def test_a_model_config_by_name(tmp_path: Path, write_model) -> None:
     model = """
     import json
