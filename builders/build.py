@@ -83,7 +83,8 @@ class Build:
         sizes = {
             "layers": text.text_decode_layers, "heads": text.heads, "head_width": text.head_width,
             "hidden_size": text.hidden_size, "vocab_size": text.vocab_size, "max_positions": text.max_positions,
-            "max_states": stage.max_states, "ranks_candidates": int(config.ranks_candidates),
+            "max_states": stage.max_states, "max_text_length": config.max_text_length,
+            "ranks_candidates": int(config.ranks_candidates),
             "image_size": config.vision.image_size, "start_id": tokenizer.cls_id, "end_id": tokenizer.sep_id,
         }
         return StageInfo(folder, self.target, self.precision, sizes, asdict(config.generation))

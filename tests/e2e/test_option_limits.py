@@ -167,6 +167,23 @@ def test_the_decoder_takes_no_more_candidates_than_its_engine(wire: Wire) -> Non
         assert "CANDIDATE_IDS: shape" in message and "but must be [1…4096, 2…64]" in message, (status, message)
 
 
+def test_stages_refuse_what_they_cannot_read(wire: Wire) -> None:
+    """Straight from a client; the next request is answered."""
+    ids = np.full((1, 8), 101, np.int32)
+    for stage, name, complaint, inputs in [
+        ("vision_encoder", "PIXEL_VALUES", "shape", {"PIXEL_VALUES": np.zeros((1, 3, 96, 128), np.float32)}),
+        ("text_encoder", "INPUT_IDS", "ids must be", {"INPUT_IDS": ids * 100, "ATTENTION_MASK": ids // 101}),
+        ("text_encoder", "ATTENTION_MASK", "shape", {"INPUT_IDS": ids, "ATTENTION_MASK": ids[:, :7]}),
+        ("text_encoder", "INPUT_IDS", "33 tokens", {name: np.ones((1, 33), np.int32)
+                                                    for name in ("INPUT_IDS", "ATTENTION_MASK")}),
+        ("fusion_encoder", "IMAGE_STATES", "shape", {
+            "IMAGE_STATES": np.zeros((1, 65, 100), np.float32), "TEXT_STATES": np.zeros((1, 8, 192), np.float32),
+            "ATTENTION_MASK": ids // 101}),
+    ]:  # fmt: skip
+        wire.assert_refused(name, complaint, model=stage, **inputs)
+    assert wire.ask("text_encoder", INPUT_IDS=ids, ATTENTION_MASK=ids // 101)["TEXT_STATES"].shape == (1, 8, 192)
+
+
 def test_words_behind_a_question_are_read_as_far_as_they_fit(wire: Wire) -> None:
     ask = {**GOOD["vqa"], "NUM_BEAMS": 1}
     fitting = [b"dog"] * 20

@@ -1,6 +1,7 @@
 """Stage `vision_encoder`: runs its compiled graph on the batches that Triton's dynamic batcher brings."""
 
 from mplug.runtime import open_graph
+from mplug.stage_inputs import StageInputs
 from mplug.triton_adapter import StageModel
 
 
@@ -8,4 +9,8 @@ class TritonPythonModel(StageModel):
     """See `mplug.contract` for tensors."""
 
     def create(self, context):
+        self.inputs = StageInputs.of_stage(context.folder, "vision_encoder")
         return open_graph(context.folder, "vision_encoder")
+
+    def check(self, inputs):
+        self.inputs.check(inputs)
