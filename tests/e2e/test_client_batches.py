@@ -24,7 +24,7 @@ from mplug.server import TritonServer
 CHECKOUT = Path(__file__).resolve().parents[2]
 Capture = pytest.CaptureFixture[str]
 Indexed = tuple[Path, Path, list[str]]
-COUNT = 40
+COUNT = 24
 QUICK = ["--num-beams", "1", "--max-length", "2"]
 
 
@@ -258,8 +258,9 @@ def test_words_find_pictures_in_two_steps(
 
 
 def test_a_picture_finds_pictures_and_texts(
-    every_task_server: TritonServer, indexed: Indexed, capsys: Capture, tmp_path: Path
-) -> None:
+    every_task_server: TritonServer, indexed: Indexed, capsys: Capture, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
     photos, path, names = indexed
     image = str(photos / names[5])
     found = search(capsys, every_task_server, path, "--image", image, "--top", "3")
@@ -274,7 +275,8 @@ def test_a_picture_finds_pictures_and_texts(
     found = search(capsys, every_task_server, path, "--image", image, "--texts", str(file), "--no-rerank", "--top", "2")
     assert [r["text"] for r in found] == sorted(matches, key=lambda text: -matches[text].similarity)[:2]
     # More texts than one request of `match` takes: the similarity makes the shortlist.
-    file.write_text("\n".join([f"{number} dogs" for number in range(257)]))
+    monkeypatch.setattr(retrieve, "TEXTS_PER_MATCH", 8)
+    file.write_text("\n".join([f"{number} dogs" for number in range(9)]))
     limits = ("--shortlist", "4", "--top", "4")
     found = search(capsys, every_task_server, path, "--image", image, "--texts", str(file), *limits)
     assert len(found) == 4 and all("score" in result for result in found)
