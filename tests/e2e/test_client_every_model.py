@@ -194,8 +194,16 @@ def test_a_client_with_asyncio_cleans_up(
         async with AsyncClient(url_of(every_task_server, protocol), protocol, shared_memory=True) as client:
             await asyncio.gather(*(client.embed_image(large(20 + seed)) for seed in range(6)))
             assert len(regions()) <= shared_memory.MAX_REGIONS and files() == []
+            sent, triton = asyncio.Event(), client._connection._client
+            infer = triton.infer
+
+            async def tell(*arguments: Any, **options: Any) -> Any:
+                sent.set()
+                return await infer(*arguments, **options)
+
+            triton.infer = tell
             asked = asyncio.create_task(client.embed_image([large(30 + seed) for seed in range(4)]))
-            await asyncio.sleep(0.05)
+            await sent.wait()  # its region is registered, and the request on its way
             asked.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await asked
@@ -209,7 +217,7 @@ def test_who_does_not_wait_cleans_up(
     every_task_server: TritonServer, regions: Callable[[], list[str]], protocol: str
 ) -> None:
     """The server reads a region while its client has given up: it is asked again to forget it."""
-    frames = [large(40 + seed) for seed in range(4)]
+    frames = [large(40 + seed) for seed in range(16)]  # no server decodes so many within the time
     with (Client(url_of(every_task_server, protocol), protocol, timeout=0.02, shared_memory=True) as client,
           pytest.raises(ClientError, match=r"no answer from .* within 0\.02 s") as caught):  # fmt: skip
         client.embed_image(frames)
