@@ -2,13 +2,14 @@
 
     python -m benchmarks.tasks [--preset base|quick] [--result FILE]
 
-In each round every task is asked once of either, by turns first, about a picture that comes once; PyTorch runs in
-a process of its own. Then a further question is put about each picture, and the server's counters say which
-stages ran for it, and how often the fusion encoder ran for all texts of a `match`.
+In each round every task is asked once of either, by turns first, about a picture and in words that come once;
+PyTorch runs in a process of its own. Then a further question is put about each picture, and the server's counters
+say which stages ran for it, and how often the fusion encoder ran for all texts of a `match`.
 """
 
 from __future__ import annotations
 
+import itertools
 import sys
 import time
 from collections.abc import Callable
@@ -47,24 +48,27 @@ class Request:
 
     title: str
     texts: list[str]
-    ask: Callable[[Client, list[bytes]], Any]
+    ask: Callable[[Client, list[bytes], list[str]], Any]
     pictures: int = 1
 
 
-def _question(client: Client, pictures: list[bytes], text: str = QUESTION) -> Any:
-    return client.vqa(pictures[0], text, num_beams=BEAMS, min_length=ANSWER_TOKENS, max_length=ANSWER_TOKENS)
+def _question(client: Client, pictures: list[bytes], texts: list[str]) -> Any:
+    return client.vqa(pictures[0], texts[0], num_beams=BEAMS, min_length=ANSWER_TOKENS, max_length=ANSWER_TOKENS)
 
 
 REQUESTS = {
-    "embed_image": Request("embed a picture", [], lambda client, pictures: client.embed_image(pictures[0])),
-    "embed_text": Request("embed a text", TEXTS[:1], lambda client, _: client.embed_text(TEXTS[0])),
-    "match": Request(f"match {len(TEXTS)} texts", TEXTS, lambda client, pictures: client.match(pictures[0], TEXTS)),
+    "embed_image": Request("embed a picture", [], lambda client, pictures, _: client.embed_image(pictures[0])),
+    "embed_text": Request("embed a text", TEXTS[:1], lambda client, _, texts: client.embed_text(texts[0])),
+    "match": Request(f"match {len(TEXTS)} texts", TEXTS,
+                     lambda client, pictures, texts: client.match(pictures[0], texts)),
     "vqa": Request(f"a question, an answer of {ANSWER_TOKENS} tokens", [QUESTION], _question),
-    "ground": Request("find a box", [QUESTION], lambda client, pictures: client.ground(pictures[0], QUESTION)),
+    "ground": Request("find a box", [QUESTION], lambda client, pictures, texts: client.ground(pictures[0], texts[0])),
     "nlvr": Request("judge two pictures", [QUESTION],
-                    lambda client, pictures: client.nlvr((pictures[0], pictures[1]), QUESTION), pictures=2),
-    "entail": Request("judge a picture", [QUESTION], lambda client, pictures: client.entail(pictures[0], QUESTION)),
+                    lambda client, pictures, texts: client.nlvr((pictures[0], pictures[1]), texts[0]), pictures=2),
+    "entail": Request("judge a picture", [QUESTION],
+                      lambda client, pictures, texts: client.entail(pictures[0], texts[0])),
 }
+_turn = itertools.count()
 FURTHER_TITLE = "a further question about the same picture"
 STAGES = ("vision_encoder", "text_encoder", "fusion_encoder")
 
@@ -82,23 +86,29 @@ def measure(workspace: Workspace) -> dict[str, Any]:
     pictures = Pictures((rounds + WARM_ROUNDS) * 2 * each + 2)
     process = ProcessPoolExecutor(1, get_context("spawn"), initializer=_load, initargs=(workspace,))
     with process, TritonServer(workspace.repository) as server, Client(server.grpc_url, timeout=600.0) as client:
-        def ours(name: str, shown: list[bytes]) -> Any:
-            return REQUESTS[name].ask(client, shown)
+        def ours(name: str, shown: list[bytes], texts: list[str]) -> Any:
+            return REQUESTS[name].ask(client, shown, texts)
 
-        def eager(name: str, shown: list[bytes]) -> Any:
-            return process.submit(_ask, name, shown, REQUESTS[name].texts, ANSWER_TOKENS).result()
+        def eager(name: str, shown: list[bytes], texts: list[str]) -> Any:
+            return process.submit(_ask, name, shown, texts, ANSWER_TOKENS).result()
 
         say("warming up: ours, PyTorch")
         for _ in range(WARM_ROUNDS):
             for name, request in REQUESTS.items():
                 for asked in (ours, eager):
-                    asked(name, [pictures.next() for _ in range(request.pictures)])
+                    asked(name, [pictures.next() for _ in range(request.pictures)], _new(request.texts))
         _check_alike(ours, eager, pictures.next())
         taken = _rounds({"ours": ours, "pytorch": eager}, pictures, rounds)
         further = _further(client, server.metrics_url, pictures, rounds)
-        batched = _counted(server.metrics_url, lambda: ours("match", [pictures.next()]))
-        singly = _timed(lambda picture: [client.match(picture, [text]) for text in TEXTS], pictures, rounds=3)
+        batched = _counted(server.metrics_url, lambda: ours("match", [pictures.next()], _new(TEXTS)))
+        singly = _timed(lambda picture: [client.match(picture, [text]) for text in _new(TEXTS)], pictures, rounds=3)
     return outcome(taken, further, batched, singly)
+
+
+def _new(texts: list[str]) -> list[str]:
+    """These texts with a word more, another one each time: a text that was seen before is in the cache."""
+    word = next(_turn)
+    return [f"{text} word{word}" for text in texts]
 
 
 def _load(workspace: Workspace) -> None:
@@ -115,7 +125,7 @@ def _ask(*arguments: Any) -> list[float]:
 
 def _check_alike(ours: Callable[..., Any], eager: Callable[..., Any], picture: bytes) -> None:
     for name in ("embed_image", "embed_text"):
-        cosine = float(np.dot(ours(name, [picture]), eager(name, [picture])))
+        cosine = float(np.dot(ours(name, [picture], TEXTS[:1]), eager(name, [picture], TEXTS[:1])))
         if cosine < ALIKE:
             raise RuntimeError(f"{name}: ours and PyTorch's differ, their cosine is {cosine:.3f}")
 
@@ -127,9 +137,9 @@ def _rounds(asked: dict[str, Callable[..., Any]], pictures: Pictures, rounds: in
         order = list(asked) if number % 2 else list(reversed(asked))
         for name, request in REQUESTS.items():
             for who in order:
-                shown = [pictures.next() for _ in range(request.pictures)]
+                shown, texts = [pictures.next() for _ in range(request.pictures)], _new(request.texts)
                 began = time.perf_counter()
-                asked[who](name, shown)
+                asked[who](name, shown, texts)
                 taken[name][who].append(time.perf_counter() - began)
         latest = {name: " / ".join(f"{seconds[-1]:.3f}" for seconds in times.values()) for name, times in taken.items()}
         say(f"round {number + 1} of {rounds}, ours / PyTorch, s: {latest}")
@@ -142,7 +152,7 @@ def _further(client: Client, metrics_url: str, pictures: Pictures, rounds: int) 
     for _ in range(rounds):
         picture = [pictures.next()]
         for text, counts in ((QUESTION, first), (FURTHER, further)):
-            counts.append(_counted(metrics_url, partial(_question, client, picture, text)))
+            counts.append(_counted(metrics_url, partial(_question, client, picture, _new([text]))))
     return {
         "first": [counted["seconds"] for counted in first],
         "further": [counted["seconds"] for counted in further],
