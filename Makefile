@@ -53,7 +53,7 @@ lint: $(INSTALLED)  ## ruff
 	@$(BIN)/ruff check .
 
 # The soak runs against the demo where there is its checkpoint; all else against a random one of base size.
-bench: $(BENCH_INSTALLED) $(if $(wildcard $(CHECKPOINT)),$(BUILT))  ## ours beside the baselines (15 min), into docs/benchmarks.md
+bench: $(BENCH_INSTALLED) $(if $(wildcard $(CHECKPOINT)),$(BUILT))  ## ours beside the baselines (half an hour), into docs/benchmarks.md
 	@$(BIN)/python -m benchmarks.run $(if $(wildcard $(CHECKPOINT)),--repository $(REPOSITORY)) $(BENCH)
 
 load: $(INSTALLED) $(BUILT)  ## load test: USERS (16) users for SECONDS (60) seconds

@@ -2,6 +2,10 @@
 
 A block of `sh` or `python` runs if the line before it is `<!-- tested -->`. A block of `text` that follows is what
 it prints, for other weights perhaps with other words and figures: what must agree is its shape.
+
+For new weights, have the pages say what their examples print:
+
+    python -m mplug.server build/demo --run tests/e2e/docs_examples.py {http} {grpc}
 """
 
 from __future__ import annotations
@@ -12,13 +16,18 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
+import types
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from mplug.server import TritonServer
-
 CHECKOUT = Path(__file__).resolve().parents[2]
+if __name__ == "__main__":
+    sys.path[0] = str(CHECKOUT)
+
+from mplug.server import TritonServer  # noqa: E402
+
 PAGES = [CHECKOUT / "README.md", *sorted((CHECKOUT / "docs").rglob("*.md"))]
 SECONDS = 120
 
@@ -121,3 +130,20 @@ def _value_fits(printed: object, shown: object) -> bool:
     if isinstance(shown, str):
         return isinstance(printed, str) and _column_fits(printed, shown)
     return isinstance(printed, int | float) if isinstance(shown, int | float) else printed == shown
+
+
+def write_outputs(server: TritonServer) -> None:
+    """Run every example whose output a page shows, and write what it prints into the page."""
+    for page in PAGES:
+        for example in examples(page):
+            if example.output is None:
+                continue
+            with tempfile.TemporaryDirectory() as folder:
+                printed = example.run(server, Path(folder)).rstrip("\n") + "\n"
+            shown = f"{example.code}```\n```text\n"
+            page.write_text(page.read_text().replace(shown + example.output, shown + printed))
+            print(example)
+
+
+if __name__ == "__main__":
+    write_outputs(types.SimpleNamespace(http_url=sys.argv[1], grpc_url=sys.argv[2]))
