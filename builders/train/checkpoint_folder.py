@@ -24,6 +24,7 @@ from mplug.checkpoint import (
 from mplug.config import MPlugConfig, read_config
 from mplug.network import MPlug
 from mplug.network.mplug import parts_needed
+from mplug.tasks.vqa import ANSWER_LENGTHS
 
 #: Task of training → what the checkpoint is for in the end.
 SERVED_TASKS = {
@@ -42,7 +43,11 @@ def start_network(
     names them. Raises CheckpointError for a part of which only some weights are there, ConfigError for bad files.
     """
     files = find_checkpoint(init)
-    config = replace(read_config(files.config, files.bert_config, task=tasks[0]), tasks=tasks)
+    config = read_config(files.config, files.bert_config, task=tasks[0])
+    generation = config.generation
+    if tasks[0].endswith("question-answering") and generation.min_length > 1:
+        generation = replace(generation, **ANSWER_LENGTHS)  # a captioner's least length forbids the answer "yes"
+    config = replace(config, tasks=tasks, generation=generation)
     if image_size is not None:
         config = config.at_image_size(image_size)
     check_vocabulary(files.vocabulary, config)

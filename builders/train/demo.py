@@ -28,18 +28,26 @@ from torch.utils.data import DataLoader
 
 from builders.data.emoji_sprites import TRAIN_STYLES
 from builders.data.vocabulary import build_vocabulary
-from builders.train.answering import answer_loss
 from builders.train.captioning import caption_loss, decoder_source
-from builders.train.contrastive import ALPHA, ImageTextContrast
-from builders.train.demo_batches import SCENE_SIZE, DemoStream, Mixture, normalise, object_patches, scene_tokenizer
+from builders.train.contrastive import ALPHA, Contrast, ImageTextContrast
+from builders.train.demo_batches import (
+    MOST_COUNTED,
+    SCENE_SIZE,
+    DemoStream,
+    Mixture,
+    normalise,
+    object_patches,
+    scene_tokenizer,
+)
 from builders.train.demo_look import look
-from builders.train.fused_states import token_mask
-from builders.train.grounding import grounding_loss
-from builders.train.judgement import entail_loss, nlvr_loss
+from builders.train.distributed import mean_gradients, process_group, rank, world_size
+from builders.train.fused_states import FusedStates, mean_over_tokens, token_losses, token_mask
+from builders.train.grounding import BoxIds, near_boxes
 from builders.train.masked_language import MaskedLanguageHead, SpecialIds, masked_language_loss
-from builders.train.matching import judged_loss, matching_loss
+from builders.train.matching import hard_negatives
 from builders.train.patch_labelling import ImageLabelling, PatchBoxes, PatchLabelling
 from builders.train.prefix_language import prefix_language_loss
+from builders.train.word_grounding import GuidedLooks, NamedThings
 from mplug.checkpoint import load_weights, read_state_dict, save_weights
 from mplug.config import GenerationConfig, MPlugConfig, TextConfig, VisionConfig
 from mplug.network import MPlug
@@ -48,8 +56,10 @@ WIDTH = 192
 CLASSES = 250
 PROMPT = "a picture of"
 QUEUE = 4096  # features kept by the contrastive objective
-LOG_SECONDS, LOOK_SECONDS = 60, 480
+LOG_SECONDS, LOOK_SECONDS = 60, 600
 WARM_UP = 100  # steps
+NEAR_BINS = 2.0  # pixels that a box token may be off and still be nearly right
+PAIRS = Mixture(questions=0, expressions=0, hypotheses=0, statements=0)  # images and captions alone
 TASKS = (
     "image-captioning", "visual-question-answering", "image-text-retrieval", "visual-grounding", "nlvr2",
     "visual-entailment", "video-captioning", "video-question-answering", "video-text-retrieval",
@@ -66,22 +76,20 @@ class Leg:
     batch_size: int = 64
     augmented: float = 0.6  #: share of batches whose sprites are augmented
     kept_patches: int | None = 24  #: work on so many patches, those of objects first
-    mixture: Mixture = field(default_factory=Mixture)
+    mixture: Mixture | None = field(default_factory=Mixture)
     max_groups: int = 2
     max_count: int = 4
 
 
-LABELS = {"patches": 1.5, "classes": 0.3, "places": 3.0}
-PRETRAINING = LABELS | {"words": 0.5, "contrast": 0.5, "matching": 0.5, "masked": 0.5, "prefix": 1.0}
-EVERY_TASK = LABELS | {
-    "words": 0.5, "contrast": 1.0, "matching": 1.0, "caption": 1.5, "answers": 1.0, "boxes": 1.0, "entailment": 1.0,
-    "nlvr": 0.5,
-}
+LABELS = {"patches": 2.0, "classes": 1.0, "places": 3.0}
+WORDS = {"words": 0.5, "looks": 0.5, "named": 1.0, "contrast": 1.0, "matching": 1.0}
+PRETRAINING = LABELS | WORDS | {"masked": 0.5, "prefix": 1.0}
+EVERY_TASK = LABELS | WORDS | {"caption": 1.5, "answers": 1.0, "boxes": 1.0, "entailment": 1.0, "nlvr": 1.0}
 LEGS = {
-    "sprites": Leg(6e-4, 6e-4, LABELS, augmented=0.3, kept_patches=12, max_groups=1, max_count=1),
-    "patches": Leg(6e-4, 6e-4, LABELS),
-    "pretrain": Leg(6e-4, 4e-4, PRETRAINING, batch_size=96),
-    "tasks": Leg(6e-4, 2e-4, EVERY_TASK, batch_size=72),
+    "sprites": Leg(6e-4, 6e-4, LABELS, augmented=0.3, kept_patches=12, mixture=None, max_groups=1, max_count=1),
+    "patches": Leg(6e-4, 6e-4, LABELS, mixture=None),
+    "pretrain": Leg(6e-4, 4e-4, PRETRAINING, batch_size=96, mixture=PAIRS),
+    "tasks": Leg(6e-4, 2e-4, EVERY_TASK, batch_size=48),
     "whole": Leg(2e-4, 1e-4, EVERY_TASK, batch_size=48, augmented=0.4, kept_patches=None),
 }
 
@@ -113,6 +121,7 @@ class DemoModel(nn.Module):
         self.patches = PatchLabelling(WIDTH, CLASSES)
         self.classes = ImageLabelling(WIDTH, CLASSES)
         self.places = PatchBoxes(WIDTH)
+        self.named = NamedThings(WIDTH, MOST_COUNTED)
         self.masked = MaskedLanguageHead(network.config.text)
         self.contrast = ImageTextContrast(network, queue_size=QUEUE)
 
@@ -124,6 +133,8 @@ class Losses:
         self.model = model
         tokenizer = scene_tokenizer()
         self.special = SpecialIds(tokenizer.cls_id, tokenizer.sep_id, tokenizer.mask_id)
+        self.box_ids = BoxIds.of(tokenizer, SCENE_SIZE)
+        self.looks = GuidedLooks(model.network.fusion_encoder)
         self.prompt_ids = torch.tensor([tokenizer.cls_id, *tokenizer.pieces(PROMPT), tokenizer.sep_id])
 
     def of(self, batch: dict[str, Tensor], leg: Leg, progress: float = 1.0) -> dict[str, Tensor]:
@@ -135,67 +146,79 @@ class Losses:
         pixels, labels = normalise(batch["images"]), batch["labels"].flatten(1)
         kept = None if leg.kept_patches is None else object_patches(batch["labels"], leg.kept_patches)
         states = network.vision_encoder(pixels, kept)
-        losses = {"patches": model.patches(states, labels if kept is None else labels.gather(1, kept))}
+        worked_on = labels if kept is None else labels.gather(1, kept)
+        losses = {"patches": model.patches(states, worked_on)}
         boxes = batch["boxes"].flatten(1, 2)
         if kept is not None:
             boxes = boxes.gather(1, kept[:, :, None].expand(-1, -1, 4))
         losses["places"] = model.places(states, boxes)
         losses["classes"] = model.classes(states, batch["labels"])
-        wanted = leg.weights
-        texts, mixture = batch["texts"], leg.mixture
-        if "contrast" in wanted:
-            losses |= self._aligned(states, pixels, kept, batch, mixture, ALPHA * progress)
+        wanted, mixture = leg.weights, leg.mixture
+        if mixture is not None:
+            self._read_texts(losses, states, pixels, kept, worked_on, batch, leg, ALPHA * progress)
         if "masked" in wanted:
             some = _some(states, mixture.masked)
             losses["masked"] = masked_language_loss(
-                network, model.masked, states, texts[some], self.special, image_index=some)
+                network, model.masked, states, batch["texts"][some], self.special, image_index=some)
         if "prefix" in wanted:
             some = _some(states, mixture.prefixes)
             losses["prefix"] = prefix_language_loss(
-                network, states, texts[some], self.special.cls_id, self.special.sep_id, image_index=some)
+                network, states, batch["texts"][some], self.special.cls_id, self.special.sep_id, image_index=some)
         if "caption" in wanted:
             some = _some(states, mixture.captions)
             source = decoder_source(network, states[some], self.prompt_ids)
             losses["caption"] = caption_loss(network, source, batch["captions"][some])
-        if "answers" in wanted:
-            losses["answers"] = answer_loss(
-                network, states, batch["question_ids"], None, batch["answer_ids"], image_index=batch["question_image"])
-        if "boxes" in wanted:
-            losses["boxes"] = grounding_loss(
-                network, states, batch["expression_ids"], None, batch["box_ids"], batch["expression_image"])
-        if "entailment" in wanted:
-            losses["entailment"] = entail_loss(
-                network, states, batch["hypothesis_ids"], None, batch["entail_label"], batch["hypothesis_image"])
-        if "nlvr" in wanted:
-            losses["nlvr"] = nlvr_loss(
-                network, states, batch["statement_ids"], None, batch["statement_image"], batch["statement_other"],
-                batch["nlvr_label"])
         return losses
 
-    def _aligned(self, states: Tensor, pixels: Tensor, kept: Tensor | None, batch: dict[str, Tensor],
-                 mixture: Mixture, alpha: float) -> dict[str, Tensor]:
-        """Contrast, and matching with the negatives that the contrast finds hard and those wrong in one thing."""
-        network, every = self.model.network, states
-        part = slice(mixture.contrasted)  # the teacher's vision encoder costs a third of the network's
-        states, pixels, texts, ids = states[part], pixels[part], batch["texts"][part], batch["text_id"][part]
-        kept = None if kept is None else kept[part]
-        mask = token_mask(texts)
-        text_states = network.text_encoder(texts, mask)
-        contrast = self.model.contrast(
-            network, states, text_states, pixels, texts, mask, kept=kept, ids=ids, alpha=alpha)
-        self.model.contrast.enqueue(contrast)
-        some = _some(states, mixture.matches)
-        similar = [matrix[some][:, some] for matrix in (contrast.image_to_text, contrast.text_to_image)]
-        matching = matching_loss(network, states[some], text_states[some], mask[some], *similar, ids=ids[some])
-        wrong, texts = batch["wrong_ids"], batch["texts"]
-        # As many right ones beside those wrong in one thing, so that "wrong" is no safe guess.
-        right = texts[batch["wrong_image"]]
-        length = max(wrong.shape[1], right.shape[1])
-        both = torch.cat([functional.pad(rows, (0, length - rows.shape[1])) for rows in (wrong, right)])
-        labels = torch.arange(2).repeat_interleave(len(wrong))
-        judged = judged_loss(network, every, both, labels, batch["wrong_image"].repeat(2))
-        words = self.model.patches.words(text_states, batch["word_labels"][part])
-        return {"contrast": contrast.loss, "matching": (matching + judged) / 2, "words": words}
+    def _read_texts(self, losses: dict[str, Tensor], states: Tensor, pixels: Tensor, kept: Tensor | None,
+                    labels: Tensor, batch: dict[str, Tensor], leg: Leg, alpha: float) -> None:
+        """Add the losses of all texts that are fused with an image, in one pass of the encoders over all."""
+        model, network, rows = self.model, self.model.network, leg.mixture.rows()
+        ids, images = batch["row_ids"], batch["row_image"]
+        mask = token_mask(ids)
+        texts = network.text_encoder(ids, mask)
+        losses["words"] = model.patches.words(texts, batch["row_words"])
+        part = rows["captions"]
+        # The caption's [CLS] names what the picture's does: a start for the contrast of the two.
+        losses["classes"] = losses["classes"] + model.classes(texts[part], batch["labels"][part])
+        contrast = model.contrast(
+            network, states[part], texts[part], pixels[part], ids[part], mask[part],
+            kept=None if kept is None else kept[part], ids=batch["text_id"][part], alpha=alpha)
+        model.contrast.enqueue(contrast)
+        losses["contrast"] = contrast.loss
+        hard_images, hard_texts = self._hard_pairs(contrast, batch["text_id"][part], leg.mixture.matches)
+        order = torch.cat([torch.arange(len(ids)), hard_texts])
+        images, mask = torch.cat([images, hard_images]), mask[order]
+        fused = FusedStates(*network.fusion_encoder(states[images], texts[order], mask), mask)
+        losses["looks"] = self.looks.loss(batch["row_words"], batch["row_image"], labels)
+        losses["named"] = model.named(fused.text[: len(ids)], batch["row_counts"], batch["row_boxes"])
+        first = fused.text[:, 0]
+        judged = torch.cat([first[part], first[rows["wrong"]], first[len(ids) :]])
+        labels = (torch.arange(len(judged)) < leg.mixture.contrasted).long()
+        losses["matching"] = functional.cross_entropy(network.match_head(judged).float(), labels)
+        if "answers" not in leg.weights:
+            return
+        losses["answers"] = token_losses(
+            network, self._source(fused, rows["questions"]), batch["answer_ids"]).sum(1).mean()
+        box_ids = batch["box_ids"]
+        near = near_boxes(box_ids, self.box_ids, network.config.text.vocab_size, NEAR_BINS)
+        losses["boxes"] = mean_over_tokens(
+            token_losses(network, self._source(fused, rows["expressions"]), box_ids, near, 1.0), box_ids)
+        entailed = network.entail_head(first[rows["hypotheses"]]).float()
+        losses["entailment"] = functional.cross_entropy(entailed, batch["entail_label"])
+        both = torch.cat([first[rows["statements_left"]], first[rows["statements_right"]]], dim=-1)
+        losses["nlvr"] = functional.cross_entropy(network.nlvr_head(both).float(), batch["nlvr_label"])
+
+    def _source(self, fused: FusedStates, rows: slice) -> tuple[Tensor, Tensor]:
+        """What the decoder reads for some rows."""
+        return self.model.network.decoder_input(*(states[rows] for states in fused))
+
+    @staticmethod
+    def _hard_pairs(contrast: Contrast, ids: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        """Images and captions `[count]` that do not belong together, but seem to the contrast."""
+        images, wrong_texts = (found[: count // 2] for found in hard_negatives(contrast.image_to_text, ids))
+        texts, wrong_images = (found[: count - count // 2] for found in hard_negatives(contrast.text_to_image, ids))
+        return torch.cat([images, wrong_images]), torch.cat([wrong_texts, texts])
 
 
 def _some(states: Tensor, count: int) -> Tensor:
@@ -231,6 +254,8 @@ class Trainer:
             self.model.load_state_dict(torch.load(heads, weights_only=True), strict=False)
 
     def log(self, **record: object) -> None:
+        if rank() > 0:
+            return
         record = {"minutes": round((time.time() - self.started) / 60, 2), "samples": self.samples, **record}
         with (self.output / "log.jsonl").open("a") as stream:
             stream.write(json.dumps(record) + "\n")
@@ -243,46 +268,50 @@ class Trainer:
         groups = parameter_groups(self.model, leg)
         optimiser = torch.optim.AdamW(groups, betas=(0.9, 0.98), fused=True)
         stream = DataLoader(
-            DemoStream(TRAIN_STYLES, leg.batch_size, leg.mixture, augmented=leg.augmented, seed=self.seed + number,
-                       max_groups=leg.max_groups, max_count=leg.max_count),
+            DemoStream(TRAIN_STYLES, leg.batch_size, leg.mixture, augmented=leg.augmented,
+                       seed=self.seed + 10 * number + rank(), max_groups=leg.max_groups, max_count=leg.max_count),
             batch_size=None, num_workers=1, prefetch_factor=4,
         )
         begun = last_log = last_look = time.time()
         sums: dict[str, float] = {}
         steps = 0
+        progress = 0.0
         for step, batch in enumerate(stream, start=1):
-            progress = (time.time() - begun) / (60 * minutes)
-            if progress >= 1:
-                break
-            factor = min(1.0, step / WARM_UP) * max(0.02, 0.5 * (1 + math.cos(math.pi * progress)))
-            for group in optimiser.param_groups:
-                group["lr"] = group["base_lr"] * factor
             with torch.autocast("cpu", torch.bfloat16):
                 losses = self.losses.of(batch, leg, progress)
                 total = sum(leg.weights[key] * losses[key] for key in leg.weights)
             optimiser.zero_grad(set_to_none=True)
             total.backward()
+            # Clocks differ: all processes go by their mean, as by their mean gradients.
+            progress = mean_gradients(optimiser, (time.time() - begun) / (60 * minutes))
+            factor = min(1.0, step / WARM_UP) * max(0.02, 0.5 * (1 + math.cos(math.pi * min(1.0, progress))))
+            for group in optimiser.param_groups:
+                group["lr"] = group["base_lr"] * factor
             for group in groups:  # apart, so that a task's wild start does not still the vision encoder
                 torch.nn.utils.clip_grad_norm_([p for p in group["params"] if p.grad is not None], 1.0)
             optimiser.step()
             if "contrast" in leg.weights:
                 self.model.contrast.update_momentum(self.model.network)
-            self.samples += len(batch["images"])
+            self.samples += len(batch["images"]) * world_size()
             steps += 1
             for key in leg.weights:
                 sums[key] = sums.get(key, 0.0) + losses[key].item()
             if time.time() - last_log > LOG_SECONDS:
                 means = {key: round(value / steps, 3) for key, value in sums.items()}
-                rate = round(steps * leg.batch_size / (time.time() - last_log))
+                rate = round(steps * leg.batch_size * world_size() / (time.time() - last_log))
                 self.log(leg=name, step=step, per_second=rate, **means)
                 sums, steps, last_log = {}, 0, time.time()
             if time.time() - last_look > LOOK_SECONDS:
                 self.look(name)
                 last_look = time.time()
+            if progress >= 1:
+                break
         self.look(name)
 
     def look(self, name: str) -> None:
         """Save, then measure on fixed scenes."""
+        if rank() > 0:
+            return
         self.save()
         tasks = any(key not in PRETRAINING for key in LEGS[name].weights)
         self.log(leg=name, look=look(self.model.network, self.model.patches, tasks=tasks))
@@ -318,12 +347,13 @@ def main() -> None:
     parser.add_argument("--init", type=Path, help="weights to start from, a .safetensors file")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    trainer = Trainer(options.output, options.seed)
-    if options.init:
-        trainer.start_from(options.init)
-    for number, leg in enumerate(options.legs.split(","), start=1):
-        name, minutes = leg.split(":")
-        trainer.run(name, float(minutes), number)
+    with process_group("cpu"):
+        trainer = Trainer(options.output, options.seed)
+        if options.init:
+            trainer.start_from(options.init)
+        for number, leg in enumerate(options.legs.split(","), start=1):
+            name, minutes = leg.split(":")
+            trainer.run(name, float(minutes), number)
 
 
 if __name__ == "__main__":

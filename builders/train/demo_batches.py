@@ -36,21 +36,35 @@ SCENE_SIZE = 128  # pixels
 SEED_LIMIT = 10_000
 #: Chance of groups of 1, 2, 3, 4 objects: the more there are, the smaller each is drawn.
 COUNT_WEIGHTS = (0.6, 0.18, 0.12, 0.1)
+COLOURED = 0.08  # chance of a scene that surely shows one of the few classes whose colour is told
+
+
+#: What `row_ids` of a batch holds, in this order; statements twice, for either image.
+ROWS = ("captions", "wrong", "questions", "expressions", "hypotheses", "statements_left", "statements_right")
+WAITING = 400  # pairs of scenes that wait to be seen again
+MOST_COUNTED = 5  # more of a kind than that are counted as so many
 
 
 @dataclass(frozen=True)
 class Mixture:
     """How many texts of each task go with a batch of images; `statements` are over pairs of images."""
 
-    captions: int = 32
-    questions: int = 40
-    expressions: int = 24
-    hypotheses: int = 16
-    statements: int = 12
-    contrasted: int = 32  #: images told from others' captions
-    matches: int = 10  #: captions with their image, with another's, and with one word wrong
+    captions: int = 24
+    questions: int = 48
+    expressions: int = 28
+    hypotheses: int = 24
+    statements: int = 20
+    contrasted: int = 32  #: images told from others' captions, and matched with their own
+    matches: int = 16  #: captions wrong in one thing, and as many of other images
     masked: int = 24
     prefixes: int = 32
+
+    def rows(self) -> dict[str, slice]:
+        """Where each kind of text is among `row_ids`."""
+        sizes = (self.contrasted, self.matches, self.questions, self.expressions, self.hypotheses, self.statements,
+                 self.statements)
+        starts = [sum(sizes[:position]) for position in range(len(sizes))]
+        return {name: slice(start, start + size) for name, start, size in zip(ROWS, starts, sizes, strict=True)}
 
 
 def scene_tokenizer() -> Tokenizer:
@@ -115,20 +129,26 @@ class SceneTexts:
             labels[end - 1] = next((self.names[span] for span in spans if span in self.names), 0)
         return labels
 
-    def batch(self, scenes: Sequence[Scene], mixture: Mixture) -> dict[str, Tensor]:
+    def batch(self, scenes: Sequence[Scene], mixture: Mixture | None) -> dict[str, Tensor]:
         """Tensors by name; those of one task share a prefix, `*_image` are indices of images `[T]`.
 
-        Scenes 0 and 1, 2 and 3, … are the pairs that statements are about.
+        Scenes 0 and 1, 2 and 3, … are the pairs that statements are about. Without `mixture`, no texts.
+        `row_*` are the texts of all tasks that the fusion encoder reads in one go (`Mixture.rows`), with what
+        each word names: `row_words` `[T, L]` the class + 1 or 0, `row_counts` `[T, L]` how many of it the image
+        shows or -1, `row_boxes` `[T, L, 4]` where it is, as `patch_boxes` say it, if there is one.
         """
-        random, every = self.random, range(len(scenes))
-        texts = [self.ids(scene.caption, clean=True) for scene in scenes]
         tensors = {
             "images": torch.from_numpy(np.stack([scene.image for scene in scenes])),
             "labels": torch.from_numpy(np.stack([scene.patch_labels for scene in scenes]).astype(np.int64)),
             "boxes": torch.from_numpy(np.stack([patch_boxes(scene) for scene in scenes])),
+        }
+        if mixture is None:
+            return tensors
+        random, every = self.random, range(len(scenes))
+        texts = [self.ids(scene.caption, clean=True) for scene in scenes]
+        tensors |= {
             "captions": padded([self.ids(scene.caption) for scene in scenes]),
             "texts": padded(texts),
-            "word_labels": padded([self.word_labels(ids) for ids in texts]),
             # Scenes of one caption are right for each other's text.
             "text_id": torch.tensor([zlib.crc32(scene.caption.encode()) for scene in scenes]),
         }
@@ -151,21 +171,56 @@ class SceneTexts:
         for name, rows, clean in (("question", questions, False), ("expression", expressions, False),
                                   ("hypothesis", hypotheses, True), ("statement", statements, True)):
             tensors[f"{name}_ids"] = padded([self.ids(text.text, clean=clean) for _, text in rows])
-            tensors[f"{name}_image"] = torch.tensor([index for index, _ in rows])
+            tensors[f"{name}_image"] = torch.tensor([index for index, _ in rows], dtype=torch.long)
         tensors["statement_other"] = tensors["statement_image"] ^ 1
         tensors["wrong_ids"] = padded([self.ids(text, clean=True) for _, text in wrong])
         tensors["wrong_image"] = torch.tensor([index for index, _ in wrong])
         tensors["answer_ids"] = padded([self.ids(question.answer) for _, question in questions])
-        tensors["box_ids"] = self.box_ids.tokens(torch.tensor([expression.box for _, expression in expressions]))
+        boxes = torch.tensor([expression.box for _, expression in expressions]).view(-1, 4)
+        tensors["box_ids"] = self.box_ids.tokens(boxes)
         tensors["entail_label"] = torch.tensor([ENTAILMENT_LABELS.index(text.label) for _, text in hypotheses])
         tensors["nlvr_label"] = torch.tensor([NLVR_LABELS.index(text.label) for _, text in statements])
-        return tensors
+        kinds = [(texts[: mixture.contrasted], torch.arange(mixture.contrasted))]
+        kinds += [(tensors[f"{name}_ids"].tolist(), tensors[f"{name}_image"])
+                  for name in ("wrong", "question", "expression", "hypothesis", "statement")]
+        kinds.append((kinds[-1][0], tensors["statement_other"]))
+        return tensors | self._rows(scenes, [row for rows, _ in kinds for row in rows],
+                                    torch.cat([images for _, images in kinds]))
+
+    def _rows(self, scenes: Sequence[Scene], rows: Sequence[Sequence[int]], images: Tensor) -> dict[str, Tensor]:
+        """`row_*` of a batch (`batch`); rows may be padded already."""
+        named = [self.word_labels(row) for row in rows]
+        shown = [things_shown(scene) for scene in scenes]
+        longest = max(sum(token != 0 for token in row) for row in rows)
+        counts = np.full((len(rows), longest), -1, np.int64)
+        boxes = np.zeros((len(rows), longest, 4), np.float32)
+        for index, (labels, image) in enumerate(zip(named, images.tolist(), strict=True)):
+            for place, label in enumerate(labels):
+                if label:
+                    found = shown[image].get(label - 1, [])
+                    counts[index, place] = min(len(found), MOST_COUNTED)
+                    if len(found) == 1:
+                        boxes[index, place] = found[0]
+        return {
+            "row_ids": padded(rows)[:, :longest], "row_image": images, "row_words": padded(named)[:, :longest],
+            "row_counts": torch.from_numpy(counts), "row_boxes": torch.from_numpy(boxes),
+        }
+
+
+def things_shown(scene: Scene) -> dict[int, list[np.ndarray]]:
+    """Boxes of a scene's objects by class index, as `patch_boxes` says them."""
+    found: dict[int, list[np.ndarray]] = {}
+    for thing in scene.objects:
+        x0, y0, x1, y1 = thing.box
+        box = np.array([(x0 + x1) / 2, (y0 + y1) / 2, x1 - x0, y1 - y0], np.float32) / scene.image.shape[0]
+        found.setdefault(thing.class_index, []).append(box)
+    return found
 
 
 class DemoStream(IterableDataset):
     """Endless batches of fresh scenes with texts, drawn in a process of its own."""
 
-    def __init__(self, styles: Sequence[str], batch_size: int, mixture: Mixture, *, augmented: float, seed: int,
+    def __init__(self, styles: Sequence[str], batch_size: int, mixture: Mixture | None, *, augmented: float, seed: int,
                  max_groups: int = 2, max_count: int = 4) -> None:
         if not 0 <= seed < SEED_LIMIT:
             raise ValueError(f"the seed of training is {seed}, but must be from 0 to {SEED_LIMIT - 1}")
@@ -179,11 +234,16 @@ class DemoStream(IterableDataset):
         seed = self.seed + SEED_LIMIT * 100 * (1 + (worker.id if worker else 0))
         scenes = SceneGenerator(self.styles, size=SCENE_SIZE, max_groups=self.max_groups, max_count=self.max_count,
                                 augment=True, seed=seed)
-        scenes.count_weights = list(COUNT_WEIGHTS)
+        scenes.count_weights, scenes.coloured = list(COUNT_WEIGHTS), COLOURED
         texts, chance = SceneTexts(seed), Random(seed)
+        waiting: list[list[Scene]] = []  # pairs that are to be seen once more, with other texts: drawing is dear
         while True:
             scenes.augment = chance.random() < self.augmented
-            yield texts.batch(scenes.batch(self.batch_size, paired=True).scenes, self.mixture)
+            again = self.batch_size // 4 if len(waiting) >= WAITING else 0
+            seen = [waiting.pop(chance.randrange(len(waiting))) for _ in range(again)]
+            drawn = scenes.batch(self.batch_size - 2 * again, paired=True).scenes
+            waiting += [drawn[start : start + 2] for start in range(0, len(drawn) - 1, 2)]
+            yield texts.batch([*drawn, *(scene for pair in seen for scene in pair)], self.mixture)
 
 
 def object_patches(labels: Tensor, count: int) -> Tensor:

@@ -26,7 +26,7 @@ from mplug.network import MPlug
 VALIDATION_SEED = 20_000
 SPLITS = {"train": TRAIN_STYLES, "held_out": (HELD_OUT_STYLE,)}
 SCENES = 200
-TEXTS = Mixture(questions=300, expressions=200, hypotheses=200, statements=200, matches=200)
+TEXTS = Mixture(contrasted=0, questions=300, expressions=200, hypotheses=200, statements=200, matches=200)
 
 
 @torch.no_grad()

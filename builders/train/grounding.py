@@ -50,6 +50,18 @@ class BoxIds(NamedTuple):
         return torch.cat([centre - size / 2, centre + size / 2], dim=1)
 
 
+def near_boxes(tokens: Tensor, box_ids: BoxIds, vocabulary: int, spread: float) -> Tensor:
+    """Box tokens `[T, 5]` → soft targets `[T, 4, V]`: a bell over the bins around each, `spread` bins wide.
+
+    Bins are an order that the vocabulary does not know of: nearly right is then better than wrong.
+    """
+    bins = torch.arange(box_ids.bins, device=tokens.device)
+    away = (tokens[:, 1:, None] - box_ids.first_bin - bins).float() / spread
+    targets = torch.zeros(len(tokens), tokens.shape[1] - 1, vocabulary, device=tokens.device)
+    targets[:, :, box_ids.first_bin : box_ids.first_bin + box_ids.bins] = torch.softmax(-away.square() / 2, dim=-1)
+    return targets
+
+
 def grounding_loss(
     network: MPlug,
     image_states: Tensor,

@@ -78,7 +78,7 @@ def test_seeds_of_training_are_no_others():
     with pytest.raises(ValueError, match="20000"):
         DemoStream(TRAIN_STYLES, 8, FEW, augmented=0.5, seed=20_000)
     assert SEED_LIMIT <= 20_000
-    stream = DemoStream(("noto",), 4, FEW, augmented=0.0, seed=3)
+    stream = DemoStream(("noto",), 8, FEW, augmented=0.0, seed=3)
     first, again = next(iter(stream)), next(iter(stream))
     assert torch.equal(first["images"], again["images"]) and torch.equal(first["question_ids"], again["question_ids"])
 

@@ -101,6 +101,13 @@ def test_published_weights_start_unchanged_at_another_image_size():
         assert torch.equal(tensor, network.state_dict()[name]), name
 
 
+def test_a_captioner_s_least_length_does_not_forbid_the_answer_yes():
+    captioner = Path(__file__).parents[2] / "checkpoints/demo"
+    assert load_checkpoint(captioner)[0].config.generation.min_length > 1
+    network, _ = start_network(captioner, ("visual-question-answering",))
+    assert network.config.generation.min_length == 1
+
+
 def test_easy_vqa_is_trained_on_and_a_run_goes_on(pretrained, tmp_path):
     options = [*QUICK, "--init", pretrained / "checkpoint", "--data", "easy-vqa", "--validation-split", "test",
                "--output", tmp_path, "--steps", "2", "--save-every", "1", "--alpha", "0"]
