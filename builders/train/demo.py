@@ -45,7 +45,7 @@ from builders.train.fused_states import FusedStates, mean_over_tokens, token_los
 from builders.train.grounding import BoxIds, near_boxes
 from builders.train.masked_language import MaskedLanguageHead, SpecialIds, masked_language_loss
 from builders.train.matching import hard_negatives
-from builders.train.patch_labelling import ImageLabelling, PatchBoxes, PatchLabelling
+from builders.train.patch_labelling import ImageLabelling, PatchBoxes, PatchCounts, PatchLabelling
 from builders.train.prefix_language import prefix_language_loss
 from builders.train.word_grounding import GuidedLooks, NamedThings
 from mplug.checkpoint import load_weights, read_state_dict, save_weights
@@ -58,6 +58,7 @@ PROMPT = "a picture of"
 QUEUE = 4096  # features kept by the contrastive objective
 LOG_SECONDS, LOOK_SECONDS = 60, 600
 WARM_UP = 100  # steps
+TEXTS_SAY = 0.3  # share of their gradients that texts send through the image states: labels teach the eye, texts less
 NEAR_BINS = 2.0  # pixels that a box token may be off and still be nearly right
 PAIRS = Mixture(questions=0, expressions=0, hypotheses=0, statements=0)  # images and captions alone
 TASKS = (
@@ -81,7 +82,7 @@ class Leg:
     max_count: int = 4
 
 
-LABELS = {"patches": 2.0, "classes": 1.0, "places": 3.0}
+LABELS = {"patches": 2.0, "classes": 1.0, "places": 3.0, "counts": 0.5}
 WORDS = {"words": 0.5, "looks": 0.5, "named": 1.0, "contrast": 1.0, "matching": 1.0}
 PRETRAINING = LABELS | WORDS | {"masked": 0.5, "prefix": 1.0}
 EVERY_TASK = LABELS | WORDS | {"caption": 1.5, "answers": 1.0, "boxes": 1.0, "entailment": 1.0, "nlvr": 1.0}
@@ -121,6 +122,7 @@ class DemoModel(nn.Module):
         self.patches = PatchLabelling(WIDTH, CLASSES)
         self.classes = ImageLabelling(WIDTH, CLASSES)
         self.places = PatchBoxes(WIDTH)
+        self.counts = PatchCounts(WIDTH, MOST_COUNTED)
         self.named = NamedThings(WIDTH, MOST_COUNTED)
         self.masked = MaskedLanguageHead(network.config.text)
         self.contrast = ImageTextContrast(network, queue_size=QUEUE)
@@ -148,14 +150,16 @@ class Losses:
         states = network.vision_encoder(pixels, kept)
         worked_on = labels if kept is None else labels.gather(1, kept)
         losses = {"patches": model.patches(states, worked_on)}
-        boxes = batch["boxes"].flatten(1, 2)
+        boxes, counts = batch["boxes"].flatten(1, 2), batch["counts"].flatten(1)
         if kept is not None:
-            boxes = boxes.gather(1, kept[:, :, None].expand(-1, -1, 4))
+            boxes, counts = boxes.gather(1, kept[:, :, None].expand(-1, -1, 4)), counts.gather(1, kept)
+        losses["counts"] = model.counts(states, counts)
         losses["places"] = model.places(states, boxes)
         losses["classes"] = model.classes(states, batch["labels"])
         wanted, mixture = leg.weights, leg.mixture
+        pooled, states = states, states.detach().lerp(states, TEXTS_SAY)
         if mixture is not None:
-            self._read_texts(losses, states, pixels, kept, worked_on, batch, leg, ALPHA * progress)
+            self._read_texts(losses, pooled, states, pixels, kept, worked_on, batch, leg, ALPHA * progress)
         if "masked" in wanted:
             some = _some(states, mixture.masked)
             losses["masked"] = masked_language_loss(
@@ -170,8 +174,8 @@ class Losses:
             losses["caption"] = caption_loss(network, source, batch["captions"][some])
         return losses
 
-    def _read_texts(self, losses: dict[str, Tensor], states: Tensor, pixels: Tensor, kept: Tensor | None,
-                    labels: Tensor, batch: dict[str, Tensor], leg: Leg, alpha: float) -> None:
+    def _read_texts(self, losses: dict[str, Tensor], pooled: Tensor, states: Tensor, pixels: Tensor,
+                    kept: Tensor | None, labels: Tensor, batch: dict[str, Tensor], leg: Leg, alpha: float) -> None:
         """Add the losses of all texts that are fused with an image, in one pass of the encoders over all."""
         model, network, rows = self.model, self.model.network, leg.mixture.rows()
         ids, images = batch["row_ids"], batch["row_image"]
@@ -182,7 +186,7 @@ class Losses:
         # The caption's [CLS] names what the picture's does: a start for the contrast of the two.
         losses["classes"] = losses["classes"] + model.classes(texts[part], batch["labels"][part])
         contrast = model.contrast(
-            network, states[part], texts[part], pixels[part], ids[part], mask[part],
+            network, pooled[part], texts[part], pixels[part], ids[part], mask[part],
             kept=None if kept is None else kept[part], ids=batch["text_id"][part], alpha=alpha)
         model.contrast.enqueue(contrast)
         losses["contrast"] = contrast.loss

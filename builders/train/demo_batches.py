@@ -141,6 +141,7 @@ class SceneTexts:
             "images": torch.from_numpy(np.stack([scene.image for scene in scenes])),
             "labels": torch.from_numpy(np.stack([scene.patch_labels for scene in scenes]).astype(np.int64)),
             "boxes": torch.from_numpy(np.stack([patch_boxes(scene) for scene in scenes])),
+            "counts": torch.from_numpy(np.stack([patch_counts(scene) for scene in scenes])),
         }
         if mixture is None:
             return tensors
@@ -205,6 +206,15 @@ class SceneTexts:
             "row_ids": padded(rows)[:, :longest], "row_image": images, "row_words": padded(named)[:, :longest],
             "row_counts": torch.from_numpy(counts), "row_boxes": torch.from_numpy(boxes),
         }
+
+
+def patch_counts(scene: Scene) -> np.ndarray:
+    """Int64 `[g, g]`: of the class of each patch, how many the scene shows; 0 on background."""
+    counts = np.zeros(scene.patch_labels.max() + 1, np.int64)
+    for index, found in things_shown(scene).items():
+        if index + 1 < len(counts):  # else too small an object for any label
+            counts[index + 1] = min(len(found), MOST_COUNTED)
+    return counts[scene.patch_labels]
 
 
 def things_shown(scene: Scene) -> dict[int, list[np.ndarray]]:

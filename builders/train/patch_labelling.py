@@ -81,3 +81,16 @@ class PatchBoxes(nn.Module):
         shown = (boxes[..., 2] > 0).float()
         errors = (self.head(image_states[:, 1:]).float() - boxes).abs().mean(-1)
         return (errors * shown).sum() / shown.sum().clamp(min=1)
+
+
+class PatchCounts(nn.Module):
+    """Linear head over image states, and its loss: of what this patch shows, how many does the whole picture show?"""
+
+    def __init__(self, width: int, most: int) -> None:
+        super().__init__()
+        self.head = nn.Linear(width, most + 1)
+
+    def forward(self, image_states: Tensor, counts: Tensor) -> Tensor:
+        """Image states `[B, 1 + P, W]`, counts `[B, P]`, 0 where there is no object → cross-entropy over the others."""
+        logits = self.head(image_states[:, 1:]).float().flatten(0, 1)
+        return functional.cross_entropy(logits, counts.flatten(), ignore_index=0)
