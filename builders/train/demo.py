@@ -90,7 +90,7 @@ LEGS = {
     "sprites": Leg(6e-4, 6e-4, LABELS, augmented=0.3, kept_patches=12, mixture=None, max_groups=1, max_count=1),
     "patches": Leg(6e-4, 6e-4, LABELS, mixture=None),
     "pretrain": Leg(6e-4, 4e-4, PRETRAINING, batch_size=96, mixture=PAIRS),
-    "tasks": Leg(6e-4, 2e-4, EVERY_TASK, batch_size=48),
+    "tasks": Leg(7e-4, 3e-4, EVERY_TASK, batch_size=48),
     "whole": Leg(2e-4, 1e-4, EVERY_TASK, batch_size=48, augmented=0.4, kept_patches=None),
 }
 
