@@ -1,11 +1,13 @@
 """Train the demo checkpoint on emoji scenes: all pre-training objectives, then every task at once.
 
     python builders/train/demo.py --output build/train
+    torchrun --nproc-per-node 2 builders/train/demo.py --output build/train    # twice the batch on two cores
 
 A leg is NAME:MINUTES; each continues from the weights before it, the first from `--init` or from nothing.
 First the vision encoder learns to name what each patch shows, which scenes of our own tell for free; then the
-four objectives of the paper join (arXiv 2205.12005, section 3.3), then captions, questions, boxes, pairs and
-judgements all at once. Weights are saved every few minutes. `log.jsonl` holds losses and looks at fixed scenes.
+objectives of pre-training join (arXiv 2205.12005, section 3.3), with words that learn to look at what they name; then
+captions, questions, boxes, pairs and judgements all at once. Weights are saved every few minutes. `log.jsonl`
+holds losses and looks at fixed scenes.
 """
 
 from __future__ import annotations
@@ -85,7 +87,9 @@ class Leg:
 LABELS = {"patches": 2.0, "classes": 1.0, "places": 3.0, "counts": 0.5}
 WORDS = {"words": 0.5, "looks": 0.5, "named": 1.0, "contrast": 1.0, "matching": 1.0}
 PRETRAINING = LABELS | WORDS | {"masked": 0.5, "prefix": 1.0}
-EVERY_TASK = LABELS | WORDS | {"caption": 1.5, "answers": 1.0, "boxes": 1.0, "entailment": 1.0, "nlvr": 1.0}
+EVERY_TASK = LABELS | WORDS | {
+    "caption": 1.5, "answers": 1.5, "boxes": 2.0, "pointed": 0.5, "entailment": 1.0, "nlvr": 1.0,
+}
 LEGS = {
     "sprites": Leg(6e-4, 6e-4, LABELS, augmented=0.3, kept_patches=12, mixture=None, max_groups=1, max_count=1),
     "patches": Leg(6e-4, 6e-4, LABELS, mixture=None),
@@ -208,6 +212,8 @@ class Losses:
         near = near_boxes(box_ids, self.box_ids, network.config.text.vocab_size, NEAR_BINS)
         losses["boxes"] = mean_over_tokens(
             token_losses(network, self._source(fused, rows["expressions"]), box_ids, near, 1.0), box_ids)
+        places = (box_ids[:, 1:] - self.box_ids.first_bin) / (self.box_ids.bins - 1)
+        losses["pointed"] = model.named.pointed(first[rows["expressions"]], places)
         entailed = network.entail_head(first[rows["hypotheses"]]).float()
         losses["entailment"] = functional.cross_entropy(entailed, batch["entail_label"])
         both = torch.cat([first[rows["statements_left"]], first[rows["statements_right"]]], dim=-1)
@@ -346,7 +352,7 @@ def parameter_groups(model: DemoModel, leg: Leg) -> list[dict]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--legs", default="sprites:25,patches:40,pretrain:30,tasks:90,whole:20",
+    parser.add_argument("--legs", default="sprites:25,patches:60,pretrain:30,tasks:120,whole:10",
                         help=f"NAME:MINUTES,… of {', '.join(LEGS)} (default: %(default)s)")
     parser.add_argument("--init", type=Path, help="weights to start from, a .safetensors file")
     parser.add_argument("--seed", type=int, default=0)

@@ -27,20 +27,28 @@ class NamedThings(nn.Module):
 
     def __init__(self, width: int, most: int) -> None:
         super().__init__()
-        self.count = nn.Linear(width, most + 1)
-        self.box = nn.Linear(width, 4)
+        self.count, self.first_count = nn.Linear(width, most + 1), nn.Linear(width, most + 1)
+        self.box, self.pointed_box = nn.Linear(width, 4), nn.Linear(width, 4)
 
     def forward(self, fused_text: Tensor, counts: Tensor, boxes: Tensor) -> Tensor:
         """Fused text states `[T, L, W]`, counts `[T, L]` (-1: names nothing), boxes `[T, L, 4]` → loss.
 
-        Cross-entropy of the counts, and the error of the boxes of things that there are one of.
+        Cross-entropy of the counts, at the words themselves and, of what is named first, at the text's `[CLS]`, which
+        judgements are read off; and the error of the boxes of things that there are one of.
         """
         named = counts >= 0
         states, wanted = fused_text[named], boxes[named]
         counted = functional.cross_entropy(self.count(states).float(), counts[named])
+        some = named.any(1)
+        first = counts[some].gather(1, named[some].int().argmax(1, keepdim=True))[:, 0]
+        counted = counted + functional.cross_entropy(self.first_count(fused_text[some, 0]).float(), first)
         single = (wanted[:, 2] > 0).float()
         errors = (self.box(states).float() - wanted).abs().mean(-1)
         return counted + BOX_WEIGHT * (errors * single).sum() / single.sum().clamp(min=1)
+
+    def pointed(self, first: Tensor, boxes: Tensor) -> Tensor:
+        """Fused `[CLS]` `[T, W]` of referring expressions, boxes `[T, 4]` of what they mean → loss."""
+        return BOX_WEIGHT * (self.pointed_box(first).float() - boxes).abs().mean()
 
 
 class GuidedLooks:
