@@ -84,7 +84,7 @@ class Leg:
     max_count: int = 4
 
 
-LABELS = {"patches": 2.0, "classes": 1.0, "places": 3.0, "counts": 0.5}
+LABELS = {"patches": 2.0, "classes": 1.0, "places": 20.0, "counts": 0.5}
 WORDS = {"words": 0.5, "looks": 0.5, "named": 1.0, "contrast": 1.0, "matching": 1.0}
 PRETRAINING = LABELS | WORDS | {"masked": 0.5, "prefix": 1.0}
 EVERY_TASK = LABELS | WORDS | {
@@ -94,7 +94,7 @@ LEGS = {
     "sprites": Leg(6e-4, 6e-4, LABELS, augmented=0.3, kept_patches=12, mixture=None, max_groups=1, max_count=1),
     "patches": Leg(6e-4, 6e-4, LABELS, mixture=None),
     "pretrain": Leg(6e-4, 4e-4, PRETRAINING, batch_size=96, mixture=PAIRS),
-    "tasks": Leg(7e-4, 3e-4, EVERY_TASK, batch_size=48),
+    "tasks": Leg(7e-4, 3e-4, EVERY_TASK, batch_size=80),
     "whole": Leg(2e-4, 1e-4, EVERY_TASK, batch_size=48, augmented=0.4, kept_patches=None),
 }
 
