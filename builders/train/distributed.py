@@ -42,8 +42,8 @@ def process_group(device: str = "auto") -> Iterator[torch.device]:
         yield own
         distributed.barrier()  # nobody leaves while another still talks
     finally:
-        # What holds the group beyond this (DDP, in a cycle) lets its threads meet the end of the interpreter, which
-        # kills threads that ask for its lock; gloo's then abort the process.
+        # What holds the group beyond this (DDP, in a cycle) lets gloo's threads meet the end of the interpreter, still
+        # holding tensors: asking for its lock then, they abort the process (pytorch/pytorch issue 190489).
         gc.collect()
         distributed.destroy_process_group()
 
