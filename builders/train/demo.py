@@ -95,7 +95,8 @@ LEGS = {
     "patches": Leg(6e-4, 6e-4, LABELS, mixture=None),
     "pretrain": Leg(6e-4, 4e-4, PRETRAINING, batch_size=96, mixture=PAIRS),
     "tasks": Leg(7e-4, 3e-4, EVERY_TASK, batch_size=80),
-    "whole": Leg(2e-4, 1e-4, EVERY_TASK, batch_size=48, augmented=0.4, kept_patches=None),
+    # What it is served with: patches left out make objects look larger, and more of their kind.
+    "whole": Leg(5e-4, 2.2e-4, EVERY_TASK, batch_size=56, augmented=0.5, kept_patches=None),
 }
 
 
@@ -352,7 +353,7 @@ def parameter_groups(model: DemoModel, leg: Leg) -> list[dict]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--legs", default="sprites:25,patches:60,pretrain:30,tasks:120,whole:10",
+    parser.add_argument("--legs", default="sprites:25,patches:60,pretrain:30,tasks:90,whole:45",
                         help=f"NAME:MINUTES,… of {', '.join(LEGS)} (default: %(default)s)")
     parser.add_argument("--init", type=Path, help="weights to start from, a .safetensors file")
     parser.add_argument("--seed", type=int, default=0)
