@@ -15,7 +15,10 @@ from builders.data.vocabulary import build_vocabulary
 from builders.train.demo import LEGS, DemoModel, Losses, demo_config, parameter_groups
 from builders.train.demo_batches import SEED_LIMIT, DemoStream, Mixture, SceneTexts, normalise, object_patches
 from builders.train.demo_look import look
+from builders.train.grounding import near_boxes
+from builders.train.word_grounding import GuidedLooks
 from mplug.network import MPlug
+from mplug.network.fusion_encoder import FusionEncoder
 from mplug.preprocess import pixel_values
 
 FEW = Mixture(captions=4, questions=6, expressions=4, hypotheses=4, statements=4, contrasted=6, matches=4, masked=4,
@@ -60,6 +63,63 @@ def test_texts_belong_to_their_images(batch, scenes):
         places += [np.abs(np.array(g.box) - box.numpy()).max() for g in scenes[index].groups]
         assert min(places) <= 1.5
     assert batch["statement_other"].tolist() == [index ^ 1 for index in batch["statement_image"].tolist()]
+
+
+def test_what_words_name_is_counted_and_found(batch, scenes):
+    names = {tuple(pieces): index for pieces, index in SceneTexts(1).names.items()}
+    rows = FEW.rows()
+    assert sum(part.stop - part.start for part in rows.values()) == len(batch["row_ids"])
+    assert torch.equal(batch["row_ids"][rows["questions"], : batch["question_ids"].shape[1]].count_nonzero(1),
+                       batch["question_ids"].count_nonzero(1))  # fmt: skip
+    named = batch["row_words"] > 0
+    assert torch.equal(named, batch["row_counts"] >= 0) and named[rows["captions"]].any(1).all()
+    for row, place in named.nonzero().tolist():
+        label, scene = batch["row_words"][row, place].item(), scenes[batch["row_image"][row]]
+        words = batch["row_ids"][row, : place + 1].tolist()
+        assert any(names.get(tuple(words[start:])) == label for start in range(len(words)))
+        found = [thing for thing in scene.objects if thing.class_index == label - 1]
+        assert batch["row_counts"][row, place] == min(5, len(found))
+        box = batch["row_boxes"][row, place]
+        if len(found) == 1:
+            x0, y0, x1, y1 = found[0].box
+            wanted = torch.tensor([(x0 + x1) / 2, (y0 + y1) / 2, x1 - x0, y1 - y0]) / 128
+            torch.testing.assert_close(box, wanted, rtol=0, atol=1e-6)
+        else:
+            assert not box.any()
+    assert (batch["row_counts"][rows["captions"]].amax(1) > 0).all()
+    for counts, labels, scene in zip(batch["counts"], batch["labels"], scenes, strict=True):
+        for label in labels.unique().tolist():
+            of_class = sum(thing.class_index == label - 1 for thing in scene.objects)
+            assert (counts[labels == label] == min(5, of_class)).all()
+
+
+def test_words_that_look_everywhere_alike(model):
+    """Without a preference, attention is spread evenly over the class token and all patches."""
+    encoder = FusionEncoder(model.network.config.text)
+    attention = encoder.layers[0].cross_attention
+    torch.nn.init.zeros_(attention.query.weight)
+    torch.nn.init.zeros_(attention.query.bias)
+    looks = GuidedLooks(encoder)
+    encoder(torch.randn(2, 10, 192), torch.randn(2, 4, 192), torch.ones(2, 4))
+    labels = torch.tensor([[7, 7, 0, 0, 0, 0, 3, 0, 0], [5] * 9])  # of nine patches of two images
+    words = torch.tensor([[0, 7, 0, 0], [0, 0, 3, 4]])  # the second text names what its image, the first, shows and not
+    loss = looks.loss(words, torch.tensor([0, 0]), labels)
+    assert loss.item() == pytest.approx(-(np.log(2 / 10) + np.log(1 / 10)) / 2, rel=1e-4)
+    assert looks.loss(torch.zeros_like(words), torch.tensor([0, 0]), labels) == 0
+
+
+def test_nearly_right_boxes_are_nearly_right():
+    ids = SceneTexts(1).box_ids
+    tokens = ids.tokens(torch.tensor([[10.0, 20.0, 50.0, 80.0], [0.0, 0.0, 2.0, 128.0]]))
+    targets = near_boxes(tokens, ids, 1977, 2.0)
+    torch.testing.assert_close(targets.sum(-1), torch.ones(2, 4))
+    assert torch.equal(targets.argmax(-1), tokens[:, 1:])
+    outside = torch.ones(1977, dtype=torch.bool)
+    outside[ids.first_bin : ids.first_bin + ids.bins] = False
+    assert not targets[..., outside].any()
+    middle = tokens[0, 1].item()
+    at, near = targets[0, 0, middle].item(), targets[0, 0, middle + 2].item()
+    assert near == pytest.approx(at * np.exp(-0.5), rel=1e-4)
 
 
 def test_training_sees_the_pixels_that_serving_sees(batch, scenes):
