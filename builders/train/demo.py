@@ -282,7 +282,7 @@ class Trainer:
             DemoStream(TRAIN_STYLES, leg.batch_size, leg.mixture, augmented=leg.augmented,
                        seed=self.seed + 10 * number + rank(), max_groups=leg.max_groups, max_count=leg.max_count),
             batch_size=None, num_workers=1, prefetch_factor=4,
-            multiprocessing_context="spawn",  # a fork would inherit OpenCV's threads of the last look, and wait for them
+            multiprocessing_context="spawn",  # a fork would wait for the threads that OpenCV had at the last look
         )
         begun = last_log = last_look = time.time()
         sums: dict[str, float] = {}
