@@ -39,10 +39,10 @@ CMD ["/repository"]
 
 
 FROM base AS build
-# PyTorch only exports and compares here: its build for the CPU does.
-ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
-RUN python3 -m pip install --index-url "$TORCH_INDEX" "$(grep '^torch==' requirements-serve.txt)" \
- && sed -e '/^nvidia-pytriton==/d' -e '/^-r /d' requirements-serve.txt requirements.txt > build.txt \
+# PyTorch only exports and compares here: its build for the CPU does, some GB smaller, if pip is told where that is:
+# --build-arg PIP_EXTRA_INDEX_URL=…
+ARG PIP_EXTRA_INDEX_URL
+RUN sed -e '/^nvidia-pytriton==/d' -e '/^-r /d' requirements-serve.txt requirements.txt > build.txt \
  && python3 -m pip install -r build.txt
 COPY . .
 ENTRYPOINT ["python3", "builders/build.py"]

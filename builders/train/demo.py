@@ -150,17 +150,16 @@ class Losses:
         `progress`: share of the leg that is over; the momentum encoders' say in the contrast grows with it.
         """
         model, network = self.model, self.model.network
-        pixels, labels = normalise(batch["images"]), batch["labels"].flatten(1)
+        pixels = normalise(batch["images"])
         kept = None if leg.kept_patches is None else object_patches(batch["labels"], leg.kept_patches)
         states = network.vision_encoder(pixels, kept)
-        worked_on = labels if kept is None else labels.gather(1, kept)
-        losses = {"patches": model.patches(states, worked_on)}
-        boxes, counts = batch["boxes"].flatten(1, 2), batch["counts"].flatten(1)
-        if kept is not None:
-            boxes, counts = boxes.gather(1, kept[:, :, None].expand(-1, -1, 4)), counts.gather(1, kept)
-        losses["counts"] = model.counts(states, counts)
-        losses["places"] = model.places(states, boxes)
-        losses["classes"] = model.classes(states, batch["labels"])
+        worked_on = _of_patches(batch["labels"], kept)
+        losses = {
+            "patches": model.patches(states, worked_on),
+            "counts": model.counts(states, _of_patches(batch["counts"], kept)),
+            "places": model.places(states, _of_patches(batch["boxes"], kept)),
+            "classes": model.classes(states, batch["labels"]),
+        }
         wanted, mixture = leg.weights, leg.mixture
         pooled, states = states, states.detach().lerp(states, TEXTS_SAY)
         if mixture is not None:
@@ -203,8 +202,8 @@ class Losses:
         losses["named"] = model.named(fused.text[: len(ids)], batch["row_counts"], batch["row_boxes"])
         first = fused.text[:, 0]
         judged = torch.cat([first[part], first[rows["wrong"]], first[len(ids) :]])
-        labels = (torch.arange(len(judged)) < leg.mixture.contrasted).long()
-        losses["matching"] = functional.cross_entropy(network.match_head(judged).float(), labels)
+        right = (torch.arange(len(judged)) < leg.mixture.contrasted).long()
+        losses["matching"] = functional.cross_entropy(network.match_head(judged).float(), right)
         if "answers" not in leg.weights:
             return
         losses["answers"] = token_losses(
@@ -230,6 +229,12 @@ class Losses:
         images, wrong_texts = (found[: count // 2] for found in hard_negatives(contrast.image_to_text, ids))
         texts, wrong_images = (found[: count - count // 2] for found in hard_negatives(contrast.text_to_image, ids))
         return torch.cat([images, wrong_images]), torch.cat([wrong_texts, texts])
+
+
+def _of_patches(values: Tensor, kept: Tensor | None) -> Tensor:
+    """Values of all patches, `[B, g, g, …]` → of those that are worked on, `[B, P, …]`."""
+    values = values.flatten(1, 2)
+    return values if kept is None else values[torch.arange(len(kept))[:, None], kept]
 
 
 def _some(states: Tensor, count: int) -> Tensor:

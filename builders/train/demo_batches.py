@@ -10,6 +10,7 @@ import tempfile
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from random import Random
 
@@ -20,7 +21,7 @@ from torch import Tensor
 from torch.utils.data import IterableDataset
 
 from builders.data.emoji_classes import load_classes
-from builders.data.emoji_scenes import Scene, SceneGenerator
+from builders.data.emoji_scenes import Scene, SceneGenerator, SceneObject
 from builders.data.scene_expressions import expressions_of
 from builders.data.scene_negatives import match_negatives
 from builders.data.scene_questions import questions_of
@@ -37,10 +38,6 @@ SEED_LIMIT = 10_000
 #: Chance of groups of 1, 2, 3, 4 objects: the more there are, the smaller each is drawn.
 COUNT_WEIGHTS = (0.6, 0.18, 0.12, 0.1)
 COLOURED = 0.08  # chance of a scene that surely shows one of the few classes whose colour is told
-
-
-#: What `row_ids` of a batch holds, in this order; statements twice, for either image.
-ROWS = ("captions", "wrong", "questions", "expressions", "hypotheses", "statements_left", "statements_right")
 WAITING = 400  # pairs of scenes that wait to be seen again
 MOST_COUNTED = 5  # more of a kind than that are counted as so many
 
@@ -60,11 +57,14 @@ class Mixture:
     prefixes: int = 32
 
     def rows(self) -> dict[str, slice]:
-        """Where each kind of text is among `row_ids`."""
-        sizes = (self.contrasted, self.matches, self.questions, self.expressions, self.hypotheses, self.statements,
-                 self.statements)
-        starts = [sum(sizes[:position]) for position in range(len(sizes))]
-        return {name: slice(start, start + size) for name, start, size in zip(ROWS, starts, sizes, strict=True)}
+        """Where each kind of text is among `row_ids`, in this order; statements twice, for either image."""
+        sizes = {
+            "captions": self.contrasted, "wrong": self.matches, "questions": self.questions,
+            "expressions": self.expressions, "hypotheses": self.hypotheses, "statements_left": self.statements,
+            "statements_right": self.statements,
+        }
+        return {name: slice(end - size, end)
+                for (name, size), end in zip(sizes.items(), accumulate(sizes.values()), strict=True)}
 
 
 def scene_tokenizer() -> Tokenizer:
@@ -80,6 +80,12 @@ def padded(rows: Sequence[Sequence[int]]) -> Tensor:
     for target, row in zip(ids, rows, strict=True):
         target[: len(row)] = row
     return torch.from_numpy(ids)
+
+
+def box_shares(thing: SceneObject, scene: Scene) -> np.ndarray:
+    """Float64 `[4]`: centre x, centre y, width, height of an object's box, in shares of the picture."""
+    x0, y0, x1, y1 = thing.box
+    return np.array([(x0 + x1) / 2, (y0 + y1) / 2, x1 - x0, y1 - y0]) / scene.image.shape[0]
 
 
 def patch_boxes(scene: Scene) -> np.ndarray:
@@ -98,7 +104,7 @@ def patch_boxes(scene: Scene) -> np.ndarray:
         down = np.clip(np.minimum(edges + side, y1) - np.maximum(edges, y0), 0, None)
         cover = np.outer(down, across)
         better = (scene.patch_labels == thing.class_index + 1) & (cover > covered)
-        boxes[better] = np.array([(x0 + x1) / 2, (y0 + y1) / 2, x1 - x0, y1 - y0]) / scene.image.shape[0]
+        boxes[better] = box_shares(thing, scene)
         covered[better] = cover[better]
     return boxes
 
@@ -137,11 +143,12 @@ class SceneTexts:
         each word names: `row_words` `[T, L]` the class + 1 or 0, `row_counts` `[T, L]` how many of it the image
         shows or -1, `row_boxes` `[T, L, 4]` where it is, as `patch_boxes` say it, if there is one.
         """
+        shown = [things_shown(scene) for scene in scenes]
         tensors = {
             "images": torch.from_numpy(np.stack([scene.image for scene in scenes])),
             "labels": torch.from_numpy(np.stack([scene.patch_labels for scene in scenes]).astype(np.int64)),
             "boxes": torch.from_numpy(np.stack([patch_boxes(scene) for scene in scenes])),
-            "counts": torch.from_numpy(np.stack([patch_counts(scene) for scene in scenes])),
+            "counts": torch.from_numpy(np.stack([*map(patch_counts, scenes, shown)])),
         }
         if mixture is None:
             return tensors
@@ -185,13 +192,14 @@ class SceneTexts:
         kinds += [(tensors[f"{name}_ids"].tolist(), tensors[f"{name}_image"])
                   for name in ("wrong", "question", "expression", "hypothesis", "statement")]
         kinds.append((kinds[-1][0], tensors["statement_other"]))
-        return tensors | self._rows(scenes, [row for rows, _ in kinds for row in rows],
+        return tensors | self._rows(shown, [row for rows, _ in kinds for row in rows],
                                     torch.cat([images for _, images in kinds]))
 
-    def _rows(self, scenes: Sequence[Scene], rows: Sequence[Sequence[int]], images: Tensor) -> dict[str, Tensor]:
-        """`row_*` of a batch (`batch`); rows may be padded already."""
+    def _rows(
+        self, shown: Sequence[dict[int, list[np.ndarray]]], rows: Sequence[Sequence[int]], images: Tensor
+    ) -> dict[str, Tensor]:
+        """`row_*` of a batch (`batch`), `shown` by each image (`things_shown`)."""
         named = [self.word_labels(row) for row in rows]
-        shown = [things_shown(scene) for scene in scenes]
         longest = max(sum(token != 0 for token in row) for row in rows)
         counts = np.full((len(rows), longest), -1, np.int64)
         boxes = np.zeros((len(rows), longest, 4), np.float32)
@@ -208,10 +216,10 @@ class SceneTexts:
         }
 
 
-def patch_counts(scene: Scene) -> np.ndarray:
-    """Int64 `[g, g]`: of the class of each patch, how many the scene shows; 0 on background."""
+def patch_counts(scene: Scene, shown: dict[int, list[np.ndarray]]) -> np.ndarray:
+    """Int64 `[g, g]`: of the class of each patch, how many the scene shows (`things_shown`); 0 on background."""
     counts = np.zeros(scene.patch_labels.max() + 1, np.int64)
-    for index, found in things_shown(scene).items():
+    for index, found in shown.items():
         if index + 1 < len(counts):  # else too small an object for any label
             counts[index + 1] = min(len(found), MOST_COUNTED)
     return counts[scene.patch_labels]
@@ -221,9 +229,7 @@ def things_shown(scene: Scene) -> dict[int, list[np.ndarray]]:
     """Boxes of a scene's objects by class index, as `patch_boxes` says them."""
     found: dict[int, list[np.ndarray]] = {}
     for thing in scene.objects:
-        x0, y0, x1, y1 = thing.box
-        box = np.array([(x0 + x1) / 2, (y0 + y1) / 2, x1 - x0, y1 - y0], np.float32) / scene.image.shape[0]
-        found.setdefault(thing.class_index, []).append(box)
+        found.setdefault(thing.class_index, []).append(box_shares(thing, scene))
     return found
 
 

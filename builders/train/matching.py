@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from builders.train.fused_states import fuse
 from mplug.network import MPlug
 
 #: Added to every chance, so that nothing is out of reach while the temperature is low.
@@ -68,14 +67,3 @@ def matching_loss(
     labels = torch.zeros_like(image_order)
     labels[: len(pairs)] = 1
     return functional.cross_entropy(logits, labels)
-
-
-def judged_loss(
-    network: MPlug, image_states: Tensor, input_ids: Tensor, labels: Tensor, image_index: Tensor | None = None
-) -> Tensor:
-    """Cross-entropy of texts `[T, L]` that are known to match their image (label 1) or not (0), `[T]`.
-
-    For wrong texts that were written to be hard, where the data have any.
-    """
-    fused = fuse(network, image_states, input_ids, image_index=image_index)
-    return functional.cross_entropy(network.match_head(fused.text[:, 0]).float(), labels)
