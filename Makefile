@@ -18,7 +18,7 @@ BENCH_INSTALLED := $(VENV)/.benchmarks.installed
 PAGE      := $(VENV)/page
 PAGE_INSTALLED  := $(VENV)/.page.installed
 # What a repository is made of: a change in any of it builds again. Tasks and runtimes are read from the checkout.
-SOURCES   := $(shell find builders/*.py model_repository $(CHECKPOINT) mplug/network mplug/config.py \
+SOURCES   := $(shell find builders/*.py builders/compile model_repository $(CHECKPOINT) mplug/network mplug/config.py \
                mplug/checkpoint.py mplug/contract.py -type f ! -name '*.pyc' 2>/dev/null)
 
 .PHONY: help caption serve build demo install test test-gpu lint bench load clean

@@ -17,7 +17,7 @@ from transformers import BlipConfig, BlipForConditionalGeneration
 from transformers.utils import logging
 
 from benchmarks.presets import BEAMS, CLS_ID, PAD_ID, SEP_ID, ModelSizes
-from mplug.preprocess import decode_image, pixel_values
+from mplug.inputs.images import decode_image, pixel_values
 from mplug.runtime.interface import threads
 
 

@@ -126,9 +126,9 @@ def blip(workspace: Workspace) -> Captioner:
 def uncached(workspace: Workspace) -> Captioner:
     """Our PyTorch network without a key-value cache, as published."""
     from benchmarks.uncached import Uncached
-    from mplug.beam_search import SearchOptions
     from mplug.checkpoint import load_checkpoint
-    from mplug.preprocess import decode_image, pixel_values
+    from mplug.decoding.beam_search import SearchOptions
+    from mplug.inputs.images import decode_image, pixel_values
 
     network, _ = load_checkpoint(workspace.checkpoint)
     size, penalty = network.config.vision.image_size, network.config.generation.length_penalty

@@ -25,7 +25,7 @@ from benchmarks.machine import Limits, measure_limits
 from benchmarks.pictures import Pictures
 from benchmarks.presets import BEAMS, TOKENS, Preset
 from benchmarks.workspace import Workspace, say
-from mplug.decode_loop import POSITION_ROOM, STATE_ROOM
+from mplug.decoding.loop import POSITION_ROOM, STATE_ROOM
 from mplug.runtime import open_decoder
 from mplug.runtime.interface import Decoder, StageInfo
 

@@ -14,10 +14,10 @@ from torch import Tensor
 
 from benchmarks.presets import BEAMS, CLS_ID, SEP_ID
 from benchmarks.uncached import Uncached
-from mplug.beam_search import SearchOptions
 from mplug.checkpoint import load_checkpoint
-from mplug.preprocess import decode_image, letterbox_pixel_values, pixel_values
-from mplug.tokenizer import Tokenizer
+from mplug.decoding.beam_search import SearchOptions
+from mplug.inputs.images import decode_image, letterbox_pixel_values, pixel_values
+from mplug.inputs.tokenizer import Tokenizer
 
 BOX_TOKENS = 4
 _loaded: list[Eager] = []

@@ -14,12 +14,12 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from mplug.decode_loop import DecodeLoop
-from mplug.decode_request import DecodeRequestParser, to_outputs
+from mplug.decoding.loop import DecodeLoop
+from mplug.decoding.request import DecodeRequestParser, to_outputs
 from mplug.runtime import open_decoder, open_graph
 from mplug.runtime.interface import Decoder
 from mplug.tasks.caption import CaptionTask
-from mplug.triton_protocol import Value, Values
+from mplug.triton.protocol import Value, Values
 
 T = TypeVar("T")
 ENCODERS = ("vision_encoder", "text_encoder", "fusion_encoder")

@@ -21,7 +21,7 @@ from benchmarks.figures import goal, summary
 from benchmarks.pictures import Pictures
 from benchmarks.presets import TOKENS
 from benchmarks.workspace import Workspace, say
-from mplug.server import TritonServer
+from mplug.server.command import TritonServer
 
 TRITON, DIRECT, INT8, BLIP, UNCACHED = "triton", "in_process", "triton_int8", "blip", "uncached"
 TITLES = {

@@ -30,7 +30,7 @@ from clients.at_once import DEFAULT_CONCURRENCY
 from clients.client import AsyncClient, Client
 from clients.retrieval_index import PROBE, Index, Picture
 from clients.retrieve import Result, reranked
-from mplug.server import TritonServer
+from mplug.server.command import TritonServer
 
 PICTURES = 10_000
 SHORTLIST = 32

@@ -24,8 +24,8 @@ from benchmarks.processes import group_memory
 from benchmarks.server_metrics import Metrics, mean_batch
 from benchmarks.workspace import ROOT, Workspace, say
 from clients.client import AsyncClient, ClientError
-from mplug.server import TritonServer
-from mplug.triton_drain import IN_FLIGHT_METRIC
+from mplug.server.command import TritonServer
+from mplug.triton.drain import IN_FLIGHT_METRIC
 
 DEMO_REPOSITORY = ROOT / "build" / "demo"
 PICTURES = 24

@@ -29,7 +29,7 @@ from benchmarks.presets import BEAMS
 from benchmarks.server_metrics import Metrics
 from benchmarks.workspace import Workspace, say
 from clients.client import Client
-from mplug.server import TritonServer
+from mplug.server.command import TritonServer
 
 #: What the measured checkpoint is for.
 TASKS = ("visual-question-answering", "image-text-retrieval", "visual-grounding", "nlvr2", "visual-entailment")

@@ -34,7 +34,7 @@ from benchmarks.presets import BEAMS, Preset
 from benchmarks.server_metrics import Metrics, mean_batch
 from benchmarks.workspace import ROOT, Workspace, say
 from clients.client import AsyncClient
-from mplug.server import TritonServer
+from mplug.server.command import TritonServer
 
 OURS, INT8, ONE_SLOT, REPEATED = "ours", "ours_int8", "ours_one_slot", "ours_repeated_pictures"
 LITSERVE = "litserve_blip"

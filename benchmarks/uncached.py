@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mplug.beam_search import BeamSearch, Hypothesis, SearchOptions
+from mplug.decoding.beam_search import BeamSearch, Hypothesis, SearchOptions
 from mplug.network import MPlug
 from mplug.network.graphs import BLOCKED
 from mplug.runtime.interface import threads

@@ -39,10 +39,10 @@ from safetensors.torch import save_file
 from torch import nn
 from tqdm import tqdm
 
-from builders import openvino as openvino_builder
-from builders import tensorrt as tensorrt_builder
-from builders.compare import TOLERANCES, ArtefactError, compare_decoder, compare_graph
-from builders.export import example_inputs, export
+from builders.compile import openvino as openvino_builder
+from builders.compile import tensorrt as tensorrt_builder
+from builders.compile.compare import TOLERANCES, ArtefactError, compare_decoder, compare_graph
+from builders.compile.export import example_inputs, export
 from builders.plan import Checkpoint, Plan, PlanError, Source, Stage, plan
 from mplug.checkpoint import CheckpointError, CheckpointFiles
 from mplug.config import TASKS, ConfigError
@@ -50,7 +50,7 @@ from mplug.contract import DECODER_SCORE, MAX_FRAMES, GraphSpec
 from mplug.runtime.interface import RuntimeUnavailable, StageInfo
 from mplug.tasks.checkpoint_files import SERVED_FILE
 from mplug.tasks.judgement import Head
-from mplug.triton_protocol import STAGES_FILE
+from mplug.triton.protocol import STAGES_FILE
 
 SOURCE = ROOT / "model_repository"
 BUILD_INFO = "build_info.json"
@@ -75,7 +75,7 @@ class Build:
     target: str
     precision: str
     options: tensorrt_builder.EngineOptions | None  #: of TensorRT's targets
-    engines: list[dict[str, object]] = field(default_factory=list)  #: TensorRT's, as `builders.tensorrt` describes them
+    engines: list[dict[str, object]] = field(default_factory=list)  #: TensorRT's, as `builders.compile.tensorrt` describes them
 
     def stage_info(self, stage: Stage, folder: Path) -> StageInfo:
         """What the served stage must know besides its artefact."""
@@ -102,7 +102,7 @@ def build_repository(sources: Sequence[Source], output: Path, *, target: str = "
                      engine_settings: Mapping[str, object] | None = None) -> dict[str, float]:
     """Build `output` from checkpoints and return the relative error per compared output.
 
-    `engine_settings` are more of `builders.tensorrt.EngineOptions`. Raises BuildError, PlanError, CheckpointError,
+    `engine_settings` are more of `builders.compile.tensorrt.EngineOptions`. Raises BuildError, PlanError, CheckpointError,
     ConfigError or ArtefactError; `output` is then left as it was.
     """
     output = output.absolute()
@@ -174,7 +174,7 @@ GraphBuilder = Callable[[GraphSpec, nn.Module, Path, Path], dict[str, float]]
 def _graph_builder(job: Build, stage: Stage) -> GraphBuilder:
     if job.options is None:
         return partial(_build_graph, job, stage)
-    stages = importlib.import_module("builders.tensorrt_stages")  # only here: it loads TensorRT and ONNX Runtime
+    stages = importlib.import_module("builders.compile.tensorrt_stages")  # only here: it loads TensorRT and ONNX Runtime
     end_id = stage.readers[0].tokenizer.sep_id
     compiler = stages.TensorRTStages(stage.network, end_id, stage.max_states, MAX_FRAMES, job.options, job.engines)
     return compiler.build

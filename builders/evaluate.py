@@ -27,14 +27,15 @@ if not __package__:
     sys.path[0] = str(ROOT)
 
 from builders.build import BuildError
-from builders.compare import ArtefactError
+from builders.compile.compare import ArtefactError
 from builders.data.readers import READERS, easy_vqa
 from builders.data.readers.records import DatasetError
-from builders.evaluation import caption_metrics, emoji, report, tasks
+from builders.evaluation import caption_metrics, report, tasks
 from builders.evaluation.in_process import Asked, open_checkpoint
 from builders.evaluation.predictions import SCORED, score_file
 from builders.evaluation.tasks import Outcome
 from clients.client import AsyncClient, ClientError
+from demo import records as emoji
 from mplug.checkpoint import CheckpointError, find_checkpoint
 from mplug.config import TASKS, ConfigError
 

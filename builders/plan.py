@@ -20,9 +20,9 @@ from torch import nn
 from mplug.checkpoint import CheckpointError, CheckpointFiles, load_checkpoint
 from mplug.config import MPlugConfig
 from mplug.contract import ENCODERS, MAX_FRAMES, OPTIONAL_OUTPUTS, GraphSpec
+from mplug.inputs.tokenizer import Tokenizer
 from mplug.network import MPlug
 from mplug.network.graphs import graphs_of
-from mplug.tokenizer import Tokenizer
 
 STAGES = (*ENCODERS, "text_decoder")
 

@@ -19,9 +19,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mplug.config import ConfigError, MPlugConfig, bert_config_name, read_config
+from mplug.inputs.tokenizer import Tokenizer
 from mplug.network.mplug import PARTS_OF_TASK, MPlug, parts_needed
 from mplug.network.vision_encoder import resample_positions
-from mplug.tokenizer import Tokenizer
 
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pth", ".pt")
 #: Where several files of weights lie side by side, the one that publishers name so is meant.

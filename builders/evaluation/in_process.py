@@ -22,19 +22,19 @@ import numpy as np
 
 from builders.build import build
 from clients.calls import Call, ClientError
-from mplug.candidate_scores import CandidateScores, open_score_graph
-from mplug.decode_loop import DecodeLoop, DecodeRequest
-from mplug.decode_request import DecodeRequestParser, to_outputs
+from mplug.decoding.candidate_scores import CandidateScores, open_score_graph
+from mplug.decoding.loop import DecodeLoop, DecodeRequest
+from mplug.decoding.request import DecodeRequestParser, to_outputs
 from mplug.errors import InvalidRequest, ServingError
 from mplug.runtime import open_decoder, open_graph
+from mplug.runtime.batch import groups, run_as_one
 from mplug.runtime.interface import Graph
 from mplug.tasks.caption import CaptionTask
 from mplug.tasks.ground import GroundTask
 from mplug.tasks.judgement import EntailTask, NlvrTask
 from mplug.tasks.retrieval import EmbedImageTask, EmbedTextTask, MatchTask
 from mplug.tasks.vqa import VqaTask
-from mplug.triton_batch import groups, run_as_one
-from mplug.triton_protocol import Task, Value, Values
+from mplug.triton.protocol import Task, Value, Values
 
 T = TypeVar("T")
 

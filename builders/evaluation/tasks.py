@@ -31,7 +31,7 @@ from builders.evaluation.in_process import Asked
 from builders.evaluation.retrieval_ranks import RECALLS, ranks, recalls, shortlist
 from clients import calls
 from clients.calls import Call
-from mplug.preprocess import clean_caption
+from mplug.inputs.images import clean_caption
 
 T = TypeVar("T")
 R = TypeVar("R")

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from builders.data.scene_grammar import COUNT_WORDS
+from demo.scenes.grammar import COUNT_WORDS
 
 ENOUGH = 3  # people who gave an answer that then counts as entirely right
 ARTICLES = frozenset({"a", "an", "the"})

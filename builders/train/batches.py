@@ -30,11 +30,11 @@ from builders.data.readers.records import (
     open_picture,
 )
 from builders.train.fused_states import PAD_ID
-from builders.train.grounding import BoxIds
+from builders.train.objectives.grounding import BoxIds
 from mplug.config import MPlugConfig
 from mplug.contract import ENTAILMENT_LABELS, NLVR_LABELS
-from mplug.preprocess import clean_caption, letterbox_pixel_values, pixel_values
-from mplug.tokenizer import Tokenizer
+from mplug.inputs.images import clean_caption, letterbox_pixel_values, pixel_values
+from mplug.inputs.tokenizer import Tokenizer
 
 #: Tensors by name, and beside them what is no tensor (references of captions).
 Batch = dict[str, object]

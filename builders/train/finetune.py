@@ -23,8 +23,8 @@ from builders.train.checkpoint_folder import SERVED_TASKS, start_network
 from builders.train.engine import Learner
 from builders.train.learners import LEARNERS
 from builders.train.training_command import add_options, command, corpus_of, train
+from mplug.inputs.tokenizer import Tokenizer
 from mplug.network import MPlug
-from mplug.tokenizer import Tokenizer
 
 TASKS = tuple(task for task in LEARNERS if task != "pretrain")
 
@@ -34,7 +34,7 @@ def learner_for(options: argparse.Namespace) -> Callable[[MPlug, Tokenizer], Lea
     if options.cider and options.task != "caption":
         raise ValueError(f"--cider belongs to the task caption, not {options.task}")
     if options.cider:
-        from builders.train.cider import CiderLearner, CiderReward  # its scorer is not needed by other tasks
+        from builders.train.objectives.cider import CiderLearner, CiderReward  # its scorer is not needed by other tasks
 
         reward = CiderReward(corpus_of("caption", options))
         return lambda network, tokenizer: CiderLearner(network, tokenizer, reward=reward, samples=options.samples)

@@ -1,6 +1,6 @@
 """Texts from the decoder during training: the likeliest token at each place, or samples; with a cache, as served.
 
-Beam search belongs to serving and evaluation (`mplug.beam_search`).
+Beam search belongs to serving and evaluation (`mplug.decoding.beam_search`).
 """
 
 from __future__ import annotations

@@ -11,21 +11,21 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor
 
-from builders.train.answering import answer_loss, soft_answers
 from builders.train.batches import Batch
-from builders.train.captioning import caption_loss, decoder_source
-from builders.train.contrastive import ALPHA, ImageTextContrast
 from builders.train.engine import Learner
 from builders.train.fused_states import fuse, token_mask
 from builders.train.generation import generate
-from builders.train.grounding import BoxIds, greedy_boxes, grounding_loss, overlap
-from builders.train.judgement import entail_logits, entail_loss, nlvr_logits, nlvr_loss
-from builders.train.masked_language import MaskedLanguageHead, SpecialIds, masked_language_loss
-from builders.train.matching import matching_loss
 from builders.train.momentum import MomentumCopy
-from builders.train.prefix_language import prefix_language_loss
+from builders.train.objectives.answering import answer_loss, soft_answers
+from builders.train.objectives.captioning import caption_loss, decoder_source
+from builders.train.objectives.contrastive import ALPHA, ImageTextContrast
+from builders.train.objectives.grounding import BoxIds, greedy_boxes, grounding_loss, overlap
+from builders.train.objectives.judgement import entail_logits, entail_loss, nlvr_logits, nlvr_loss
+from builders.train.objectives.masked_language import MaskedLanguageHead, SpecialIds, masked_language_loss
+from builders.train.objectives.matching import matching_loss
+from builders.train.objectives.prefix_language import prefix_language_loss
+from mplug.inputs.tokenizer import Tokenizer
 from mplug.network import MPlug
-from mplug.tokenizer import Tokenizer
 
 RAMP = 0.1  # of the run, over which the share of soft targets grows to its full size
 

@@ -7,7 +7,7 @@ from copy import deepcopy
 import torch
 from torch import nn
 
-from builders.train.contrastive import MOMENTUM
+from builders.train.objectives.contrastive import MOMENTUM
 from mplug.network import MPlug
 
 

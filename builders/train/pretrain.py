@@ -18,12 +18,12 @@ sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 import torch
 
-from builders.data.vocabulary import write_vocabulary
 from builders.train.checkpoint_folder import SERVED_TASKS, new_network, start_network
-from builders.train.contrastive import ALPHA, QUEUE_SIZE
 from builders.train.distributed import rank
 from builders.train.learners import PretrainLearner
+from builders.train.objectives.contrastive import ALPHA, QUEUE_SIZE
 from builders.train.training_command import EMOJI, add_options, command, train
+from demo.texts.vocabulary import write_vocabulary
 from mplug.network import MPlug
 
 CONFIGS = Path(__file__).parent / "configs"

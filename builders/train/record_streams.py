@@ -13,7 +13,6 @@ from typing import Protocol
 
 from torch.utils.data import Dataset
 
-from builders.data.emoji_scenes import Scene, SceneGenerator
 from builders.data.readers.records import (
     CaptionRecord,
     ExpressionRecord,
@@ -22,10 +21,11 @@ from builders.data.readers.records import (
     QuestionRecord,
     Record,
 )
-from builders.data.scene_expressions import expressions_of
-from builders.data.scene_questions import questions_of
-from builders.data.scene_statements import hypotheses_of, pair_statements
 from builders.train.batches import BATCHES, Batch, TensorMaker
+from demo.scenes.generator import Scene, SceneGenerator
+from demo.texts.expressions import expressions_of
+from demo.texts.questions import questions_of
+from demo.texts.statements import hypotheses_of, pair_statements
 
 #: Seeds of scenes that are trained on and looked at are above all that evaluation and tests use.
 FIRST_SEED = 1 << 40

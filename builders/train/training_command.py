@@ -11,7 +11,6 @@ from pathlib import Path
 
 import torch
 
-from builders.data.emoji_sprites import TRAIN_STYLES
 from builders.data.readers import READERS, easy_vqa
 from builders.data.readers.records import CaptionRecord, DatasetError, Record
 from builders.train import run_state
@@ -20,9 +19,10 @@ from builders.train.checkpoint_folder import write_checkpoint
 from builders.train.distributed import process_group, rank, world_size
 from builders.train.engine import Learner, Settings, Trainer, TrainingError
 from builders.train.record_streams import RecordStream, SceneRecords, ShuffledRecords, TaskBatches, first_batches
+from demo.scenes.sprites import TRAIN_STYLES
 from mplug.checkpoint import CheckpointError, ConfigError
+from mplug.inputs.tokenizer import Tokenizer
 from mplug.network import MPlug
-from mplug.tokenizer import Tokenizer
 
 EMOJI, EASY_VQA = "emoji", "easy-vqa"
 VALIDATION_SEED = 1_000_003  # of scenes; training takes --seed

@@ -21,8 +21,8 @@ import numpy as np
 RUNTIMES = {
     "openvino": "mplug.runtime.openvino",
     "torch": "mplug.runtime.torch",
-    "tensorrt": "mplug.runtime.tensorrt",
-    "tensorrt-rtx": "mplug.runtime.tensorrt",
+    "tensorrt": "mplug.runtime.gpu.tensorrt",
+    "tensorrt-rtx": "mplug.runtime.gpu.tensorrt",
 }
 
 #: Targets whose stages are engines on a GPU.

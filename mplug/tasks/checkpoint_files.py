@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mplug.config import MPlugConfig, read_config
-from mplug.tokenizer import Tokenizer
+from mplug.inputs.tokenizer import Tokenizer
 
 SERVED_FILE = "served.json"
 

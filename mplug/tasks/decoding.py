@@ -9,10 +9,10 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from mplug.beam_search import SearchOptions
+from mplug.decoding.beam_search import SearchOptions
 from mplug.errors import ServingError
-from mplug.runtime.device_array import DeviceArray
-from mplug.triton_protocol import CallStage, Value, Values
+from mplug.runtime.gpu.array import DeviceArray
+from mplug.triton.protocol import CallStage, Value, Values
 
 #: Options of the search that public models pass on as the client sent them.
 SEARCH_OPTIONS = ("NUM_BEAMS", "MIN_LENGTH", "MAX_LENGTH", "NUM_RETURN", "LENGTH_PENALTY")

@@ -14,8 +14,8 @@ import numpy as np
 
 from mplug.config import MPlugConfig
 from mplug.contract import FORWARDED_OUTPUTS
-from mplug.runtime.device_array import DeviceArray, concatenated
-from mplug.triton_protocol import CallStage, Forwarded
+from mplug.runtime.gpu.array import DeviceArray, concatenated
+from mplug.triton.protocol import CallStage, Forwarded
 
 
 @dataclass(frozen=True)

@@ -18,11 +18,11 @@ import numpy as np
 
 from mplug.contract import ENTAILMENT_LABELS, NLVR_LABELS
 from mplug.errors import InvalidRequest
-from mplug.preprocess import decode_image, pixel_values
+from mplug.inputs.images import decode_image, pixel_values
 from mplug.tasks.checkpoint_files import ServedCheckpoint
 from mplug.tasks.encoders import EncodedText, encode_images, encode_texts, fuse
 from mplug.tasks.inputs import one_text, tokenised
-from mplug.triton_protocol import CallStage, Value, Values
+from mplug.triton.protocol import CallStage, Value, Values
 
 HEAD_FILE = "head.npz"
 

@@ -20,7 +20,7 @@ from builders.plan import Source
 from mplug.checkpoint import save_weights
 from mplug.config import TASKS, read_config
 from mplug.network import MPlug
-from mplug.server import Options, TritonServer
+from mplug.server.command import Options, TritonServer
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 GOLDEN = CHECKOUT / "tests" / "parity" / "data"
@@ -42,7 +42,7 @@ import time
 import numpy as np
 
 from mplug.errors import InvalidRequest
-from mplug.triton_adapter import StageModel
+from mplug.triton.adapter import StageModel
 
 SLEEP = 0.2
 
@@ -85,7 +85,7 @@ import sys
 import numpy as np
 
 from mplug.errors import InvalidRequest
-from mplug.triton_adapter import TaskModel
+from mplug.triton.adapter import TaskModel
 
 
 class Relay:

@@ -26,7 +26,7 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 if __name__ == "__main__":
     sys.path[0] = str(CHECKOUT)
 
-from mplug.server import TritonServer  # noqa: E402
+from mplug.server.command import TritonServer  # noqa: E402
 
 PAGES = [CHECKOUT / "README.md", *sorted((CHECKOUT / "docs").rglob("*.md"))]
 SECONDS = 120

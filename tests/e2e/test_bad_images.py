@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 from wire import PROTOCOLS, Wire, connect, hypotheses
 
-from mplug.server import TritonServer
+from mplug.server.command import TritonServer
 
 GOLDEN = Path(__file__).parents[1] / "parity" / "data" / "caption"
 GOOD = (GOLDEN / "image2.png").read_bytes()

@@ -14,7 +14,7 @@ import pytest
 from tritonclient.grpc import service_pb2
 from wire import INVALID, PROTOCOLS, Tensor, Wire, as_array, connect, hypotheses
 
-from mplug.server import TritonServer
+from mplug.server.command import TritonServer
 
 GOLDEN = Path(__file__).parents[1] / "parity" / "data" / "caption"
 GOOD = (GOLDEN / "image4.png").read_bytes()

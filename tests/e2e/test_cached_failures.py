@@ -9,7 +9,7 @@ import pytest
 from tritonclient.utils import InferenceServerException
 from wire import Wire, connect
 
-from mplug.server import TritonServer
+from mplug.server.command import TritonServer
 
 # A cached stage that breaks the first FAILURES times it meets an X, whatever else it is asked.
 FLAKY_CONFIG = """
@@ -29,7 +29,7 @@ from collections import Counter
 import numpy as np
 
 from mplug.errors import Unavailable
-from mplug.triton_adapter import StageModel
+from mplug.triton.adapter import StageModel
 
 
 class TritonPythonModel(StageModel):
@@ -55,7 +55,7 @@ input [{ name: "X" data_type: TYPE_FP32 dims: [1] }]
 output [{ name: "Y" data_type: TYPE_FP32 dims: [1] }, { name: "RUNS" data_type: TYPE_INT32 dims: [1] }]
 """
 CALLER_MODEL = """
-from mplug.triton_adapter import TaskModel
+from mplug.triton.adapter import TaskModel
 
 
 class Caller:

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from wire import PROTOCOLS, Wire, connect, hypotheses, metric
 
-from mplug.server import TritonServer
+from mplug.server.command import TritonServer
 
 GOLDEN = Path(__file__).parents[1] / "parity" / "data"
 IMAGES = [path.read_bytes() for path in sorted((GOLDEN / "caption").glob("image*.png"))]

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from wire import PROTOCOLS
 
-from mplug.server import TritonServer
+from mplug.server.command import TritonServer
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 GOLDEN = CHECKOUT / "tests" / "parity" / "data" / "caption"

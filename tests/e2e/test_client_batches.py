@@ -19,7 +19,7 @@ import pytest
 from clients import batch, retrieve
 from clients.client import Client
 from clients.retrieval_index import Index
-from mplug.server import TritonServer
+from mplug.server.command import TritonServer
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 Capture = pytest.CaptureFixture[str]

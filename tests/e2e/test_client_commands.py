@@ -14,7 +14,7 @@ from PIL import Image
 from wire import PROTOCOLS
 
 from clients.client import Client
-from mplug.server import TritonServer
+from mplug.server.command import TritonServer
 
 Run = Callable[..., tuple[int, list[str], list[str]]]
 

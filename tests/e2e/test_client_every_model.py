@@ -22,7 +22,7 @@ from wire import PROTOCOLS
 from clients import shared_memory
 from clients.calls import ENTAILMENT_LABELS
 from clients.client import AsyncClient, Client, ClientError
-from mplug.server import TritonServer
+from mplug.server.command import TritonServer
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 TEXTS = ["a red apple to the left of a dog", "a wolf"]

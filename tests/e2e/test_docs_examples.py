@@ -12,7 +12,7 @@ import pytest
 from docs_examples import CHECKOUT, PAGES, Example, errors, examples, fits
 
 from builders.plan import PUBLIC_MODELS
-from mplug.server import TritonServer
+from mplug.server.command import TritonServer
 
 MODEL_PAGES = {page.stem: page for page in (CHECKOUT / "docs" / "models").glob("*.md")}
 

@@ -9,8 +9,9 @@ import pytest
 
 from builders import evaluate
 from builders.data.readers import easy_vqa
-from builders.evaluation import caption_metrics, emoji
-from mplug.server import TritonServer
+from builders.evaluation import caption_metrics
+from demo import records as emoji
+from mplug.server.command import TritonServer
 
 ITEMS = 5
 

@@ -14,7 +14,7 @@ from PIL import Image
 from wire import PROTOCOLS, Tensor, Wire, connect
 
 from mplug.contract import MAX_CANDIDATE_TOKENS, MAX_CANDIDATES
-from mplug.server import TritonServer
+from mplug.server.command import TritonServer
 
 READ = 30  # tokens of a text, [CLS] and [SEP] aside: the checkpoint's max_text_length is 32
 POSITIONS = 64

@@ -26,10 +26,10 @@ from builders.build import build
 from clients.client import Client
 from mplug.checkpoint import load_checkpoint, read_state_dict
 from mplug.config import read_config
+from mplug.inputs.images import decode_image, pixel_values
+from mplug.inputs.tokenizer import Tokenizer
 from mplug.network import MPlug
-from mplug.preprocess import decode_image, pixel_values
-from mplug.server import TritonServer
-from mplug.tokenizer import Tokenizer
+from mplug.server.command import TritonServer
 
 GOLDEN = Path(__file__).parents[1] / "parity" / "data"
 SCORE_TOLERANCE = 1e-3

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from mplug import triton_install
-from mplug.triton_install import LIBPYTHON, PYTHON, STUB, ServerError, find_triton
+from mplug.server import install as triton_install
+from mplug.server.install import LIBPYTHON, PYTHON, STUB, ServerError, find_triton
 
 WHEEL = Path(importlib.util.find_spec("pytriton").submodule_search_locations[0])
 OTHER_PYTHON = next(version for version in ("3.10", "3.12") if version != PYTHON)

@@ -18,7 +18,7 @@ import tritonclient.grpc as triton_grpc
 import tritonclient.http as triton_http
 from tritonclient.utils import InferenceServerException
 
-from mplug.server import TritonServer
+from mplug.server.command import TritonServer
 
 TRITON_TYPES = {"float32": "FP32", "int32": "INT32", "object": "BYTES"}
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from wire import Wire, connect, hypotheses, metric
 
-from mplug.server import TritonServer
+from mplug.server.command import TritonServer
 
 GOLDEN = Path(__file__).parents[1] / "parity" / "data"
 SCORE_TOLERANCE = 1e-3

@@ -15,7 +15,7 @@ import tritonclient.grpc
 import tritonclient.http
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
-from mplug.server import TritonServer
+from mplug.server.command import TritonServer
 
 PROTOCOLS = ("grpc", "http")
 #: A request that is wrong, by protocol.

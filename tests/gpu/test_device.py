@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mplug.runtime.device_cuda import Device
-from mplug.runtime.tensorrt import Block
+from mplug.runtime.gpu.cuda import Device
+from mplug.runtime.gpu.tensorrt import Block
 
 
 @pytest.fixture

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 
 from builders.build import main as build
-from builders.compare import EagerDecoder
-from mplug.beam_search import SearchOptions
+from builders.compile.compare import EagerDecoder
 from mplug.checkpoint import load_checkpoint
-from mplug.decode_loop import DecodeLoop, DecodeRequest
+from mplug.decoding.beam_search import SearchOptions
+from mplug.decoding.loop import DecodeLoop, DecodeRequest
 from mplug.runtime import open_decoder, open_graph
 
 DATA = Path(__file__).parents[1] / "parity" / "data"

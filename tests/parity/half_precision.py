@@ -10,8 +10,8 @@ import onnx
 from golden import DATA
 from torch import nn
 
-from builders.export import example_inputs, export
-from builders.tensorrt_precision import to_half
+from builders.compile.export import example_inputs, export
+from builders.compile.tensorrt_precision import to_half
 from mplug.checkpoint import load_checkpoint
 from mplug.contract import GraphSpec
 from mplug.network import MPlug

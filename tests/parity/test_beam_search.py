@@ -11,9 +11,9 @@ import pytest
 import torch
 from golden import DATA, assert_same_hypotheses, expected, tensors
 
-from mplug.beam_search import SearchOptions
 from mplug.checkpoint import load_checkpoint
-from mplug.decode_loop import DecodeLoop, DecodeRequest
+from mplug.decoding.beam_search import SearchOptions
+from mplug.decoding.loop import DecodeLoop, DecodeRequest
 from mplug.network.graphs import DecoderPrefillGraph, DecoderStepGraph
 from mplug.runtime.host_decoder import HostDecoder
 

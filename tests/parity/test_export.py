@@ -15,8 +15,8 @@ import torch
 from golden import DATA, assert_close, tensors
 from torch import nn
 
-from builders.export import OPSET, example_inputs, export
-from builders.openvino import compile_graph
+from builders.compile.export import OPSET, example_inputs, export
+from builders.compile.openvino import compile_graph
 from mplug.checkpoint import load_checkpoint
 from mplug.contract import GraphSpec
 from mplug.network import MPlug

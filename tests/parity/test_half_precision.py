@@ -12,10 +12,10 @@ from golden import tensors
 from half_precision import GRAPHS, SEP, graph_of, network_of, onnx_of
 from onnx import TensorProto, helper, numpy_helper
 
-from builders.compare import TOLERANCES, compare_decoders
-from builders.tensorrt_agreement import Agreement, caption_agreement, search_agreement, table, write_into
-from builders.tensorrt_check import OnnxDecoder, OnnxGraph, compare_onnx
-from builders.tensorrt_precision import HALF_TYPES, PrecisionError, rounded_emulation, to_half
+from builders.compile.compare import TOLERANCES, compare_decoders
+from builders.compile.tensorrt_check import OnnxDecoder, OnnxGraph, compare_onnx
+from builders.compile.tensorrt_precision import HALF_TYPES, PrecisionError, rounded_emulation, to_half
+from demo.agreement import Agreement, caption_agreement, search_agreement, table, write_into
 
 CLS = 101
 DEMO = Path(__file__).parents[2] / "checkpoints" / "demo"

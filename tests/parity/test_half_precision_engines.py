@@ -14,7 +14,7 @@ from half_precision import GRAPHS, graph_of, network_of, onnx_of
 pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx-cu13 is not installed")
 
 from builders.build import main as build
-from builders.tensorrt import (
+from builders.compile.tensorrt import (
     Compiler,
     EngineError,
     EngineOptions,
@@ -24,7 +24,7 @@ from builders.tensorrt import (
     profiles,
     write_engine,
 )
-from builders.tensorrt_stages import export_graph
+from builders.compile.tensorrt_stages import export_graph
 from mplug.config import read_config
 from mplug.network import MPlug
 from mplug.network.graphs import graphs_of

@@ -7,7 +7,7 @@ import pytest
 import torch
 from golden import DATA, assert_close, expected, tensors
 
-from builders.train.captioning import caption_loss
+from builders.train.objectives.captioning import caption_loss
 from mplug.checkpoint import load_checkpoint
 
 

@@ -7,10 +7,10 @@ import pytest
 import torch
 from golden import DATA, expected, tensors
 
-from builders.train.answering import answer_loss, soft_answers
-from builders.train.captioning import caption_loss
 from builders.train.fused_states import mean_over_tokens, token_losses
-from builders.train.matching import match_logits
+from builders.train.objectives.answering import answer_loss, soft_answers
+from builders.train.objectives.captioning import caption_loss
+from builders.train.objectives.matching import match_logits
 from mplug.checkpoint import load_checkpoint
 
 

@@ -9,7 +9,7 @@ from importlib.metadata import packages_distributions
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-COMMANDS = ("builders.build", "mplug.server", "clients.caption", "clients.retrieve", "mplug.triton_protocol",
+COMMANDS = ("builders.build", "mplug.server", "clients.caption", "clients.retrieve", "mplug.triton.protocol",
             "mplug.tasks.caption", "mplug.tasks.vqa", "mplug.tasks.retrieval", "mplug.tasks.ground",
             "mplug.tasks.judgement", "mplug.runtime.openvino", "mplug.runtime.torch")  # fmt: skip
 

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from mplug.errors import InvalidRequest
-from mplug.preprocess import decode_image
+from mplug.inputs.images import decode_image
 
 #: A picture: an encoded file, or pixels uint8 `[height, width, 3]`, RGB.
 Picture = Path | np.ndarray

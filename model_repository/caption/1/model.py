@@ -1,7 +1,7 @@
 """Public model `caption`."""
 
 from mplug.tasks.caption import CaptionTask
-from mplug.triton_adapter import TaskModel
+from mplug.triton.adapter import TaskModel
 
 
 class TritonPythonModel(TaskModel):

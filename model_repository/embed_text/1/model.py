@@ -1,7 +1,7 @@
 """Public model `embed_text`."""
 
 from mplug.tasks.retrieval import EmbedTextTask
-from mplug.triton_adapter import TaskModel
+from mplug.triton.adapter import TaskModel
 
 
 class TritonPythonModel(TaskModel):

@@ -1,7 +1,7 @@
 """Public model `entail`."""
 
 from mplug.tasks.judgement import EntailTask
-from mplug.triton_adapter import TaskModel
+from mplug.triton.adapter import TaskModel
 
 
 class TritonPythonModel(TaskModel):

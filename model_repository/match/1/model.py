@@ -1,7 +1,7 @@
 """Public model `match`."""
 
 from mplug.tasks.retrieval import MatchTask
-from mplug.triton_adapter import TaskModel
+from mplug.triton.adapter import TaskModel
 
 
 class TritonPythonModel(TaskModel):

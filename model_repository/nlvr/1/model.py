@@ -1,7 +1,7 @@
 """Public model `nlvr`."""
 
 from mplug.tasks.judgement import NlvrTask
-from mplug.triton_adapter import TaskModel
+from mplug.triton.adapter import TaskModel
 
 
 class TritonPythonModel(TaskModel):

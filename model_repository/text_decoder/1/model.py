@@ -1,12 +1,12 @@
 """Stage `text_decoder`: admits requests into its decode loop, which answers each when its search is over."""
 
-from mplug.candidate_scores import CandidateScores, open_score_graph
-from mplug.decode_loop import DecodeLoop
-from mplug.decode_metrics import DecodeMetrics
-from mplug.decode_request import WITHDRAWN, DecodeRequestParser, Withdrawals, polled, to_outputs
+from mplug.decoding.candidate_scores import CandidateScores, open_score_graph
+from mplug.decoding.loop import DecodeLoop
+from mplug.decoding.metrics import DecodeMetrics
+from mplug.decoding.request import WITHDRAWN, DecodeRequestParser, Withdrawals, polled, to_outputs
 from mplug.errors import InvalidRequest
 from mplug.runtime import open_decoder
-from mplug.triton_adapter import DeferredModel, Metric
+from mplug.triton.adapter import DeferredModel, Metric
 
 
 class TritonPythonModel(DeferredModel):

@@ -1,8 +1,8 @@
 """Stage `text_encoder`: runs its compiled graph on the batches that Triton's dynamic batcher brings."""
 
 from mplug.runtime import open_graph
-from mplug.stage_inputs import StageInputs
-from mplug.triton_adapter import StageModel
+from mplug.runtime.stage_inputs import StageInputs
+from mplug.triton.adapter import StageModel
 
 
 class TritonPythonModel(StageModel):

@@ -1,7 +1,7 @@
 """Public model `vqa`."""
 
 from mplug.tasks.vqa import VqaTask
-from mplug.triton_adapter import TaskModel
+from mplug.triton.adapter import TaskModel
 
 
 class TritonPythonModel(TaskModel):

@@ -1,0 +1,1 @@
+"""Stages to ONNX, and ONNX to what a runtime executes, compared with PyTorch."""

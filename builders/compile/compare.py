@@ -1,0 +1,100 @@
+"""Compiled stages beside PyTorch, on the same inputs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from builders.compile.export import example_inputs
+from mplug.contract import GraphSpec
+from mplug.network import MPlug
+from mplug.network.graphs import DecoderPrefillGraph, DecoderStepGraph
+from mplug.runtime import Decoder, open_decoder, open_graph
+from mplug.runtime.host_decoder import HostDecoder
+
+#: Largest error relative to the largest magnitude of an output, by precision.
+TOLERANCES = {"fp32": 1e-4, "bf16": 6e-2, "fp16": 1e-2, "int8": 0.2}
+STEPS = 4
+
+
+class ArtefactError(RuntimeError):
+    """A compiled stage does not compute what PyTorch computes."""
+
+
+def relative_error(actual: np.ndarray, reference: np.ndarray) -> float:
+    """Largest deviation over largest magnitude. `actual` may lie on a GPU."""
+    actual = np.asarray(actual)
+    if actual.shape != reference.shape:
+        raise ArtefactError(f"shape {actual.shape} instead of {reference.shape}")
+    return float(np.abs(actual.astype(np.float64) - reference).max() / max(np.abs(reference).max(), 1e-12))
+
+
+@torch.inference_mode()
+def compare_graph(folder: Path, spec: GraphSpec, graph: torch.nn.Module, network: MPlug) -> dict[str, float]:
+    """Relative error per output of an encoder that was built into `folder`."""
+    inputs = example_inputs(spec, network, seed=1)
+    references = graph(*inputs.values())
+    outputs = open_graph(folder, spec.name)({name: tensor.numpy() for name, tensor in inputs.items()})
+    return {
+        name: relative_error(outputs[name], reference.numpy())
+        for name, reference in zip(spec.output_names, references, strict=True)
+    }
+
+
+class EagerDecoder(HostDecoder):
+    """The network itself as a decoder, in fp32."""
+
+    def __init__(self, network: MPlug, end_id: int) -> None:
+        text = network.config.text
+        super().__init__(layers=text.text_decode_layers, heads=text.heads, head_width=text.head_width,
+                         cache_dtype=np.dtype(np.float32))
+        self._prefill_graph, self._step_graph = DecoderPrefillGraph(network), DecoderStepGraph(network, end_id)
+        self._caches: list[np.ndarray] = []
+
+    def _bind(self, past: list[np.ndarray], cross: list[np.ndarray]) -> None:
+        self._caches = [*past, *cross]
+
+    @torch.inference_mode()
+    def _prefill(self, encoder_states: np.ndarray) -> list[np.ndarray]:
+        return [tensor.numpy() for tensor in self._prefill_graph(torch.from_numpy(encoder_states))]
+
+    @torch.inference_mode()
+    def _run_step(self, inputs: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        slots = inputs["TOKENS"].shape[0]
+        arrays = [*inputs.values(), *(cache[:slots] for cache in self._caches)]
+        next_tokens, log_probabilities, written = self._step_graph(*(torch.from_numpy(array) for array in arrays))
+        return next_tokens.numpy(), log_probabilities.numpy(), written.numpy()
+
+
+def compare_decoder(folder: Path, network: MPlug, end_id: int) -> dict[str, float]:
+    """`compare_decoders` of the decoder that was built into `folder`."""
+    return compare_decoders(open_decoder(folder), network, end_id)
+
+
+def compare_decoders(compiled: Decoder, network: MPlug, end_id: int) -> dict[str, float]:
+    """Relative error of the log-probabilities over some steps of two requests, beams swapping ancestors."""
+    vocabulary, width = network.config.text.vocab_size, network.config.text.hidden_size
+    random = np.random.default_rng(1)
+    eager = EagerDecoder(network, end_id)
+    slots, beams, states = 2, 3, network.config.vision.tokens
+    for decoder in (compiled, eager):
+        decoder.reserve(slots, STEPS, beams, states)
+    for slot in range(slots):
+        encoder_states = random.standard_normal((states, width), np.float32)
+        for decoder in (compiled, eager):
+            decoder.admit(slot, encoder_states)
+    ancestry = np.full((slots, beams, STEPS), -1, np.int32)
+    worst = 0.0
+    for position in range(STEPS):
+        step = (
+            random.integers(0, vocabulary, (slots, beams), np.int32), np.full(slots, position, np.int32), ancestry,
+            np.ones((slots, states), np.int32), np.zeros(slots, np.int32),
+            np.array([[0, vocabulary]] * slots, np.int32),
+        )
+        (_, actual), (_, reference) = compiled.step(*step), eager.step(*step)
+        worst = max(worst, relative_error(actual, reference))
+        ancestry[:, :, position] = np.arange(beams)
+        ancestry = ancestry[:, random.permutation(beams)]
+    return {"LOG_PROBABILITIES": worst}

@@ -1,0 +1,1 @@
+"""Everything that only the demo checkpoint needs: scenes, texts, its training."""

@@ -1,0 +1,1 @@
+"""Emoji scenes: sprites, layout, pictures and videos."""

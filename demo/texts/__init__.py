@@ -1,0 +1,1 @@
+"""Texts that are exactly true of a scene."""

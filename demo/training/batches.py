@@ -1,0 +1,274 @@
+"""Batches for the demo checkpoint: fresh scenes, and texts of every task over them.
+
+A scene is drawn once and asked about several times, so that the vision encoder, which costs most, runs once
+for many texts. Every text names its image by its index in the batch.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from pathlib import Path
+from random import Random
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import IterableDataset
+
+from builders.train.objectives.grounding import BoxIds
+from demo.scenes.classes import load_classes
+from demo.scenes.generator import Scene, SceneGenerator, SceneObject
+from demo.texts.expressions import expressions_of
+from demo.texts.negatives import match_negatives
+from demo.texts.questions import questions_of
+from demo.texts.statements import hypotheses_of, pair_statements
+from demo.texts.vocabulary import write_vocabulary
+from mplug.contract import ENTAILMENT_LABELS, NLVR_LABELS
+from mplug.inputs.images import PIXEL_MEAN, PIXEL_STD, clean_caption
+from mplug.inputs.tokenizer import Tokenizer
+
+SCENE_SIZE = 128  # pixels
+#: Seeds of training stay below this; those of validation and test are above.
+SEED_LIMIT = 10_000
+#: Chance of groups of 1, 2, 3, 4 objects: the more there are, the smaller each is drawn.
+COUNT_WEIGHTS = (0.6, 0.18, 0.12, 0.1)
+COLOURED = 0.08  # chance of a scene that surely shows one of the few classes whose colour is told
+WAITING = 400  # pairs of scenes that wait to be seen again
+MOST_COUNTED = 5  # more of a kind than that are counted as so many
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """How many texts of each task go with a batch of images; `statements` are over pairs of images."""
+
+    captions: int = 24
+    questions: int = 48
+    expressions: int = 28
+    hypotheses: int = 24
+    statements: int = 20
+    contrasted: int = 32  #: images told from others' captions, and matched with their own
+    matches: int = 16  #: captions wrong in one thing, and as many of other images
+    masked: int = 24
+    prefixes: int = 32
+
+    def rows(self) -> dict[str, slice]:
+        """Where each kind of text is among `row_ids`, in this order; statements twice, for either image."""
+        sizes = {
+            "captions": self.contrasted, "wrong": self.matches, "questions": self.questions,
+            "expressions": self.expressions, "hypotheses": self.hypotheses, "statements_left": self.statements,
+            "statements_right": self.statements,
+        }
+        return {name: slice(end - size, end)
+                for (name, size), end in zip(sizes.items(), accumulate(sizes.values()), strict=True)}
+
+
+def scene_tokenizer() -> Tokenizer:
+    """The tokeniser of the demo's vocabulary."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "vocab.txt"
+        return Tokenizer(path, write_vocabulary(path))
+
+
+def padded(rows: Sequence[Sequence[int]]) -> Tensor:
+    """Rows of ids → int64 `[n, L]`, padded with 0 to the longest."""
+    ids = np.zeros((len(rows), max(map(len, rows), default=1)), np.int64)
+    for target, row in zip(ids, rows, strict=True):
+        target[: len(row)] = row
+    return torch.from_numpy(ids)
+
+
+def box_shares(thing: SceneObject, scene: Scene) -> np.ndarray:
+    """Float64 `[4]`: centre x, centre y, width, height of an object's box, in shares of the picture."""
+    x0, y0, x1, y1 = thing.box
+    return np.array([(x0 + x1) / 2, (y0 + y1) / 2, x1 - x0, y1 - y0]) / scene.image.shape[0]
+
+
+def patch_boxes(scene: Scene) -> np.ndarray:
+    """Float32 `[g, g, 4]`: the box of the object under each labelled patch, zeros under the others.
+
+    Centre x, centre y, width, height, in shares of the picture. Of several objects of one class a patch gets
+    the one whose box covers most of it.
+    """
+    grid = scene.patch_labels.shape[0]
+    side = scene.image.shape[0] / grid
+    edges = np.arange(grid) * side
+    boxes, covered = np.zeros((grid, grid, 4), np.float32), np.zeros((grid, grid))
+    for thing in scene.objects:
+        x0, y0, x1, y1 = thing.box
+        across = np.clip(np.minimum(edges + side, x1) - np.maximum(edges, x0), 0, None)
+        down = np.clip(np.minimum(edges + side, y1) - np.maximum(edges, y0), 0, None)
+        cover = np.outer(down, across)
+        better = (scene.patch_labels == thing.class_index + 1) & (cover > covered)
+        boxes[better] = box_shares(thing, scene)
+        covered[better] = cover[better]
+    return boxes
+
+
+class SceneTexts:
+    """Texts over scenes → tensors, as the served tasks tokenise them."""
+
+    def __init__(self, seed: int) -> None:
+        self.random = Random(seed)
+        self.tokenizer = scene_tokenizer()
+        self.box_ids = BoxIds.of(self.tokenizer, SCENE_SIZE)
+        self.names = {
+            tuple(self.tokenizer.pieces(name)): emoji_class.index + 1
+            for emoji_class in load_classes() for name in (emoji_class.plural, emoji_class.name)
+        }
+
+    def ids(self, text: str, *, clean: bool = False) -> list[int]:
+        """`[CLS] text [SEP]`; `clean`: as captions and texts to be matched are."""
+        pieces = self.tokenizer.pieces(clean_caption(text) if clean else text)
+        return [self.tokenizer.cls_id, *pieces, self.tokenizer.sep_id]
+
+    def word_labels(self, ids: Sequence[int]) -> list[int]:
+        """Of every token the class + 1 whose name, the longest that fits, ends there; 0 elsewhere."""
+        labels = [0] * len(ids)
+        longest = max(map(len, self.names))
+        for end in range(1, len(ids) + 1):
+            spans = (tuple(ids[end - length : end]) for length in range(min(longest, end), 0, -1))
+            labels[end - 1] = next((self.names[span] for span in spans if span in self.names), 0)
+        return labels
+
+    def batch(self, scenes: Sequence[Scene], mixture: Mixture | None) -> dict[str, Tensor]:
+        """Tensors by name; those of one task share a prefix, `*_image` are indices of images `[T]`.
+
+        Scenes 0 and 1, 2 and 3, … are the pairs that statements are about. Without `mixture`, no texts.
+        `row_*` are the texts of all tasks that the fusion encoder reads in one go (`Mixture.rows`), with what
+        each word names: `row_words` `[T, L]` the class + 1 or 0, `row_counts` `[T, L]` how many of it the image
+        shows or -1, `row_boxes` `[T, L, 4]` where it is, as `patch_boxes` say it, if there is one.
+        """
+        shown = [things_shown(scene) for scene in scenes]
+        tensors = {
+            "images": torch.from_numpy(np.stack([scene.image for scene in scenes])),
+            "labels": torch.from_numpy(np.stack([scene.patch_labels for scene in scenes]).astype(np.int64)),
+            "boxes": torch.from_numpy(np.stack([patch_boxes(scene) for scene in scenes])),
+            "counts": torch.from_numpy(np.stack([*map(patch_counts, scenes, shown)])),
+        }
+        if mixture is None:
+            return tensors
+        random, every = self.random, range(len(scenes))
+        texts = [self.ids(scene.caption, clean=True) for scene in scenes]
+        tensors |= {
+            "captions": padded([self.ids(scene.caption) for scene in scenes]),
+            "texts": padded(texts),
+            # Scenes of one caption are right for each other's text.
+            "text_id": torch.tensor([zlib.crc32(scene.caption.encode()) for scene in scenes]),
+        }
+
+        def asked(count: int, ask) -> list[tuple[int, object]]:
+            """`count` texts over images drawn with as few repeats as can be."""
+            found: list[tuple[int, object]] = []
+            while len(found) < count:
+                for index in random.sample(every, len(scenes)):
+                    found += [(index, text) for text in ask(index, 1)]
+                    if len(found) >= count:
+                        break
+            return found[:count]
+
+        questions = asked(mixture.questions, lambda i, n: questions_of(scenes[i], random, n))
+        expressions = asked(mixture.expressions, lambda i, n: expressions_of(scenes[i], random, n))
+        hypotheses = asked(mixture.hypotheses, lambda i, n: hypotheses_of(scenes[i], random, n))
+        wrong = asked(mixture.matches, lambda i, n: match_negatives(scenes[i], random, n))
+        statements = asked(mixture.statements, lambda i, n: pair_statements(scenes[i], scenes[i ^ 1], random, n))
+        for name, rows, clean in (("question", questions, False), ("expression", expressions, False),
+                                  ("hypothesis", hypotheses, True), ("statement", statements, True)):
+            tensors[f"{name}_ids"] = padded([self.ids(text.text, clean=clean) for _, text in rows])
+            tensors[f"{name}_image"] = torch.tensor([index for index, _ in rows], dtype=torch.long)
+        tensors["statement_other"] = tensors["statement_image"] ^ 1
+        tensors["wrong_ids"] = padded([self.ids(text, clean=True) for _, text in wrong])
+        tensors["wrong_image"] = torch.tensor([index for index, _ in wrong])
+        tensors["answer_ids"] = padded([self.ids(question.answer) for _, question in questions])
+        boxes = torch.tensor([expression.box for _, expression in expressions]).view(-1, 4)
+        tensors["box_ids"] = self.box_ids.tokens(boxes)
+        tensors["entail_label"] = torch.tensor([ENTAILMENT_LABELS.index(text.label) for _, text in hypotheses])
+        tensors["nlvr_label"] = torch.tensor([NLVR_LABELS.index(text.label) for _, text in statements])
+        kinds = [(texts[: mixture.contrasted], torch.arange(mixture.contrasted))]
+        kinds += [(tensors[f"{name}_ids"].tolist(), tensors[f"{name}_image"])
+                  for name in ("wrong", "question", "expression", "hypothesis", "statement")]
+        kinds.append((kinds[-1][0], tensors["statement_other"]))
+        return tensors | self._rows(shown, [row for rows, _ in kinds for row in rows],
+                                    torch.cat([images for _, images in kinds]))
+
+    def _rows(
+        self, shown: Sequence[dict[int, list[np.ndarray]]], rows: Sequence[Sequence[int]], images: Tensor
+    ) -> dict[str, Tensor]:
+        """`row_*` of a batch (`batch`), `shown` by each image (`things_shown`)."""
+        named = [self.word_labels(row) for row in rows]
+        longest = max(sum(token != 0 for token in row) for row in rows)
+        counts = np.full((len(rows), longest), -1, np.int64)
+        boxes = np.zeros((len(rows), longest, 4), np.float32)
+        for index, (labels, image) in enumerate(zip(named, images.tolist(), strict=True)):
+            for place, label in enumerate(labels):
+                if label:
+                    found = shown[image].get(label - 1, [])
+                    counts[index, place] = min(len(found), MOST_COUNTED)
+                    if len(found) == 1:
+                        boxes[index, place] = found[0]
+        return {
+            "row_ids": padded(rows)[:, :longest], "row_image": images, "row_words": padded(named)[:, :longest],
+            "row_counts": torch.from_numpy(counts), "row_boxes": torch.from_numpy(boxes),
+        }
+
+
+def patch_counts(scene: Scene, shown: dict[int, list[np.ndarray]]) -> np.ndarray:
+    """Int64 `[g, g]`: of the class of each patch, how many the scene shows (`things_shown`); 0 on background."""
+    counts = np.zeros(scene.patch_labels.max() + 1, np.int64)
+    for index, found in shown.items():
+        if index + 1 < len(counts):  # else too small an object for any label
+            counts[index + 1] = min(len(found), MOST_COUNTED)
+    return counts[scene.patch_labels]
+
+
+def things_shown(scene: Scene) -> dict[int, list[np.ndarray]]:
+    """Boxes of a scene's objects by class index, as `patch_boxes` says them."""
+    found: dict[int, list[np.ndarray]] = {}
+    for thing in scene.objects:
+        found.setdefault(thing.class_index, []).append(box_shares(thing, scene))
+    return found
+
+
+class DemoStream(IterableDataset):
+    """Endless batches of fresh scenes with texts, drawn in a process of its own."""
+
+    def __init__(self, styles: Sequence[str], batch_size: int, mixture: Mixture | None, *, augmented: float, seed: int,
+                 max_groups: int = 2, max_count: int = 4) -> None:
+        if not 0 <= seed < SEED_LIMIT:
+            raise ValueError(f"the seed of training is {seed}, but must be from 0 to {SEED_LIMIT - 1}")
+        self.styles, self.batch_size, self.mixture = tuple(styles), batch_size, mixture
+        self.augmented, self.seed, self.max_groups, self.max_count = augmented, seed, max_groups, max_count
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        torch.set_num_threads(1)
+        cv2.setNumThreads(1)
+        worker = torch.utils.data.get_worker_info()
+        seed = self.seed + SEED_LIMIT * 100 * (1 + (worker.id if worker else 0))
+        scenes = SceneGenerator(self.styles, size=SCENE_SIZE, max_groups=self.max_groups, max_count=self.max_count,
+                                augment=True, seed=seed)
+        scenes.count_weights, scenes.coloured = list(COUNT_WEIGHTS), COLOURED
+        texts, chance = SceneTexts(seed), Random(seed)
+        waiting: list[list[Scene]] = []  # pairs that are to be seen once more, with other texts: drawing is dear
+        while True:
+            scenes.augment = chance.random() < self.augmented
+            again = self.batch_size // 4 if len(waiting) >= WAITING else 0
+            seen = [waiting.pop(chance.randrange(len(waiting))) for _ in range(again)]
+            drawn = scenes.batch(self.batch_size - 2 * again, paired=True).scenes
+            waiting += [drawn[start : start + 2] for start in range(0, len(drawn) - 1, 2)]
+            yield texts.batch([*drawn, *(scene for pair in seen for scene in pair)], self.mixture)
+
+
+def object_patches(labels: Tensor, count: int) -> Tensor:
+    """Of labels `[B, g, g]`, the indices `[B, count]` of patches that show objects, filled up with background."""
+    shown = (labels.flatten(1) > 0).float()
+    return (shown + 0.5 * torch.rand_like(shown)).topk(count, dim=1).indices
+
+
+def normalise(images: Tensor) -> Tensor:
+    """Pixels uint8 `[B, R, R, 3]` → normalised `[B, 3, R, R]`."""
+    mean, std = torch.from_numpy(PIXEL_MEAN), torch.from_numpy(PIXEL_STD)
+    return ((images.float() / 255 - mean) / std).permute(0, 3, 1, 2)

@@ -1,0 +1,1 @@
+"""Beam search and the loop that runs many searches at once; knows no Triton."""

@@ -1,0 +1,343 @@
+"""In-flight batching: many requests share every step of one decoder.
+
+A thread of its own steps all requests that are in the house, however far each has come; requests join
+between two steps and leave after the step that ends them. `submit` only queues.
+
+The house has slots. Those in use are a prefix of all, because the compiled step reads a prefix of the
+caches in place; when a request leaves, the last one moves into its slot.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+import traceback
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+
+from mplug.decoding.beam_search import Ancestry, BeamSearch, Hypothesis, SearchOptions
+from mplug.errors import Cancelled, InvalidRequest, Unavailable
+from mplug.runtime.interface import Decoder
+
+#: Room is reserved in multiples of these, so that the step's shapes, which the runtime plans for, are few.
+POSITION_ROOM = 8
+STATE_ROOM = 32
+#: Room that is this many times what those in the house need is given back.
+SPARE_ROOM = 2
+#: Requests admitted between two steps: admission computes cross-attention keys, and those who are
+#: already decoding wait for it.
+ADMISSIONS_PER_STEP = 4
+
+
+@dataclass
+class DecodeRequest:
+    """One search to run. Answered through exactly one of `done` and `failed`, from the loop's thread."""
+
+    encoder_states: np.ndarray  #: `[A, W]`
+    encoder_mask: np.ndarray  #: `[A]` int32
+    prefix: list[int]  #: ids that are decoded first: `[CLS]`, and a prompt's
+    options: SearchOptions
+    token_range: tuple[int, int]  #: first and one past the last id that may be chosen
+    done: Callable[[list[Hypothesis]], None]
+    failed: Callable[[BaseException], None]
+    cancelled: Callable[[], bool] = field(default=lambda: False)
+    queued_at: float = 0.0  #: seconds of the monotonic clock; set by `DecodeLoop.submit`
+
+    @property
+    def positions(self) -> int:
+        """Tokens whose keys are cached: all but the last one chosen."""
+        return len(self.prefix) + self.options.max_length - 1
+
+
+class Job(Protocol):
+    """Other work for the decoder, done piece by piece between two steps: one owner, and nobody waits long."""
+
+    failed: Callable[[BaseException], None]
+    cancelled: Callable[[], bool]
+
+    def advance(self) -> bool:
+        """Do one piece, from the loop's thread; True when it was the last and the job has been answered."""
+
+
+class _Running:
+    """A request in a slot."""
+
+    def __init__(self, request: DecodeRequest) -> None:
+        self.request = request
+        self.search = BeamSearch(request.options)
+        self.ancestry = Ancestry.empty(request.options.num_beams, request.positions)
+        self.position = 0  # of the tokens that the next step feeds
+        self.tokens = np.full(request.options.num_beams, request.prefix[0], np.int32)
+
+    @property
+    def in_prefix(self) -> bool:
+        """Whether the next step's answer is not wanted, for more of the prefix follows."""
+        return self.position < len(self.request.prefix) - 1
+
+    def advance(self, next_tokens: np.ndarray, log_probabilities: np.ndarray) -> bool:
+        """Take over a step's answer `[beams, K]`; True when the search is over."""
+        self.ancestry.write(self.position)
+        if self.in_prefix:
+            self.position += 1
+            self.tokens[:] = self.request.prefix[self.position]
+            return False
+        continuation = self.search.advance(next_tokens, log_probabilities)
+        self.position += 1
+        if continuation is None:
+            return True
+        self.ancestry.follow(continuation.parents)
+        self.tokens = continuation.tokens
+        return False
+
+
+@dataclass
+class LoopStatistics:
+    """Counts since the start; read by metrics and tests."""
+
+    steps: int = 0
+    sequence_steps: int = 0  #: over steps, requests in the house: / steps = mean batch
+    tokens: int = 0
+    admitted: int = 0
+    finished: int = 0
+    cancelled: int = 0
+    refused: int = 0
+    failed: int = 0
+    queue_seconds: float = 0.0  #: that admitted requests waited for their slot, summed
+
+
+class DecodeLoop:
+    """Owns a decoder; see the module's description."""
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        *,
+        max_slots: int = 32,
+        max_queue: int = 256,
+        max_cache_bytes: int = 4 << 30,
+        observer: Callable[[DecodeLoop], None] = lambda loop: None,
+    ) -> None:
+        """`observer` is called from the loop's thread after each round.
+
+        All slots are as large as the largest request in the house. A request that would take the caches
+        above `max_cache_bytes` waits until others have left, and is refused if it would do so alone.
+        """
+        self._observer = observer
+        self.statistics = LoopStatistics()
+        self._decoder = decoder
+        self._max_slots, self._max_queue, self._max_cache_bytes = max_slots, max_queue, max_cache_bytes
+        self._queue: deque[DecodeRequest] = deque()
+        self._jobs: deque[Job] = deque()
+        self._running: list[_Running] = []
+        self._wake = threading.Condition()
+        self._stopping = False
+        self._room = (0, 0, 0, 0)  # slots, positions, columns, states
+        self._thread = threading.Thread(target=self._run, name="decode", daemon=True)
+        self._thread.start()
+
+    def submit(self, request: DecodeRequest) -> None:
+        """Queue a request. Raises Unavailable when too many wait already, or the loop has stopped."""
+        with self._wake:
+            if self._stopping:
+                raise Unavailable("the decoder is shutting down; try again")
+            if len(self._queue) >= self._max_queue:
+                self.statistics.refused += 1
+                raise Unavailable(f"the decoder's queue of {self._max_queue} requests is full; try again later")
+            request.queued_at = time.monotonic()
+            self._queue.append(request)
+            self._wake.notify()
+
+    def submit_job(self, job: Job) -> None:
+        """Queue other work. Raises Unavailable when too much waits already, or the loop has stopped."""
+        with self._wake:
+            if self._stopping:
+                raise Unavailable("the decoder is shutting down; try again")
+            if len(self._jobs) >= self._max_queue:
+                self.statistics.refused += 1
+                raise Unavailable(f"the decoder's queue of {self._max_queue} requests is full; try again later")
+            self._jobs.append(job)
+            self._wake.notify()
+
+    @property
+    def batch(self) -> int:
+        """Requests that decode now."""
+        return len(self._running)
+
+    @property
+    def waiting(self) -> int:
+        """Requests that are queued and have no slot yet."""
+        return len(self._queue)
+
+    def stop(self) -> None:
+        """Fail what is left with Unavailable and end the thread."""
+        with self._wake:
+            self._stopping = True
+            self._wake.notify()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while True:
+            with self._wake:
+                while not (self._queue or self._running or self._jobs or self._stopping):
+                    self._wake.wait()
+                if self._stopping:
+                    searches = [running.request for running in self._running]
+                    left = [*searches, *self._queue, *self._jobs]
+                    self._running, self._queue, self._jobs = [], deque(), deque()
+                    break
+            self._admit()
+            self._drop_cancelled()
+            if self._running:
+                self._step()
+            if self._jobs:
+                self._work()
+            self._observer(self)
+        for request in left:
+            _deliver(request.failed, Unavailable("the decoder is shutting down; try again"))
+
+    def _admit(self) -> None:
+        for _ in range(ADMISSIONS_PER_STEP):
+            if not self._queue or len(self._running) >= self._max_slots:
+                return
+            request = self._queue[0]
+            try:
+                if request.cancelled():
+                    self._answer_cancelled(request)
+                elif self._make_room(request):
+                    self._decoder.admit(len(self._running), request.encoder_states)
+                    self._running.append(_Running(request))
+                    self.statistics.admitted += 1
+                    self.statistics.queue_seconds += time.monotonic() - request.queued_at
+                else:
+                    return  # first come, first served: whoever is behind waits too
+            except Exception as error:  # answered to the one it concerns; the others go on
+                self.statistics.failed += 1
+                _deliver(request.failed, error)
+            self._queue.popleft()
+
+    def _make_room(self, request: DecodeRequest) -> bool:
+        """Fit the caches to those in the house and one more; False if that has to wait."""
+        room = self._room_for([*(running.request for running in self._running), request])
+        needed = self._decoder.cache_bytes(*room)
+        if needed > self._max_cache_bytes:
+            if self._running:
+                return False
+            raise InvalidRequest(
+                f"the request needs {needed >> 20} MiB of KV cache, more than the {self._max_cache_bytes >> 20} "
+                "allowed: ask for fewer beams, a shorter MAX_LENGTH or fewer frames"
+            )
+        self._decoder.reserve(*room)
+        self._room = room
+        return True
+
+    def _room_for(self, requests: list[DecodeRequest]) -> tuple[int, int, int, int]:
+        """Room that serves these requests, the present one as far as it does and is not far too large."""
+        wanted = (
+            min(1 << (len(requests) - 1).bit_length(), self._max_slots),  # 1, 2, 4, 8, …
+            _rounded(max(request.positions for request in requests), POSITION_ROOM),
+            max(request.options.num_beams for request in requests),
+            _rounded(max(request.encoder_states.shape[0] for request in requests), STATE_ROOM),
+        )
+        if len(requests) == 1:
+            return wanted
+        slots, positions, columns, states = wanted
+        _, present_positions, present_columns, present_states = self._room
+        if positions * columns <= present_positions * present_columns <= SPARE_ROOM * positions * columns:
+            positions, columns = max(positions, present_positions), max(columns, present_columns)
+        if states <= present_states <= SPARE_ROOM * states:
+            states = present_states
+        return max(slots, min(self._room[0], self._max_slots)), positions, columns, states
+
+    def _drop_cancelled(self) -> None:
+        for slot in reversed(range(len(self._running))):
+            request = self._running[slot].request
+            if request.cancelled():
+                self._leave(slot)
+                self._answer_cancelled(request)
+
+    def _answer_cancelled(self, request: DecodeRequest) -> None:
+        self.statistics.cancelled += 1
+        _deliver(request.failed, Cancelled("the client cancelled the request"))
+
+    def _leave(self, slot: int) -> None:
+        """Free a slot; the last request moves into it."""
+        last = len(self._running) - 1
+        if slot != last:
+            self._decoder.move(last, slot)
+            self._running[slot] = self._running[last]
+        del self._running[last]
+
+    def _step(self) -> None:
+        running = self._running
+        try:
+            next_tokens, log_probabilities = self._decoder.step(*self._step_inputs(running))
+        except Exception as error:
+            self._running = []
+            self.statistics.failed += len(running)
+            for one in running:
+                _deliver(one.request.failed, error)
+            return
+        self.statistics.steps += 1
+        self.statistics.sequence_steps += len(running)
+        over = []
+        for slot, one in enumerate(running):
+            beams = one.request.options.num_beams
+            self.statistics.tokens += not one.in_prefix
+            if one.advance(next_tokens[slot, :beams], log_probabilities[slot, :beams]):
+                over.append(slot)
+        answers = [(running[slot].request, running[slot].search.best()) for slot in over]
+        for slot in reversed(over):
+            self._leave(slot)
+        self.statistics.finished += len(over)
+        for request, hypotheses in answers:
+            _deliver(request.done, hypotheses)
+
+    def _work(self) -> None:
+        """One piece of the first job; the next job has its turn then, so that a long one delays no short one."""
+        job = self._jobs.popleft()
+        try:
+            if job.cancelled():
+                self.statistics.cancelled += 1
+                _deliver(job.failed, Cancelled("the client cancelled the request"))
+            elif not job.advance():
+                self._jobs.append(job)
+        except Exception as error:  # answered to the one it concerns; the others go on
+            self.statistics.failed += 1
+            _deliver(job.failed, error)
+
+    def _step_inputs(self, running: list[_Running]) -> tuple[np.ndarray, ...]:
+        slots, beams = len(running), max(one.request.options.num_beams for one in running)
+        positions_room, states_room = self._room[1], self._room[3]
+        tokens = np.zeros((slots, beams), np.int32)
+        ancestry = np.full((slots, beams, positions_room), -1, np.int32)
+        encoder_mask = np.zeros((slots, states_room), np.int32)
+        for slot, one in enumerate(running):
+            columns = one.ancestry.columns
+            tokens[slot, : one.tokens.size] = one.tokens
+            ancestry[slot, : columns.shape[0], : columns.shape[1]] = columns
+            encoder_mask[slot, : one.request.encoder_mask.size] = one.request.encoder_mask
+        return (
+            tokens,
+            np.array([one.position for one in running], np.int32),
+            ancestry,
+            encoder_mask,
+            np.array([one.search.end_blocked for one in running], np.int32),
+            np.array([one.request.token_range for one in running], np.int32),
+        )
+
+
+def _deliver(callback: Callable[[Any], None], answer: object) -> None:
+    """Answer one request; if that fails, it is logged and the others go on."""
+    try:
+        callback(answer)
+    except Exception as error:
+        traceback.print_exception(error, file=sys.stderr)
+
+
+def _rounded(value: int, room: int) -> int:
+    return -(-value // room) * room

@@ -1,0 +1,216 @@
+"""Tensors of the stage `text_decoder` ↔ requests of its decode loop; every option is checked here."""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from weakref import WeakValueDictionary
+
+import numpy as np
+
+from mplug.config import GenerationConfig
+from mplug.contract import MAX_BEAMS, MAX_CANDIDATE_TOKENS, MAX_CANDIDATES
+from mplug.decoding.beam_search import Hypothesis, SearchOptions
+from mplug.decoding.loop import DecodeRequest
+from mplug.errors import InvalidRequest
+from mplug.runtime.gpu.array import DeviceArray, on_gpu
+from mplug.runtime.interface import StageInfo
+from mplug.triton.protocol import Value
+
+MAX_LENGTH_PENALTY = 10.0
+#: Asking Triton whether a client has gone costs 60 µs, too much for every request at every step.
+POLL_SECONDS = 0.05
+#: Answer to a CANCEL request.
+WITHDRAWN: dict[str, Value] = {"TOKEN_IDS": np.zeros((1, 1), np.int32), "SCORE": np.zeros(1, np.float32)}
+
+
+@dataclass(frozen=True)
+class DecodeRequestParser:
+    """What a checkpoint allows, and its defaults."""
+
+    hidden_size: int
+    vocab_size: int
+    max_positions: int
+    max_states: int  #: encoder states that one request may bring
+    start_id: int
+    end_id: int
+    generation: GenerationConfig
+
+    @classmethod
+    def of_stage(cls, folder: Path) -> DecodeRequestParser:
+        """From a built stage's folder."""
+        info = StageInfo.read(folder)
+        sizes = info.sizes
+        names = ("hidden_size", "vocab_size", "max_positions", "max_states", "start_id", "end_id")
+        return cls(**{name: sizes[name] for name in names}, generation=GenerationConfig(**info.defaults))
+
+    def parse(self, inputs: Mapping[str, Value]) -> DecodeRequest:
+        """Check and complete a request; its callbacks are for the caller to set.
+
+        Raises InvalidRequest naming the input.
+        """
+        states, mask = self.encoder_inputs(inputs)
+        prompt = _array(inputs, "PROMPT_IDS").tolist() if "PROMPT_IDS" in inputs else []
+        token_range = (0, self.vocab_size)
+        if "TOKEN_RANGE" in inputs:
+            token_range = tuple(_array(inputs, "TOKEN_RANGE").tolist())
+        if len(token_range) != 2 or not 0 <= token_range[0] < token_range[1] <= self.vocab_size:
+            raise InvalidRequest(f"TOKEN_RANGE: {list(token_range)} is no range of {self.vocab_size} tokens")
+        prefix = prompt or [self.start_id]
+        if not all(0 <= token < self.vocab_size for token in prefix):
+            raise InvalidRequest(f"PROMPT_IDS: ids must be 0…{self.vocab_size - 1}")
+        options = parse_search_options(inputs, self.generation, self.end_id)
+        check_positions(inputs, options, len(prefix), self.max_positions)
+        return DecodeRequest(
+            encoder_states=states, encoder_mask=mask,
+            prefix=prefix, options=options, token_range=token_range, done=_unset, failed=_unset,
+        )
+
+    def candidates(self, inputs: Mapping[str, Value]) -> np.ndarray:
+        """Checked CANDIDATE_IDS `[n, L]` int32. Raises InvalidRequest."""
+        ids = _array(inputs, "CANDIDATE_IDS")
+        longest = min(self.max_positions, MAX_CANDIDATE_TOKENS)
+        if ids.ndim != 2 or not 1 <= ids.shape[0] <= MAX_CANDIDATES or not 2 <= ids.shape[1] <= longest:
+            wanted = f"[1…{MAX_CANDIDATES}, 2…{longest}]"
+            raise InvalidRequest(f"CANDIDATE_IDS: shape {list(ids.shape)}, but must be {wanted}")
+        if (ids < 0).any() or (ids >= self.vocab_size).any():
+            raise InvalidRequest(f"CANDIDATE_IDS: ids must be 0…{self.vocab_size - 1}")
+        used = ids != 0
+        if (ids[:, 0] != self.start_id).any() or not used[:, 1].all() or (~used[:, :-1] & used[:, 1:]).any():
+            raise InvalidRequest(f"CANDIDATE_IDS: each row must be id {self.start_id}, a text, and then zeros alone")
+        return np.ascontiguousarray(ids, np.int32)
+
+    def encoder_inputs(self, inputs: Mapping[str, Value]) -> tuple[np.ndarray | DeviceArray, np.ndarray]:
+        """Checked states `[A, W]` fp32, on the GPU if they come from there, and their mask `[A]` int32.
+
+        Raises InvalidRequest.
+        """
+        states = inputs.get("ENCODER_STATES")
+        if not on_gpu(states):
+            states = _array(inputs, "ENCODER_STATES")
+        allowed = states.ndim == 2 and 1 <= states.shape[0] <= self.max_states
+        if not allowed or states.shape[1] != self.hidden_size:
+            wanted = f"[1…{self.max_states}, {self.hidden_size}]"
+            raise InvalidRequest(f"ENCODER_STATES: shape {list(states.shape)}, but must be {wanted}")
+        if isinstance(states, np.ndarray):  # on a GPU they are another stage's, and stay there
+            if not np.isfinite(states).all():
+                raise InvalidRequest("ENCODER_STATES: holds values that are not finite")
+            states = np.ascontiguousarray(states, np.float32)
+        mask = _array(inputs, "ENCODER_MASK") if "ENCODER_MASK" in inputs else np.ones(len(states), np.int32)
+        if mask.shape != (len(states),) or not np.isin(mask, (0, 1)).all() or not mask.any():
+            raise InvalidRequest(f"ENCODER_MASK: must hold {len(states)} ones and zeros, and at least one 1")
+        return states, mask.astype(np.int32)
+
+
+def parse_search_options(
+    inputs: Mapping[str, Value], generation: GenerationConfig, end_id: int
+) -> SearchOptions:
+    """NUM_BEAMS, MIN_LENGTH, MAX_LENGTH, NUM_RETURN and LENGTH_PENALTY, with defaults where absent.
+
+    A MAX_LENGTH below the default MIN_LENGTH, or the other way round, moves the one that was not asked
+    for. Raises InvalidRequest naming the input and what it may be.
+    """
+    num_beams = _whole(inputs, "NUM_BEAMS", generation.num_beams, 1, MAX_BEAMS)
+    max_length = _whole(inputs, "MAX_LENGTH", generation.max_length, 1, None)
+    min_length = _whole(inputs, "MIN_LENGTH", min(generation.min_length, max_length), 0, None)
+    if "MAX_LENGTH" not in inputs:
+        max_length = max(max_length, min_length)
+    if min_length > max_length:
+        raise InvalidRequest(f"MIN_LENGTH: {min_length} is more than MAX_LENGTH {max_length}")
+    num_return = _whole(inputs, "NUM_RETURN", 1, 1, num_beams)
+    length_penalty = generation.length_penalty
+    if "LENGTH_PENALTY" in inputs:
+        array = _array(inputs, "LENGTH_PENALTY").reshape(-1)
+        length_penalty = float(array[0]) if array.size == 1 else math.nan
+        if not abs(length_penalty) <= MAX_LENGTH_PENALTY:  # false for NaN too
+            limits = f"between -{MAX_LENGTH_PENALTY:g} and {MAX_LENGTH_PENALTY:g}"
+            raise InvalidRequest(f"LENGTH_PENALTY: {_shown(array)} is not {limits}")
+    return SearchOptions(num_beams, min_length, max_length, num_return, length_penalty, end_id)
+
+
+def check_positions(
+    inputs: Mapping[str, Value], options: SearchOptions, prefix: int, max_positions: int
+) -> None:
+    """Raise InvalidRequest when `prefix` tokens and the longest result exceed the decoder's positions."""
+    if prefix + options.max_length <= max_positions:
+        return
+    # A MIN_LENGTH alone moves the longest length along with it.
+    name = "MIN_LENGTH" if "MIN_LENGTH" in inputs and "MAX_LENGTH" not in inputs else "MAX_LENGTH"
+    raise InvalidRequest(f"{name}: {options.max_length} tokens behind a prompt of {prefix} are more than the "
+                         f"checkpoint's {max_positions} positions")
+
+
+def polled(check: Callable[[], bool], seconds: float = POLL_SECONDS) -> Callable[[], bool]:
+    """`check`, asked at most every so many seconds, for a check that costs more than a look at a flag."""
+    due = 0.0
+
+    def ask() -> bool:
+        nonlocal due
+        now = time.monotonic()
+        if now < due:
+            return False
+        due = now + seconds
+        return check()
+
+    return ask
+
+
+class Withdrawals:
+    """Requests by their tag, for as long as they live, so that a later request can withdraw one."""
+
+    def __init__(self) -> None:
+        self._flags: WeakValueDictionary[bytes, threading.Event] = WeakValueDictionary()
+
+    def register(self, tag: Value | None) -> threading.Event:
+        """A flag that is set when the request is withdrawn; the caller keeps it."""
+        flag = threading.Event()
+        if tag is not None:
+            self._flags[bytes(tag[0])] = flag
+        return flag
+
+    def withdraw(self, tag: Value) -> None:
+        """Set the flag of a request; nothing happens if it has been answered already."""
+        flag = self._flags.get(bytes(tag[0]))
+        if flag is not None:
+            flag.set()
+
+
+def to_outputs(request: DecodeRequest, hypotheses: list[Hypothesis]) -> dict[str, Value]:
+    """TOKEN_IDS `[n, L]` from `[CLS]`, padded with 0, and SCORE `[n]`."""
+    prefix = np.asarray(request.prefix, np.int32)
+    length = max(len(hypothesis.token_ids) for hypothesis in hypotheses)
+    ids = np.zeros((len(hypotheses), len(prefix) + length), np.int32)
+    for row, hypothesis in zip(ids, hypotheses, strict=True):
+        row[: len(prefix)] = prefix
+        row[len(prefix) : len(prefix) + len(hypothesis.token_ids)] = hypothesis.token_ids
+    return {"TOKEN_IDS": ids, "SCORE": np.array([hypothesis.score for hypothesis in hypotheses], np.float32)}
+
+
+def _array(inputs: Mapping[str, Value], name: str) -> np.ndarray:
+    value = inputs.get(name)
+    if not isinstance(value, np.ndarray):
+        raise InvalidRequest(f"{name}: is missing")
+    return value
+
+
+def _whole(inputs: Mapping[str, Value], name: str, default: int, low: int, high: int | None) -> int:
+    if name not in inputs:
+        return default
+    array = _array(inputs, name).reshape(-1)
+    value = int(array[0]) if array.size == 1 else None
+    if value is None or value < low or (high is not None and value > high):
+        limits = f"at least {low}" if high is None else f"between {low} and {high}"
+        raise InvalidRequest(f"{name}: {_shown(array)} is not {limits}")
+    return value
+
+
+def _shown(array: np.ndarray) -> object:
+    return array.item() if array.size == 1 else array.tolist()[:8]
+
+
+def _unset(_: object) -> None:
+    raise AssertionError("the request was submitted without callbacks")

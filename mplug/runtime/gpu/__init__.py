@@ -1,0 +1,1 @@
+"""Engines on a GPU: device memory, TensorRT, DLPack."""

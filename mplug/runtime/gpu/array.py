@@ -1,0 +1,121 @@
+"""An array in a GPU's memory that goes from stage to stage as it is: DLPack in and out, views without a copy.
+
+NumPy reads one through `__array__`, which copies it to the host, so that what computes there takes either kind.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from math import prod
+from typing import Any
+
+import numpy as np
+
+from mplug.runtime.gpu.cuda import Buffer, Device
+from mplug.runtime.gpu.dlpack import CUDA, borrow, capsule, on_gpu
+
+
+@cache
+def own_device() -> Device:
+    """The device of a process that has no engine of its own. Raises RuntimeUnavailable without a GPU."""
+    return Device()
+
+
+class DeviceArray:
+    """C-contiguous, and complete: whatever wrote it was waited for."""
+
+    def __init__(self, device: Device, memory: Buffer, shape: Sequence[int], dtype: np.dtype, offset: int = 0) -> None:
+        self._device, self._memory, self._offset = device, memory, offset
+        self.shape, self.dtype = tuple(shape), np.dtype(dtype)
+
+    @classmethod
+    def copied(cls, device: Device, address: int, shape: Sequence[int], dtype: np.dtype) -> DeviceArray:
+        """A copy, on the device, of what lies at `address` once the device's work is done."""
+        size = prod(shape) * np.dtype(dtype).itemsize
+        memory = device.allocate(size)
+        device.copy(memory.address, address, size)
+        device.synchronize()
+        return cls(device, memory, shape, dtype)
+
+    @classmethod
+    def received(cls, tensor: Any) -> DeviceArray:
+        """A copy of what another process or library left on the device: a DLPack capsule, or what gives one.
+
+        Raises ValueError for memory that is not contiguous, or of a type that numpy has not.
+        """
+        with borrow(tensor) as borrowed:
+            return cls.copied(own_device(), borrowed.address, borrowed.shape, np.dtype(borrowed.dtype))
+
+    @property
+    def address(self) -> int:
+        return self._memory.address + self._offset
+
+    @property
+    def ndim(self) -> int:
+        return len(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        return prod(self.shape) * self.dtype.itemsize
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def reshape(self, *shape: int) -> DeviceArray:
+        """The same memory in another shape; one length may be −1."""
+        known = prod(length for length in shape if length != -1)
+        whole = tuple(prod(self.shape) // known if length == -1 else length for length in shape)
+        if prod(whole) != prod(self.shape):
+            raise ValueError(f"an array of shape {self.shape} has no shape {shape}")
+        return DeviceArray(self._device, self._memory, whole, self.dtype, self._offset)
+
+    def __getitem__(self, index: int | slice | None) -> DeviceArray:
+        """Of the first axis one index or a run; None puts an axis in front."""
+        if index is None:
+            return self.reshape(1, *self.shape)
+        start, stop, step = (index if isinstance(index, slice) else slice(index, index + 1)).indices(len(self))
+        if step != 1 or (isinstance(index, int) and not 0 <= index < len(self)):
+            raise IndexError(f"{index} of an array of shape {self.shape} on the device")
+        rest = self.shape[1:]
+        shape = rest if isinstance(index, int) else (max(0, stop - start), *rest)
+        return DeviceArray(self._device, self._memory, shape, self.dtype,
+                           self._offset + start * prod(rest) * self.dtype.itemsize)
+
+    def __array__(self, dtype: np.dtype | None = None, copy: bool | None = None) -> np.ndarray:
+        """On the host."""
+        staging = self._device.pinned(self.nbytes)
+        try:
+            self._device.download(staging[: self.nbytes], self.address)
+            self._device.synchronize()
+            array = staging[: self.nbytes].view(self.dtype).reshape(self.shape).copy()
+        finally:
+            self._device.free_pinned(staging)
+        return array if dtype is None else array.astype(dtype)
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return CUDA, 0
+
+    def __dlpack__(self, stream: Any = None) -> Any:
+        """A capsule; whoever takes it keeps the memory alive for as long as he holds it."""
+        return capsule(self.address, self.shape, self.dtype.name, keep=self._memory)
+
+
+def concatenated(arrays: Sequence[np.ndarray | DeviceArray]) -> np.ndarray | DeviceArray:
+    """Arrays one behind the other along the first axis; on the device if all of them lie there."""
+    if not all(isinstance(array, DeviceArray) for array in arrays):
+        return np.concatenate([np.asarray(array) for array in arrays])
+    first = arrays[0]
+    if {(array.shape[1:], array.dtype) for array in arrays} != {(first.shape[1:], first.dtype)}:
+        raise ValueError(f"arrays of shapes {[array.shape for array in arrays]} do not go one behind the other")
+    device = first._device
+    memory = device.allocate(sum(array.nbytes for array in arrays))
+    offset = 0
+    for array in arrays:
+        device.copy(memory.address + offset, array.address, array.nbytes)
+        offset += array.nbytes
+    device.synchronize()
+    return DeviceArray(device, memory, (sum(map(len, arrays)), *first.shape[1:]), first.dtype)
+
+
+__all__ = ["DeviceArray", "concatenated", "on_gpu", "own_device"]

@@ -1,0 +1,341 @@
+"""The decoder on a GPU: caches that never leave it, and a step that is one call.
+
+A step of S slots and M beams is recorded once as a CUDA graph and then launched: copy the step's small
+inputs to the device, run the engine, write its keys and values into the caches, copy tokens and scores
+back. Positions are data on the device, so the recording holds for every position; addresses and shapes
+are part of it, so recordings are dropped when the caches grow.
+
+S is rounded up to a power of two, so that recordings are few. Slots beyond those in use compute on whatever
+is there; nobody reads what they answer, and a request that is admitted later overwrites what they wrote
+before it reads it.
+
+Caches are one piece of memory each: `[2·layers, slots, H, T, C, D]` and `[2·layers, slots, H, A, D]`, a key
+before a value. The slots in use are a prefix of each layer's part, which the engine reads in place.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import astuple, dataclass
+from typing import Any
+
+import numpy as np
+
+from mplug.contract import decoder_prefill, decoder_step
+from mplug.runtime.gpu.cuda import Buffer, Device, DeviceError, Graph
+from mplug.runtime.gpu.dlpack import Borrowed, borrow, on_gpu
+from mplug.runtime.gpu.tensorrt import Block, Context, Engine
+
+#: Room is in these multiples: with 64 values per head, each slot then begins at an address that TensorRT takes.
+POSITION_ROOM, STATE_ROOM = 8, 32
+#: A cache that is up to so many times larger than asked for is kept as it is.
+SPARE_ROOM = 2
+#: Caches may be larger than asked for up to this size: 32 slots of a base-size captioner take 0.9 GB.
+SPARE_BYTES = 1 << 30
+#: What room is said to take that the engine was not built for; the decode loop then lets a request wait, or refuses.
+BEYOND = 1 << 62
+#: Recordings that are kept; the one used longest ago goes first.
+MOST_RECORDINGS = 24
+
+INPUTS = ("TOKENS", "POSITIONS", "ANCESTRY", "ENCODER_MASK", "END_BLOCKED", "TOKEN_RANGE")
+#: What slots that are not in use are given.
+UNUSED = {"TOKENS": 0, "POSITIONS": 0, "ANCESTRY": -1, "ENCODER_MASK": 0, "END_BLOCKED": 0, "TOKEN_RANGE": 0}
+
+
+@dataclass(frozen=True)
+class Room:
+    """Lengths that the caches have."""
+
+    slots: int = 0
+    positions: int = 0
+    columns: int = 0
+    states: int = 0
+
+    @classmethod
+    def rounded(cls, slots: int, positions: int, columns: int, states: int) -> Room:
+        """Room for these, in the multiples in which room is made."""
+        return cls(slots, _rounded(positions, POSITION_ROOM), columns, _rounded(states, STATE_ROOM))
+
+    @property
+    def keys(self) -> int:
+        """Keys that one head of one layer has room for."""
+        return self.slots * (self.positions * self.columns + self.states)
+
+    def common(self, other: Room) -> Room:
+        """The part that is in both."""
+        return Room(*(min(pair) for pair in zip(astuple(self), astuple(other), strict=True)))
+
+    def widened(self, held: Room) -> Room:
+        """This room, and what is held anyway as far as it costs a step little: slots cost nothing, nobody reads
+        those that are not in use; positions, columns and states are all read, masked or not."""
+        cache = held if 1 <= held.positions * held.columns <= SPARE_ROOM * self.positions * self.columns else self
+        return Room(
+            max(self.slots, held.slots), max(self.positions, cache.positions), max(self.columns, cache.columns),
+            held.states if self.states <= held.states <= SPARE_ROOM * self.states else self.states,
+        )
+
+
+class TensorRTDecoder:
+    """`mplug.runtime.interface.Decoder`; calls come from one thread."""
+
+    def __init__(self, device: Device, prefill: Engine, step: Engine, sizes: Mapping[str, int]) -> None:
+        self._device, self._step_engine = device, step
+        self._heads, self._head_width, self._width = sizes["heads"], sizes["head_width"], sizes["hidden_size"]
+        self._arrays = 2 * sizes["layers"]
+        self._prefilled = decoder_prefill(sizes["layers"]).output_names
+        cached = decoder_step(sizes["layers"]).input_names[len(INPUTS) :]
+        self._past_names, self._cross_names = cached[: self._arrays], cached[self._arrays :]
+        self._item_bytes = step.tensors[self._past_names[0]].item_bytes
+        self._room = Room()
+        self._past: Buffer | None = None
+        self._cross: Buffer | None = None
+        self._prefill_context = prefill.context()
+        self._states: Block | None = None
+        self._steps: dict[tuple[int, int], _Step] = {}
+
+    # Sizes in bytes, of the room that there is
+
+    @property
+    def _row(self) -> int:
+        """One head's key, or value."""
+        return self._head_width * self._item_bytes
+
+    def _past_slot(self, room: Room) -> int:
+        return self._heads * room.positions * room.columns * self._row
+
+    def _cross_slot(self, room: Room) -> int:
+        return self._heads * room.states * self._row
+
+    def cache_bytes(self, slots: int, positions: int, columns: int, states: int) -> int:
+        """See `Decoder.cache_bytes`; more than any memory for room that no profile of the engine holds."""
+        if self._profile(Room.rounded(slots, positions, columns, states), slots, columns) is None:
+            return BEYOND
+        return self._arrays * self._heads * self._row * Room.rounded(slots, positions, columns, states).keys
+
+    def reserve(self, slots: int, positions: int, columns: int, states: int) -> None:
+        """See `Decoder.reserve`. Spare room is kept up to `SPARE_BYTES`: with every change of room the
+        recordings are lost, and made again in more time than many steps take."""
+        old, wanted = self._room, Room.rounded(slots, positions, columns, states)
+        room = wanted.widened(old)
+        too_much = room.keys * self._arrays * self._heads * self._row > SPARE_BYTES
+        if room != old and (too_much or self._profile(room, slots, columns) is None):
+            room = wanted
+        if room == old:
+            return
+        self._drop_steps()
+        # Zeros, not whatever was in memory: a masked place counts 0 × what it holds.
+        past = self._device.allocate(self._arrays * room.slots * self._past_slot(room))
+        cross = self._device.allocate(self._arrays * room.slots * self._cross_slot(room))
+        if self._past is not None and self._cross is not None:
+            self._keep(self._past, past, self._cross, cross, room)
+        if room.states != old.states:
+            if self._states is not None:
+                self._states.free()
+            shape = (1, room.states, self._width)
+            self._states = Block(self._device, {"ENCODER_STATES": (shape, np.dtype(np.float32))})
+            self._prefill_context.set_shape("ENCODER_STATES", shape)
+        self._past, self._cross, self._room = past, cross, room
+
+    def _keep(self, old_past: Buffer, past: Buffer, old_cross: Buffer, cross: Buffer, room: Room) -> None:
+        """Copy what both have room for into the new caches, and free the old ones."""
+        old, row = self._room, self._row
+        kept = old.common(room)
+        heads = kept.slots * self._heads
+
+        def strides(of: Room) -> tuple[int, int, int]:
+            return of.slots * self._past_slot(of), of.positions * of.columns * row, of.columns * row
+
+        self._device.copy_rows(
+            past.address, old_past.address, rows=(self._arrays, heads, kept.positions), row_bytes=kept.columns * row,
+            target_strides=strides(room), source_strides=strides(old),
+        )
+        self._device.copy_rows(
+            cross.address, old_cross.address, rows=(self._arrays, heads, 1), row_bytes=kept.states * row,
+            target_strides=(room.slots * self._cross_slot(room), room.states * row, 0),
+            source_strides=(old.slots * self._cross_slot(old), old.states * row, 0),
+        )
+        self._device.synchronize()
+        old_past.free()
+        old_cross.free()
+
+    def admit(self, slot: int, encoder_states: Any) -> None:
+        """See `Decoder.admit`; states are an array `[A, W]`, or lie on the GPU.
+
+        They are padded to the room that there is, so that TensorRT writes keys and values where they stay.
+        """
+        assert self._states is not None and self._cross is not None
+        self._device.synchronize()  # an admission before this one may still be reading
+        with borrow(encoder_states) if on_gpu(encoder_states) else nullcontext() as borrowed:
+            if borrowed is None:
+                host = self._states.arrays["ENCODER_STATES"][0]
+                host[: len(encoder_states)] = encoder_states
+                host[len(encoder_states) :] = 0.0
+                self._states.upload()
+            else:
+                self._take(borrowed)
+            layer = self._room.slots * self._cross_slot(self._room)
+            self._prefill_context.set_address("ENCODER_STATES", self._states.addresses["ENCODER_STATES"])
+            for index, name in enumerate(self._prefilled):
+                place = self._cross.address + index * layer + slot * self._cross_slot(self._room)
+                self._prefill_context.set_address(name, place)
+            self._prefill_context.run()
+            if borrowed is not None:
+                self._device.synchronize()  # the memory is not ours any more after this
+
+    def _take(self, borrowed: Borrowed) -> None:
+        assert self._states is not None
+        if borrowed.dtype != "float32" or borrowed.shape[-1] != self._width:
+            raise ValueError(f"ENCODER_STATES: {borrowed.dtype} {list(borrowed.shape)} on the device instead of "
+                             f"float32 [A, {self._width}]")
+        address = self._states.addresses["ENCODER_STATES"]
+        self._device.copy(address, borrowed.address, borrowed.size)
+        self._device.zero(address + borrowed.size, self._room.states * self._width * 4 - borrowed.size)
+
+    def move(self, source: int, target: int) -> None:
+        """See `Decoder.move`: device to device, once per request."""
+        assert self._past is not None and self._cross is not None
+        for buffer, slot in ((self._past, self._past_slot(self._room)), (self._cross, self._cross_slot(self._room))):
+            layer = self._room.slots * slot
+            self._device.copy_rows(
+                buffer.address + target * slot, buffer.address + source * slot, rows=(self._arrays, 1, 1),
+                row_bytes=slot, target_strides=(layer, 0, 0), source_strides=(layer, 0, 0),
+            )
+
+    def step(self, tokens: np.ndarray, positions: np.ndarray, ancestry: np.ndarray, encoder_mask: np.ndarray,
+             end_blocked: np.ndarray, token_range: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """See `Decoder.step`; `ancestry` and `encoder_mask` may be narrower than the room reserved."""
+        slots, beams = tokens.shape
+        step = self._step_for(min(1 << (slots - 1).bit_length(), self._room.slots), beams)
+        values = (tokens, positions, ancestry, encoder_mask, end_blocked, token_range)
+        for name, value in zip(INPUTS, values, strict=True):
+            array = step.inputs.arrays[name]
+            if value.shape != array.shape:
+                array[...] = UNUSED[name]
+            array[tuple(slice(length) for length in value.shape)] = value
+        step.run()
+        self._device.synchronize()
+        answers = step.outputs.arrays
+        return answers["NEXT_TOKENS"][:slots].copy(), answers["LOG_PROBABILITIES"][:slots].copy()
+
+    def _step_for(self, slots: int, beams: int) -> _Step:
+        key = (slots, beams)
+        if key in self._steps:
+            self._steps[key] = self._steps.pop(key)  # last is the one used last
+            return self._steps[key]
+        if len(self._steps) >= MOST_RECORDINGS:
+            self._steps.pop(next(iter(self._steps))).free()
+        self._steps[key] = _Step(self, slots, beams)
+        return self._steps[key]
+
+    def _drop_steps(self) -> None:
+        self._device.synchronize()
+        for step in self._steps.values():
+            step.free()
+        self._steps = {}
+
+    def _profile(self, room: Room, slots: int, beams: int) -> int | None:
+        """The engine's profile for steps of a size over caches of this room."""
+        shapes = {"TOKENS": (slots, beams), "ENCODER_MASK": (slots, room.states)}
+        shapes[self._past_names[0]] = (slots, self._heads, room.positions, room.columns, self._head_width)
+        return self._step_engine.profile_of(shapes)
+
+    def bind_caches(self, context: Context, slots: int) -> None:
+        """Let a step read the first `slots` of the caches in place."""
+        assert self._past is not None and self._cross is not None
+        room = self._room
+        past = (slots, self._heads, room.positions, room.columns, self._head_width)
+        cross = (slots, self._heads, room.states, self._head_width)
+        for index in range(self._arrays):
+            for name, shape, buffer, size in (
+                (self._past_names[index], past, self._past, self._past_slot(room)),
+                (self._cross_names[index], cross, self._cross, self._cross_slot(room)),
+            ):
+                context.set_shape(name, shape)
+                context.set_address(name, buffer.address + index * room.slots * size)
+
+    def write(self, written: int, positions: int, slots: int, beams: int) -> None:
+        """Copy WRITTEN `[2·layers, S, H, M, D]` to the columns of each slot's position; both are addresses."""
+        assert self._past is not None
+        room, row, heads = self._room, self._row, self._heads
+        head = room.positions * room.columns * row
+        self._device.copy_rows(
+            self._past.address, written, rows=(self._arrays, slots, heads), row_bytes=beams * row,
+            target_strides=(room.slots * self._past_slot(room), self._past_slot(room), head),
+            source_strides=(slots * heads * beams * row, heads * beams * row, beams * row),
+            positions=positions, position_bytes=room.columns * row,
+        )
+
+    def new_step(self, slots: int, beams: int) -> tuple[Context, Block, Block, Buffer]:
+        """A context for steps of a size, with the memory of what goes in and comes out."""
+        room, whole = self._room, np.dtype(np.int32)
+        inputs = Block(self._device, {
+            "TOKENS": ((slots, beams), whole), "POSITIONS": ((slots,), whole),
+            "ANCESTRY": ((slots, beams, room.positions), whole), "ENCODER_MASK": ((slots, room.states), whole),
+            "END_BLOCKED": ((slots,), whole), "TOKEN_RANGE": ((slots, 2), whole),
+        })
+        profile = self._profile(room, slots, beams)
+        if profile is None:
+            raise ValueError(f"the engine was not built for {slots} slots of {room}")
+        context = self._step_engine.context(profile)
+        for name, array in inputs.arrays.items():
+            context.set_shape(name, array.shape)
+            context.set_address(name, inputs.addresses[name])
+        self.bind_caches(context, slots)
+        tensors = self._step_engine.tensors
+        outputs = Block(self._device, {
+            name: (context.shape(name), tensors[name].numpy) for name in ("NEXT_TOKENS", "LOG_PROBABILITIES")
+        })
+        for name, address in outputs.addresses.items():
+            context.set_address(name, address)
+        written = self._device.allocate(self._arrays * slots * self._heads * beams * self._row)
+        context.set_address("WRITTEN", written.address)
+        return context, inputs, outputs, written
+
+    @property
+    def device(self) -> Device:
+        return self._device
+
+
+class _Step:
+    """Steps of one size: their memory, and their recording."""
+
+    def __init__(self, decoder: TensorRTDecoder, slots: int, beams: int) -> None:
+        self._decoder, self._slots, self._beams = decoder, slots, beams
+        self._context, self.inputs, self.outputs, self._written = decoder.new_step(slots, beams)
+        self._graph: Graph | None = None
+        self._warm = self._refused = False
+
+    def run(self) -> None:
+        """Ask for one step; its answer is there after the next `synchronize`."""
+        if self._graph is None and self._warm and not self._refused and self._context.recordable:
+            try:
+                self._graph = self._decoder.device.record(self._work)
+            except DeviceError as error:
+                self._refused = True
+                warnings.warn(f"steps of {self._slots} slots run without a CUDA graph, slower: {error}", stacklevel=2)
+        if self._graph is not None:
+            self._graph.launch()
+        else:
+            # The first run of a shape does work that cannot be recorded: TensorRT loads and may compile kernels.
+            self._work()
+            self._warm = True
+
+    def _work(self) -> None:
+        self.inputs.upload()
+        self._context.run()
+        self._decoder.write(self._written.address, self.inputs.addresses["POSITIONS"], self._slots, self._beams)
+        self.outputs.download()
+
+    def free(self) -> None:
+        """Give the memory back, after all work that uses it."""
+        if self._graph is not None:
+            self._graph.free()
+        self.inputs.free()
+        self.outputs.free()
+        self._written.free()
+
+
+def _rounded(value: int, room: int) -> int:
+    return -(-value // room) * room

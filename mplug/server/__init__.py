@@ -1,0 +1,1 @@
+"""Find, start, watch and drain a tritonserver: `python -m mplug.server`."""

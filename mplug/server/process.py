@@ -1,0 +1,390 @@
+"""A tritonserver process on a model repository: started, ready, drained, gone.
+
+    with TritonServer("build/demo") as server:      # free ports, 127.0.0.1
+        client = tritonclient.grpc.InferenceServerClient(server.grpc_url)
+
+Stopping goes in steps, because a tritonserver told to end goes on accepting requests, waits for idle HTTP
+connections until its exit timeout, and then drops what is still running: new requests are refused (the models
+see the drain file), requests in flight are waited for, and only then is tritonserver told to end.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import http.client
+import json
+import os
+import random
+import re
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from mplug.server.install import CHECKOUT, ServerError, TritonInstall, find_triton
+from mplug.triton.drain import DRAIN_FILE_VARIABLE, DROP, IN_FLIGHT_METRIC, REFUSE
+
+CACHE_MB = 256  # response cache, MiB
+DRAIN_SECONDS = 30.0  # how long requests in flight are waited for
+START_SECONDS = 900.0  # loading may compile for a device
+THREADS = 64  # BLS calls that the Python backend runs at a time
+SHM_DEFAULT, SHM_GROWTH = (
+    4 << 20,
+    16 << 20,
+)  # bytes per model instance: a dozen fit a container's usual 64 MiB
+DROP_SECONDS = 0.5  # for the models to see that they are to give up, and for their answers to leave
+EXIT_SECONDS = 2  # tritonserver's own exit timeout: nothing is in flight then, and idle connections may go
+PDEATHSIG = 1  # <linux/prctl.h>
+
+#: What tritonserver says on every machine without a GPU, and at every end; nobody can do anything about it.
+HARMLESS = re.compile(
+    r"Failed to initialize NVML|DCGM unable to start|CudaDriverHelper has not been initialized|"
+    r"Unable to allocate pinned system memory|Signal \(\d+\) received|"
+    r"Exit timeout expired\. Exiting immediately|Non-graceful termination detected"
+)
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to serve; the defaults are those for tests: free ports (0), this machine only."""
+
+    host: str = "127.0.0.1"
+    http_port: int = 0
+    grpc_port: int = 0
+    metrics_port: int = 0
+    cache_mb: int = CACHE_MB  # 0: no response cache
+    drain_seconds: float = DRAIN_SECONDS
+    start_seconds: float = START_SECONDS
+    model_config_name: str | None = None  # picks configs/NAME.pbtxt where a model has one
+    log: str = "warning"  # or info, verbose
+    tritonserver: str = "auto"  # see find_triton
+    triton_arguments: tuple[str, ...] = ()  # passed on as they are
+
+
+class TritonServer:
+    """A tritonserver on one repository. `with` starts it, waits until it is ready, and stops it."""
+
+    def __init__(self, repository: str | Path, options: Options | None = None) -> None:
+        self.repository = Path(repository)
+        self.options = options or Options()
+        self.models: list[str] = []
+        self._process: subprocess.Popen[str] | None = None
+        self._scratch: Path | None = None
+        self._shm_prefix = f"mplug_{os.getpid()}_{secrets.token_hex(4)}_"
+        self._log = _Log()
+
+    @property
+    def http_url(self) -> str:
+        """HOST:PORT, as tritonclient.http takes it."""
+        return f"{_reachable(self.options.host)}:{self.options.http_port}"
+
+    @property
+    def grpc_url(self) -> str:
+        """HOST:PORT, as tritonclient.grpc takes it."""
+        return f"{_reachable(self.options.host)}:{self.options.grpc_port}"
+
+    @property
+    def metrics_url(self) -> str:
+        """HOST:PORT of the Prometheus metrics, under /metrics."""
+        return f"{_reachable(self.options.host)}:{self.options.metrics_port}"
+
+    @property
+    def pid(self) -> int | None:
+        """The tritonserver's process id while it runs."""
+        return self._process.pid if self._process else None
+
+    @property
+    def exit_code(self) -> int | None:
+        """The tritonserver's exit code, negative for a signal; None while it runs."""
+        return self._process.poll() if self._process else None
+
+    def __enter__(self) -> TritonServer:
+        self.start()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.stop()
+
+    def start(self, cancelled: Callable[[], bool] = lambda: False) -> None:
+        """Start and wait until every model is ready.
+
+        `cancelled`: asked while waiting; True ends the wait with a ServerError. The calling thread must
+        outlive the server: the kernel ends a tritonserver whose starting thread has died, so that a killed
+        launcher leaves none. Raises ServerError with the reason; nothing is left running then.
+        """
+        _require_repository(self.repository)
+        self.options = _with_ports(self.options)
+        self._scratch = Path(tempfile.mkdtemp(prefix=f"mplug-server-{os.getpid()}-"))
+        try:
+            install = find_triton(self._scratch, self.options.tritonserver)
+            environment = install.environment | {DRAIN_FILE_VARIABLE: str(self._drain_file)}
+            self._process = subprocess.Popen(
+                self._command(install),
+                env=environment,
+                cwd=CHECKOUT,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                errors="replace",
+                start_new_session=True,  # Ctrl-C reaches us alone, and we drain
+                preexec_fn=_die_with_parent,
+            )
+            self._log.follow(self._process)
+            self._wait_ready(install, cancelled)
+        except BaseException as error:
+            self._end()
+            if isinstance(
+                error, OSError
+            ):  # not an executable of this machine, no space for the scratch folder …
+                raise ServerError(f"cannot start tritonserver: {error}") from error
+            raise
+
+    def stop(self, hurry: Callable[[], bool] = lambda: False, finalize: bool = True) -> int:
+        """Drain and end the server; safe to call again. Returns how many requests had to be dropped.
+
+        `hurry`: asked while draining; True gives up the rest of the wait. `finalize`: let the models close,
+        which takes Triton 2 s at least; without it the server is killed once nothing is in flight.
+        """
+        dropped = 0
+        if self.exit_code is None and self._process is not None:
+            dropped = self._drain(hurry)
+            if finalize:
+                self._process.send_signal(signal.SIGTERM)
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    self._process.wait(EXIT_SECONDS + 5)
+        self._end()
+        return dropped
+
+    def failure(self) -> str:
+        """Why the server ended by itself: one line, and what it last complained of."""
+        code = self.exit_code
+        if code is not None and code < 0:
+            reason = f"tritonserver was ended by {signal.Signals(-code).name}"
+        else:
+            reason = f"tritonserver ended with exit code {code}"
+        return "\n".join([reason, *self._log.complaints()])
+
+    @property
+    def _drain_file(self) -> Path:
+        return self._scratch / "draining"
+
+    def _command(self, install: TritonInstall) -> list[str]:
+        options = self.options
+        levels = ("warning", "info", "verbose").index(options.log)
+        command = [
+            str(install.executable), *install.arguments,
+            f"--model-repository={self.repository.resolve()}",
+            f"--http-address={options.host}", f"--http-port={options.http_port}",
+            f"--grpc-address={options.host}", f"--grpc-port={options.grpc_port}",
+            f"--metrics-address={options.host}", f"--metrics-port={options.metrics_port}",
+            # A model that fails leaves the server up and not ready, so that we can ask it for the reason.
+            "--exit-on-error=false", "--strict-readiness=true",
+            f"--exit-timeout-secs={EXIT_SECONDS}",
+            f"--log-info={'true' if levels >= 1 else 'false'}", f"--log-verbose={1 if levels >= 2 else 0}",
+            f"--backend-config=python,thread-pool-size={THREADS}",
+            f"--backend-config=python,shm-region-prefix-name={self._shm_prefix}",
+            f"--backend-config=python,shm-default-byte-size={SHM_DEFAULT}",
+            f"--backend-config=python,shm-growth-byte-size={SHM_GROWTH}",
+        ]  # fmt: skip
+        if not _completes_configs(self.repository):
+            # Asking a model to complete its config costs a process with all its imports: most of a start.
+            command += ["--disable-auto-complete-config"]
+        if options.cache_mb > 0 and install.cache_directory is not None:
+            command += [f"--cache-directory={install.cache_directory}"]
+            command += [f"--cache-config=local,size={options.cache_mb << 20}"]
+        if options.model_config_name:
+            command += [f"--model-config-name={options.model_config_name}"]
+        if not Path("/dev/nvidiactl").exists():
+            command += ["--allow-gpu-metrics=false", "--pinned-memory-pool-byte-size=0"]
+        return [*command, *options.triton_arguments]
+
+    def _wait_ready(self, install: TritonInstall, cancelled: Callable[[], bool]) -> None:
+        began = time.monotonic()
+        said = began
+        while True:
+            if self.exit_code is not None:
+                raise ServerError(self.failure())
+            if cancelled():
+                raise ServerError("stopped while the models were loading")
+            status, _ = _request(self.http_url, "GET", "/v2/health/ready")
+            if status == 200 and _request(self.metrics_url, "GET", "/metrics")[0] == 200:
+                self.models = sorted(model["name"] for model in self._index())
+                return
+            if status is not None and status != 200:
+                # tritonserver opens its ports when it is done loading: what is not ready now never will be.
+                raise ServerError(self._load_failure())
+            now = time.monotonic()
+            if now - began > self.options.start_seconds:
+                raise ServerError(f"the models were not ready after {self.options.start_seconds:.0f} s")
+            if now - said > 15:
+                said = now
+                print(f"still loading models, {now - began:.0f} s", file=sys.stderr, flush=True)
+            time.sleep(0.05)
+
+    def _index(self) -> list[dict[str, str]]:
+        _, body = _request(self.http_url, "POST", "/v2/repository/index")
+        return json.loads(body or "[]")
+
+    def _load_failure(self) -> str:
+        lines = []
+        for model in self._index():
+            if model.get("state") != "READY":
+                # A model whose config.pbtxt cannot be read has no state: the reason stands in the log alone.
+                reason = model.get("reason") or "\n".join(self._log.complaints(about=f"'{model['name']}'"))
+                lines.append(f"model {model['name']} failed to load: {reason.strip() or 'no reason given'}")
+        return "\n".join(lines) or "\n".join(["the models are not ready", *self._log.complaints()])
+
+    def _drain(self, hurry: Callable[[], bool]) -> int:
+        """Refuse new requests and wait until none is in flight; returns how many were when time ran out."""
+        self._drain_file.write_text(REFUSE)
+        deadline = time.monotonic() + self.options.drain_seconds
+        idle = 0
+        while idle < 2:  # twice: a request may have passed the check for the file just before
+            if self.exit_code is not None:
+                return 0
+            in_flight = self._in_flight()
+            idle = idle + 1 if in_flight == 0 else 0
+            if in_flight and (time.monotonic() > deadline or hurry()):
+                self._drain_file.write_text(DROP)
+                time.sleep(DROP_SECONDS)
+                return in_flight
+            time.sleep(0.05)
+        return 0
+
+    def _in_flight(self) -> int:
+        """Requests that are queued or being answered. Stage calls of a task count beside the task."""
+        _, body = _request(self.metrics_url, "GET", "/metrics")
+        pattern = rf"^(?:nv_inference_pending_request_count|{IN_FLIGHT_METRIC})\{{.*\}} (\S+)$"
+        return round(sum(float(value) for value in re.findall(pattern, body, re.MULTILINE)))
+
+    def _end(self) -> None:
+        """Whatever is left of the server, the stubs' processes and the shared memory goes now."""
+        process = self._process
+        if process is not None:
+            _kill_group(process)
+            self._log.join()
+        for left_over in Path("/dev/shm").glob(f"{self._shm_prefix}*"):
+            left_over.unlink(missing_ok=True)
+        if self._scratch is not None:
+            shutil.rmtree(self._scratch, ignore_errors=True)
+
+
+class _Log:
+    """Passes on what tritonserver and the models print, less the harmless, and remembers the last of it."""
+
+    def __init__(self) -> None:
+        self._lines: deque[str] = deque(maxlen=200)
+        self._thread: threading.Thread | None = None
+
+    def follow(self, process: subprocess.Popen[str]) -> None:
+        self._thread = threading.Thread(
+            target=self._pump, args=(process,), name="tritonserver-log", daemon=True
+        )
+        self._thread.start()
+
+    def _pump(self, process: subprocess.Popen[str]) -> None:
+        for line in process.stdout:
+            if not HARMLESS.search(line):
+                self._lines.append(line.rstrip())
+                sys.stderr.write(line)
+                sys.stderr.flush()
+
+    def complaints(self, about: str = "") -> list[str]:
+        """The last few error lines, without their prefix of time and place."""
+        errors = [line for line in self._lines if re.match(r"E\d{4} |error:|\[libprotobuf ERROR", line)]
+        return [re.sub(r"^E\d{4} \S+ \d+ \S+\] ", "", line) for line in errors if about in line][-5:]
+
+    def join(self) -> None:
+        if self._thread is not None:
+            self._thread.join(5)
+
+
+def _die_with_parent() -> None:
+    """Runs in the child before it becomes tritonserver."""
+    _libc.prctl(PDEATHSIG, signal.SIGTERM)
+
+
+def _kill_group(process: subprocess.Popen[str]) -> None:
+    """Kill a process and its group, where the stubs are, and wait until the group is empty."""
+    group = process.pid
+    deadline = time.monotonic() + 5
+    while time.monotonic() < deadline:
+        try:
+            os.killpg(group, signal.SIGKILL)
+        except ProcessLookupError:
+            break
+        process.wait()
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(-group, os.WNOHANG)  # a container's first process inherits the stubs
+        time.sleep(0.02)
+
+
+def _reachable(host: str) -> str:
+    """An address to connect to for an address to bind to."""
+    return "127.0.0.1" if host in ("0.0.0.0", "") else host
+
+
+def _request(url: str, method: str, path: str) -> tuple[int | None, str]:
+    """Status and body; (None, "") when there is no answer. One connection each: idle ones delay the end."""
+    connection = http.client.HTTPConnection(url, timeout=5)
+    try:
+        connection.request(method, path)
+        response = connection.getresponse()
+        return response.status, response.read().decode()
+    except (OSError, http.client.HTTPException):
+        return None, ""
+    finally:
+        connection.close()
+
+
+def _require_repository(repository: Path) -> None:
+    advice = "make one with: python builders/build.py CHECKPOINT --output DIR"
+    if not repository.is_dir():
+        raise ServerError(f"{repository} is not a folder; {advice}")
+    if not any(repository.glob("*/config.pbtxt")):
+        raise ServerError(f"{repository} is not a model repository: no */config.pbtxt in it; {advice}")
+
+
+def _completes_configs(repository: Path) -> bool:
+    """Whether a model has the hook by which it completes its config.pbtxt."""
+    return any("def auto_complete_config(" in model.read_text() for model in repository.glob("*/*/model.py"))
+
+
+def _is_free(host: str, port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError:
+            return False
+    return True
+
+
+def _with_ports(options: Options) -> Options:
+    """The options with free ports in place of 0. Raises ServerError when a port asked for is taken."""
+    chosen: dict[str, int] = {}
+    for name in ("http_port", "grpc_port", "metrics_port"):
+        port = getattr(options, name)
+        if port == 0:
+            # Below the range of outgoing connections, any of which could take the port while the models load.
+            candidates = random.sample(range(20000, 32000), 200)
+            port = next(p for p in candidates if p not in chosen.values() and _is_free(options.host, p))
+        elif not _is_free(options.host, port):
+            flag = f"--{name.replace('_', '-')}"
+            raise ServerError(
+                f"port {port} on {options.host} is occupied: end what uses it or choose another {flag}"
+            )
+        chosen[name] = port
+    return replace(options, **chosen)

@@ -1,0 +1,66 @@
+"""The container's files: images that are pinned, paths that exist, a dashboard of metrics that there are."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import yaml
+
+from mplug.decoding.metrics import COUNTERS, GAUGES
+from mplug.server.command import GRPC_PORT, HTTP_PORT, METRICS_PORT
+
+ROOT = Path(__file__).parents[3]
+DASHBOARD = ROOT / "deploy" / "grafana" / "dashboards" / "mplug.json"
+#: Metrics of Triton's that the dashboard may use; names from Triton's metrics documentation.
+TRITON = {
+    "nv_inference_request_success", "nv_inference_request_failure", "nv_inference_count", "nv_inference_exec_count",
+    "nv_inference_request_duration_us", "nv_inference_queue_duration_us", "nv_cache_num_hits_per_model",
+    "nv_cache_num_misses_per_model", "nv_gpu_utilization", "nv_gpu_memory_used_bytes", "nv_gpu_memory_total_bytes",
+    "nv_cpu_utilization",
+}  # fmt: skip
+
+
+def test_the_dashboard_shows_every_metric_of_the_decoder_and_no_other():
+    dashboard = json.loads(DASHBOARD.read_text())
+    queries = " ".join(target["expr"] for panel in dashboard["panels"] for target in panel.get("targets", []))
+    shown = set(re.findall(r"\b(?:mplug|nv)_\w+", queries))
+    ours = {name for name, _ in (*COUNTERS.values(), *GAUGES.values())}
+    assert ours <= shown <= ours | TRITON
+    assert len({panel["id"] for panel in dashboard["panels"]}) == len(dashboard["panels"])
+
+
+def test_compose_mounts_what_exists_and_pins_its_images():
+    compose = yaml.safe_load((ROOT / "compose.yaml").read_text())
+    for name, service in compose["services"].items():
+        assert "build" in service or re.search(r":v?\d+\.\d+\.\d+$", service["image"]), name
+        for volume in service.get("volumes", []):
+            source = volume.split(":")[0]
+            assert not source.startswith("./") or (ROOT / source).exists(), volume
+            assert source.startswith((".", "$")) or source in compose["volumes"], volume
+    assert compose["services"]["triton"]["ports"] == [f"{port}:{port}" for port in (HTTP_PORT, GRPC_PORT, METRICS_PORT)]
+
+
+def test_prometheus_asks_the_server_where_it_answers():
+    config = yaml.safe_load((ROOT / "deploy" / "prometheus.yml").read_text())
+    targets = config["scrape_configs"][0]["static_configs"][0]["targets"]
+    assert targets == [f"triton:{METRICS_PORT}"]
+    source = yaml.safe_load((ROOT / "deploy/grafana/provisioning/datasources/prometheus.yaml").read_text())
+    panels = json.loads(DASHBOARD.read_text())["panels"]
+    used = {panel["datasource"]["uid"] for panel in panels if "datasource" in panel}
+    assert used == {source["datasources"][0]["uid"]}
+
+
+def test_the_dockerfile_copies_what_exists_and_one_release_is_meant_throughout():
+    text = (ROOT / "Dockerfile").read_text()
+    release = re.search(r"^FROM nvcr\.io/nvidia/tritonserver:(\d\d\.\d\d)-py3 AS base", text, re.MULTILINE)[1]
+    assert release in (ROOT / "requirements-gpu.txt").read_text() and release in (ROOT / "docs" / "gpu.md").read_text()
+    for sources in re.findall(r"^COPY (.+) \S+$", text, re.MULTILINE):
+        assert all((ROOT / source).exists() for source in sources.split())
+    pinned = dict(re.findall(r"^([\w-]+)==([\w.]+)", (ROOT / "requirements-gpu.txt").read_text(), re.MULTILINE))
+    whole = (ROOT / "requirements-serve.txt").read_text() + (ROOT / "requirements.txt").read_text()
+    shared = dict(re.findall(r"^([\w-]+)==([\w.]+)", whole, re.MULTILINE))
+    assert pinned["tensorrt-rtx-cu13"] == shared["tensorrt-rtx-cu13"]
+    for name in re.search(r"\^\(([\w|]+)\)==", text)[1].split("|"):
+        assert name in shared, name

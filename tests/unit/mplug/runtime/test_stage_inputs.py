@@ -1,0 +1,49 @@
+"""Tensors that are sent straight to an encoding stage."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from mplug.contract import ENCODERS
+from mplug.errors import InvalidRequest
+from mplug.runtime.stage_inputs import StageInputs
+
+SIZES = {"fixed": {"R": 64, "W": 8}, "max_text_length": 6, "vocab_size": 50}
+
+
+def floats(*shape: int) -> np.ndarray:
+    return np.zeros(shape, np.float32)
+
+
+def ones(*shape: int) -> np.ndarray:
+    return np.ones(shape, np.int32)
+
+
+GOOD = {
+    "vision_encoder": {"PIXEL_VALUES": floats(2, 3, 64, 64)},
+    "text_encoder": {"INPUT_IDS": ones(2, 6), "ATTENTION_MASK": ones(2, 6)},
+    "fusion_encoder": {"IMAGE_STATES": floats(2, 5, 8), "TEXT_STATES": floats(2, 6, 8), "ATTENTION_MASK": ones(2, 6)},
+}
+
+
+@pytest.mark.parametrize("stage", GOOD)
+def test_what_is_right_is_taken(stage: str) -> None:
+    StageInputs(ENCODERS[stage], **SIZES).check(GOOD[stage])
+
+
+@pytest.mark.parametrize(("stage", "changes", "complaint"), [
+    ("vision_encoder", {"PIXEL_VALUES": floats(1, 3, 32, 64)}, r"PIXEL_VALUES: .*\[B, 3, 64, 64\]"),
+    ("vision_encoder", {"PIXEL_VALUES": floats(1, 3, 64)}, r"PIXEL_VALUES: shape \[1, 3, 64\]"),
+    ("vision_encoder", {"PIXEL_VALUES": floats(0, 3, 64, 64)}, r"PIXEL_VALUES: shape \[0, 3, 64, 64\]"),
+    ("text_encoder", {"INPUT_IDS": ones(1, 7), "ATTENTION_MASK": ones(1, 7)}, "INPUT_IDS: 7 tokens are more"),
+    ("text_encoder", {"ATTENTION_MASK": ones(2, 5)}, r"ATTENTION_MASK: shape \[2, 5\], but must be \[B, 6\]"),
+    ("text_encoder", {"INPUT_IDS": 50 * ones(2, 6)}, "INPUT_IDS: ids must be 0…49"),
+    ("text_encoder", {"INPUT_IDS": -ones(2, 6)}, "INPUT_IDS: ids must be 0…49"),
+    ("fusion_encoder", {"IMAGE_STATES": floats(2, 5, 9)}, r"IMAGE_STATES: shape \[2, 5, 9\], but must be \[B, 5, 8\]"),
+    ("fusion_encoder", {"TEXT_STATES": floats(1, 6, 8)}, r"TEXT_STATES: shape \[1, 6, 8\]"),
+    ("fusion_encoder", {"ATTENTION_MASK": ones(2, 1)}, r"ATTENTION_MASK: shape \[2, 1\]"),
+])  # fmt: skip
+def test_what_is_wrong_is_named(stage: str, changes: dict[str, np.ndarray], complaint: str) -> None:
+    with pytest.raises(InvalidRequest, match=complaint):
+        StageInputs(ENCODERS[stage], **SIZES).check(GOOD[stage] | changes)

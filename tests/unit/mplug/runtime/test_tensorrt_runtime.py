@@ -1,0 +1,344 @@
+"""The TensorRT runtime's buffers, copies and recorded graphs, on a device that is faked (`tensorrt_fakes`)."""
+
+from __future__ import annotations
+
+import threading
+from functools import cache
+from pathlib import Path
+from shutil import which
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from tensorrt_fakes import FakeCuda, FakeTensorRT, Memory, compiled_copy_rows, copy_rows
+
+from builders.compile.compare import EagerDecoder
+from mplug.checkpoint import load_checkpoint
+from mplug.decoding.beam_search import SearchOptions
+from mplug.decoding.loop import DecodeLoop, DecodeRequest
+from mplug.network.graphs import graphs_of
+from mplug.runtime.gpu import cuda as device_cuda
+from mplug.runtime.gpu import tensorrt
+from mplug.runtime.gpu.array import DeviceArray
+from mplug.runtime.gpu.dlpack import CPU, borrow
+from mplug.runtime.interface import RuntimeUnavailable, StageInfo
+
+DATA = Path(__file__).parents[3] / "parity" / "data"
+CLS, SEP = 101, 102
+MOST = {"B": 4, "L": 40, "S": 16, "M": 16, "T": 40, "C": 16, "A": 128}
+
+
+@cache
+def network_of(case: str):
+    return load_checkpoint(DATA / case)[0]
+
+
+def golden(case: str):
+    return np.load(DATA / case / "tensors.npz")
+
+
+@pytest.fixture
+def open_fake(monkeypatch, tmp_path):
+    """Opens a golden case's stages on a fake device; returns (fake CUDA, fake TensorRT, its StageInfo)."""
+
+    def open_case(case: str, caches: str = "FLOAT"):
+        network = network_of(case)
+        text, cuda = network.config.text, FakeCuda()
+        graphs = {spec.name: (spec, graph.eval()) for spec, graph in graphs_of(network, SEP)}
+        fixed = {"W": text.hidden_size, "H": text.heads, "D": text.head_width, "K": 16, "E": network.config.embed_dim,
+                 "R": network.config.vision.image_size, "N": network.config.vision.tokens}
+        trt = FakeTensorRT(cuda, graphs, MOST, fixed, caches)
+        monkeypatch.setattr(device_cuda, "_load", lambda name: cuda)
+        monkeypatch.setattr(tensorrt, "_package", lambda target: trt)
+        for name in graphs:
+            (tmp_path / f"{name}.tensorrt.plan").write_text(name)
+        sizes = {"layers": text.text_decode_layers, "heads": text.heads, "head_width": text.head_width,
+                 "hidden_size": text.hidden_size}
+        return cuda, trt, StageInfo(tmp_path, "tensorrt", "fp16", sizes, {})
+
+    return open_case
+
+
+def search(decoder, network, requests):
+    """All requests through one loop, the first half before the second; best hypotheses as ids and scores."""
+    loop = DecodeLoop(decoder, max_slots=MOST["S"])
+    answers, events = [None] * len(requests), [threading.Event() for _ in requests]
+
+    def answer(index, value):
+        answers[index] = value
+        events[index].set()
+
+    try:
+        for index, request in enumerate(requests):
+            if index == len(requests) // 2:
+                events[0].wait(60)
+            loop.submit(DecodeRequest(
+                encoder_states=request.states, encoder_mask=np.ones(len(request.states), np.int32),
+                prefix=request.prefix,
+                options=SearchOptions(request.beams, 2, request.length, request.beams, 0.6, SEP),
+                token_range=(0, network.config.text.vocab_size),
+                done=lambda value, index=index: answer(index, value),
+                failed=lambda error, index=index: answer(index, error),
+            ))
+        assert all(event.wait(120) for event in events)
+    finally:
+        loop.stop()
+    for value in answers:
+        if isinstance(value, BaseException):
+            raise value
+    return [[(hypothesis.token_ids, hypothesis.score) for hypothesis in value] for value in answers]
+
+
+def mixed_requests():
+    """Requests that differ in beams, lengths, prefixes and encoder states."""
+    states = golden("caption")["image_embeds"]
+    return [
+        SimpleNamespace(states=states[index % len(states)][: 17 - index % 3], beams=1 + index * 2 % 5,
+                        length=3 + index % 8, prefix=[CLS, *range(200, 200 + index % 3)])
+        for index in range(14)
+    ]
+
+
+def test_searches_give_the_tokens_of_the_host_decoder(open_fake):
+    """In-flight batching, growing room, moves, admissions between steps: token for token, score for score."""
+    cuda, _, info = open_fake("caption")
+    network = network_of("caption")
+    found = search(tensorrt.open_decoder(info), network, mixed_requests())
+    expected = search(EagerDecoder(network, SEP), network, mixed_requests())
+    for index, (one, other) in enumerate(zip(found, expected, strict=True)):
+        assert [ids for ids, _ in one] == [ids for ids, _ in other], f"request {index}"
+        np.testing.assert_allclose([score for _, score in one], [score for _, score in other], rtol=1e-4)
+    assert cuda.launches > cuda.recordings > 0
+
+
+def test_half_precision_caches_are_half_the_bytes(open_fake):
+    """fp16 rows are moved as they are; the search ends as with fp32 caches on this checkpoint."""
+    cuda, _, info = open_fake("caption", caches="HALF")
+    network = network_of("caption")
+    decoder = tensorrt.open_decoder(info)
+    found = search(decoder, network, mixed_requests()[:6])
+    expected = search(EagerDecoder(network, SEP), network, mixed_requests()[:6])
+    assert [ids for answer in found for ids, _ in answer[:1]] == [ids for answer in expected for ids, _ in answer[:1]]
+    room = decoder._room
+    assert decoder._past.size == 2 * 2 * room.slots * 2 * room.positions * room.columns * 64 * 2
+    assert cuda.launches
+
+
+def test_a_step_moves_small_tensors_alone_between_host_and_device(open_fake):
+    """No cache crosses the bus: per step a few KB of inputs, and tokens with scores."""
+    cuda, _, info = open_fake("caption")
+    decoder = tensorrt.open_decoder(info)
+    decoder.reserve(4, 24, 5, 32)
+    decoder.admit(0, golden("caption")["image_embeds"][0])
+    cuda.cudaStreamSynchronize(None)
+    before = cuda.uploaded, cuda.downloaded
+    step(decoder, 1, 5, 0)
+    assert cuda.uploaded - before[0] < 4096 and cuda.downloaded - before[1] < 4096
+    assert decoder._past.size + decoder._cross.size > 500_000
+
+
+def step(decoder, slots, beams, position):
+    """One step of beams that all go on from themselves."""
+    ancestry = np.full((slots, beams, 24), -1, np.int32)
+    ancestry[:, :, :position] = np.arange(beams)[:, None]
+    return decoder.step(
+        np.full((slots, beams), 200 + position, np.int32), np.full(slots, position, np.int32), ancestry,
+        np.ones((slots, 17), np.int32), np.zeros(slots, np.int32), np.array([[0, 900]] * slots, np.int32),
+    )
+
+
+def test_one_recording_per_size_and_none_after_growth(open_fake):
+    """Slots round up to a power of two; the first run of a size is not recorded, the second is."""
+    cuda, trt, info = open_fake("caption")
+    decoder = tensorrt.open_decoder(info)
+    decoder.reserve(8, 24, 5, 32)
+    for slot in range(4):
+        decoder.admit(slot, golden("caption")["image_embeds"][slot])
+    for position, slots in enumerate((3, 3, 4, 4, 3)):
+        step(decoder, slots, 5, position)
+    assert cuda.recordings == 1 and cuda.launches == 4
+    contexts = trt.contexts
+    decoder.reserve(8, 32, 5, 32)
+    assert not cuda.graphs
+    step(decoder, 4, 5, 5)
+    assert trt.contexts == contexts + 1
+
+
+def test_growth_keeps_what_is_held_and_frees_the_rest(open_fake):
+    cuda, _, info = open_fake("caption")
+    network, states = network_of("caption"), golden("caption")["image_embeds"]
+    decoder, host = tensorrt.open_decoder(info), EagerDecoder(network, SEP)
+    for one in (decoder, host):
+        one.reserve(2, 24, 3, 32)
+        one.admit(0, states[0])
+        one.admit(1, states[1])
+        for position in range(3):
+            step(one, 2, 3, position)
+    for one in (decoder, host):
+        one.reserve(4, 40, 5, 96)
+        one.move(1, 0)
+    (tokens, scores), (expected_tokens, expected_scores) = step(decoder, 2, 3, 3), step(host, 2, 3, 3)
+    np.testing.assert_array_equal(tokens, expected_tokens)
+    np.testing.assert_allclose(scores, expected_scores, rtol=1e-4)
+    held = decoder._past.size + decoder._cross.size
+    assert held <= cuda.device.held < 1.5 * held  # the smaller caches are gone
+
+
+def test_long_requests_run_in_the_profile_for_few(open_fake):
+    """Too long for many at once: few at once; longer still, or many of them, is said to take more than any memory."""
+    _, _, info = open_fake("caption")
+    network = network_of("caption")
+    decoder, host = tensorrt.open_decoder(info), EagerDecoder(network, SEP)
+    assert decoder.cache_bytes(2, 60, 5, 17) == host.cache_bytes(2, 64, 5, 32)
+    assert decoder.cache_bytes(4, 60, 5, 17) > 1 << 60 < decoder.cache_bytes(1, 24, 5, 700)
+    for one in (decoder, host):
+        one.reserve(1, 24, 5, 32)
+        one.reserve(2, 60, 5, 32)
+        one.admit(1, golden("caption")["image_embeds"][0])
+    np.testing.assert_array_equal(step(decoder, 2, 5, 0)[0][1], step(host, 2, 5, 0)[0][1])
+
+
+def test_a_device_that_cannot_record_runs_every_step_plainly(open_fake):
+    cuda, _, info = open_fake("caption")
+    cuda.fail_capture = True
+    decoder = tensorrt.open_decoder(info)
+    decoder.reserve(1, 24, 5, 32)
+    decoder.admit(0, golden("caption")["image_embeds"][0])
+    first = step(decoder, 1, 5, 0)
+    with pytest.warns(UserWarning, match="without a CUDA graph"):
+        second = step(decoder, 1, 5, 0)
+    np.testing.assert_array_equal(first[0], second[0])
+    assert not cuda.launches
+
+
+def test_states_on_the_gpu_are_taken_from_there(open_fake):
+    """A tensor that offers DLPack on a GPU crosses the bus neither way."""
+    cuda, _, info = open_fake("caption")
+    states = golden("caption")["image_embeds"][0]
+    address = cuda.cudaMalloc(states.nbytes)[1]
+    cuda.device.view(address, states.nbytes)[:] = np.ascontiguousarray(states).view(np.uint8).reshape(-1)
+    on_device = torch.from_numpy(cuda.device.view(address, states.nbytes).view(np.float32).reshape(states.shape))
+    tensor = SimpleNamespace(__dlpack__=on_device.__dlpack__, __dlpack_device__=lambda: (2, 0))
+    decoder = tensorrt.open_decoder(info)
+    decoder.reserve(2, 24, 5, 32)
+    before = cuda.uploaded
+    decoder.admit(0, tensor)
+    assert cuda.uploaded == before
+    decoder.admit(1, states)
+    tokens, scores = step(decoder, 2, 5, 0)
+    np.testing.assert_array_equal(tokens[0], tokens[1])
+    np.testing.assert_allclose(scores[0], scores[1], rtol=1e-5)
+
+
+def test_encoders_run_batches_of_any_size(open_fake):
+    """Larger than the engine's batch: in parts; buffers grow and are used again."""
+    _, _, info = open_fake("caption")
+    graph, case = tensorrt.open_graph(info, "vision_encoder"), golden("caption")
+    pixels, states = np.concatenate([case["pixel_values"]] * 2), np.concatenate([case["image_embeds"]] * 2)
+    assert len(pixels) > MOST["B"]
+    for count in (1, 3, len(pixels), 2):
+        answers = graph({"PIXEL_VALUES": pixels[:count]})
+        assert np.abs(answers["IMAGE_STATES"] - states[:count]).max() < 1e-4 * np.abs(states).max()
+
+
+def test_two_inputs_of_an_encoder(open_fake):
+    _, _, info = open_fake("vqa")
+    graph, case = tensorrt.open_graph(info, "text_encoder"), golden("vqa")
+    ids, mask = case["input_ids"].astype(np.int64), case["attention_mask"].astype(np.int32)
+    answers = graph({"INPUT_IDS": ids, "ATTENTION_MASK": mask})["TEXT_STATES"]
+    assert np.abs(answers - case["text_embeds"]).max() < 1e-3 * np.abs(case["text_embeds"]).max()
+
+
+def test_fused_states_stay_on_the_device(open_fake):
+    """They go on to the decoder; a batch larger than the engine's is run in parts there, too."""
+    cuda, _, info = open_fake("retrieval")
+    graph, case = tensorrt.open_graph(info, "fusion_encoder"), golden("retrieval")
+    texts = case["text_embeds"][: MOST["B"] + 1]
+    inputs = {
+        "IMAGE_STATES": np.repeat(case["image_embeds"][:1], len(texts), axis=0), "TEXT_STATES": texts,
+        "ATTENTION_MASK": case["attention_mask"][: len(texts)].astype(np.int32),
+    }
+    network = network_of("retrieval")
+    with torch.no_grad():
+        wanted = network.fusion_encoder(*(torch.from_numpy(np.ascontiguousarray(value)) for value in inputs.values()))
+        logits = network.match_head(wanted[1][:, 0])
+    before = cuda.downloaded
+    answers = graph(inputs)
+    assert cuda.downloaded - before == logits.numel() * 4  # the logits alone leave it
+    for name, states in zip(("FUSED_IMAGE_STATES", "FUSED_TEXT_STATES"), wanted, strict=True):
+        assert isinstance(answers[name], DeviceArray) and answers[name].shape == tuple(states.shape)
+        np.testing.assert_allclose(np.asarray(answers[name]), states.numpy(), atol=1e-4)
+    np.testing.assert_allclose(answers["MATCH_LOGITS"], logits.numpy(), atol=1e-4)
+
+
+def test_shapes_beyond_the_engine_are_refused_in_words(open_fake):
+    _, _, info = open_fake("vqa")
+    graph = tensorrt.open_graph(info, "text_encoder")
+    with pytest.raises(ValueError, match=r"INPUT_IDS of shape \[1, 41\].*at most \[4, 40\]"):
+        graph({"INPUT_IDS": np.zeros((1, 41), np.int32), "ATTENTION_MASK": np.ones((1, 41), np.int32)})
+
+
+def test_engines_that_are_missing_or_foreign_say_what_to_do(open_fake, tmp_path):
+    _, _, info = open_fake("caption")
+    (tmp_path / "vision_encoder.tensorrt.plan").write_text("of another version")
+    with pytest.raises(RuntimeUnavailable, match="build it again here"):
+        tensorrt.open_graph(info, "vision_encoder")
+    (tmp_path / "vision_encoder.tensorrt.plan").unlink()
+    with pytest.raises(RuntimeUnavailable, match="--target tensorrt"):
+        tensorrt.open_graph(info, "vision_encoder")
+
+
+@pytest.mark.skipif(which("c++") is None, reason="no C++ compiler to run the kernel's source on the host")
+def test_the_kernels_source_does_what_the_fake_does(tmp_path):
+    """The CUDA source itself, compiled for the host, on random sizes, strides and positions."""
+    kernel, random = compiled_copy_rows(tmp_path), np.random.default_rng(0)
+    for _ in range(20):
+        rows, words = random.integers(1, 5, 3), int(random.integers(1, 4))
+        steps = words + int(random.integers(0, 3))
+        source_strides = [int(rows[1] * rows[2] * steps), int(rows[2] * steps), steps]
+        shift = int(random.integers(1, 3)) * words
+        room = steps + 4 * shift
+        target_strides = [int(rows[1] * rows[2] * room), int(rows[2] * room), room]
+        memory, results = Memory(), []
+        source = memory.allocate(int(np.prod(rows)) * steps * 16)
+        memory.pieces[source][:] = random.integers(0, 255, len(memory.pieces[source]))
+        positions = memory.allocate(4 * int(rows[1]))
+        memory.pieces[positions].view(np.int32)[:] = random.integers(0, 4, rows[1])
+        numbers = (shift, *map(int, rows), words, *target_strides, *source_strides)
+        for run in (lambda to: copy_rows(memory, to, source, positions, *numbers),  # noqa: B023
+                    lambda to: kernel(3, 7, to, source, positions, *numbers)):  # noqa: B023
+            target = memory.allocate(int(np.prod(rows)) * room * 16)
+            run(target)
+            results.append(memory.pieces[target])
+        np.testing.assert_array_equal(*results)
+
+
+def test_the_kernel_compiles_for_every_gpu_that_is_named():
+    pytest.importorskip("cuda.bindings.nvrtc", reason="cuda-python is not installed")
+    try:
+        binaries = [device_cuda.compile_kernel(device_cuda.COPY_ROWS, f"sm_{chip}") for chip in (75, 86, 90, 120)]
+    except Exception as error:
+        if "nvrtc" in str(error).lower() and "find" in str(error).lower():
+            pytest.skip(f"NVRTC is not installed: {str(error).splitlines()[0]}")
+        raise
+    assert all(binary.startswith(b"\x7fELF") for binary in binaries)
+
+
+def test_dlpack_is_read_as_it_was_written():
+    array = np.arange(12, dtype=np.float32).reshape(3, 4)
+    with borrow(array) as borrowed:
+        assert (borrowed.address, borrowed.shape, borrowed.dtype) == (array.ctypes.data, (3, 4), "float32")
+        assert (borrowed.device, borrowed.size) == (CPU, 48)
+    with pytest.raises(ValueError, match="not contiguous"), borrow(torch.zeros(4, 3).T):
+        pass
+    with pytest.raises(ValueError, match="is not taken"), borrow(torch.zeros(2, dtype=torch.uint8)):
+        pass
+
+
+def test_without_a_gpu_it_says_so():
+    pytest.importorskip("cuda.bindings.runtime", reason="cuda-python is not installed")
+    if device_cuda.device_count():
+        pytest.skip("there is a GPU here")
+    with pytest.raises(RuntimeUnavailable, match="no GPU can be used here"):
+        device_cuda.Device()
