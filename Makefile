@@ -49,8 +49,8 @@ test-gpu: $(INSTALLED)  ## tests that need a GPU, with what requirements-gpu.txt
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-gpu.txt
 	@$(BIN)/python -m pytest tests/gpu $(PYTEST_ARGUMENTS)
 
-lint: $(INSTALLED)  ## ruff
-	@$(BIN)/ruff check .
+lint: $(INSTALLED)  ## ruff: what it finds, and how files are formatted
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
 
 # The soak runs against the demo where there is its checkpoint; all else against a random one of base size.
 bench: $(BENCH_INSTALLED) $(if $(wildcard $(CHECKPOINT)),$(BUILT))  ## ours beside the baselines (half an hour), into docs/benchmarks.md

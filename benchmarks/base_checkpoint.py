@@ -39,15 +39,30 @@ def vocabulary(size: int) -> list[str]:
 def documents(sizes: ModelSizes, tasks: Sequence[str] = CAPTIONING) -> tuple[dict[str, Any], dict[str, Any]]:
     """The YAML and the BERT JSON of the checkpoint."""
     yaml = {
-        "tasks": list(tasks), "caption_states": "image", "image_res": sizes.image_size,
-        "clip_name": "ViT-B-16", "clip_vision_width": sizes.vision_width, "clip_vision_layers": sizes.vision_layers,
-        "clip_vision_patch_size": sizes.patch_size, "beam_size": BEAMS, "min_length": TOKENS, "max_length": TOKENS,
+        "tasks": list(tasks),
+        "caption_states": "image",
+        "image_res": sizes.image_size,
+        "clip_name": "ViT-B-16",
+        "clip_vision_width": sizes.vision_width,
+        "clip_vision_layers": sizes.vision_layers,
+        "clip_vision_patch_size": sizes.patch_size,
+        "beam_size": BEAMS,
+        "min_length": TOKENS,
+        "max_length": TOKENS,
     }
     bert = {
-        "vocab_size": sizes.vocab_size, "hidden_size": sizes.hidden_size, "hidden_act": "gelu",
-        "intermediate_size": sizes.intermediate_size, "num_attention_heads": sizes.heads,
-        "max_position_embeddings": sizes.max_positions, "type_vocab_size": 2, "layer_norm_eps": 1e-12,
-        "num_hidden_layers": 6, "text_encoder_layers": 6, "fusion_layers": 6, "stride_layer": 3,
+        "vocab_size": sizes.vocab_size,
+        "hidden_size": sizes.hidden_size,
+        "hidden_act": "gelu",
+        "intermediate_size": sizes.intermediate_size,
+        "num_attention_heads": sizes.heads,
+        "max_position_embeddings": sizes.max_positions,
+        "type_vocab_size": 2,
+        "layer_norm_eps": 1e-12,
+        "num_hidden_layers": 6,
+        "text_encoder_layers": 6,
+        "fusion_layers": 6,
+        "stride_layer": 3,
         "text_decode_layers": sizes.decoder_layers,
     }
     return yaml, bert
@@ -74,13 +89,21 @@ def main() -> int:
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="scratch: not to be committed")
     parser.add_argument("--preset", choices=PRESETS, default="base", help="how large (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=CAPTIONING, metavar="TASK",
-                        help="what it is for (default: image-captioning)")
+    parser.add_argument(
+        "--tasks",
+        nargs="+",
+        choices=TASKS,
+        default=CAPTIONING,
+        metavar="TASK",
+        help="what it is for (default: image-captioning)",
+    )
     options = parser.parse_args()
     write_checkpoint(options.output, PRESETS[options.preset].sizes, options.seed, options.tasks)
     megabytes = (options.output / "model.safetensors").stat().st_size / 1e6
-    print(f"{options.output}: {megabytes:.0f} MB of weights; build it with: "
-          f"python builders/build.py {options.output} --output DIR")
+    print(
+        f"{options.output}: {megabytes:.0f} MB of weights; build it with: "
+        f"python builders/build.py {options.output} --output DIR"
+    )
     return 0
 
 

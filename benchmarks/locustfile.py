@@ -32,8 +32,8 @@ ROOT = Path(__file__).resolve().parents[1]
 if str(ROOT) not in sys.path:  # locust puts the folder of this file on the path, not the repository
     sys.path.insert(0, str(ROOT))
 
-from benchmarks.mixed_requests import BAD, PROMPTS, good_options  # noqa: E402
-from benchmarks.pictures import picture  # noqa: E402
+from benchmarks.measure.mixed_requests import BAD, PROMPTS, good_options  # noqa: E402
+from benchmarks.measure.pictures import picture  # noqa: E402
 from clients import calls  # noqa: E402
 from clients.client import Client, ClientError  # noqa: E402
 
@@ -116,8 +116,12 @@ class CaptionUser(User):
             refused_well = names and error.status == "INVALID_ARGUMENT" and names in str(error)
             failure = None if refused_well else error
         self.environment.events.request.fire(
-            request_type=self.protocol.upper(), name=name, response_time=(time.perf_counter() - began) * 1000,
-            response_length=length, exception=failure, context={},
+            request_type=self.protocol.upper(),
+            name=name,
+            response_time=(time.perf_counter() - began) * 1000,
+            response_length=length,
+            exception=failure,
+            context={},
         )
 
 

@@ -19,9 +19,16 @@ from benchmarks.report import STAGE_TITLES
 OURS, PALER, BASELINE, FLOOR = "#1b6ca8", "#7fb3d5", "#c8553d", "#9a9a9a"
 QUANTISED = "#e0a030"
 COLOURS = {
-    "triton": OURS, "in_process": PALER, "blip": BASELINE, "uncached": FLOOR,
-    "triton_int8": QUANTISED, "ours_int8": QUANTISED,
-    "ours": OURS, "ours_one_slot": PALER, "ours_repeated_pictures": "#2a9d8f", "litserve_blip": BASELINE,
+    "triton": OURS,
+    "in_process": PALER,
+    "blip": BASELINE,
+    "uncached": FLOOR,
+    "triton_int8": QUANTISED,
+    "ours_int8": QUANTISED,
+    "ours": OURS,
+    "ours_one_slot": PALER,
+    "ours_repeated_pictures": "#2a9d8f",
+    "litserve_blip": BASELINE,
 }
 SIZE = (9.0, 3.8)  # inches
 DOTS_PER_INCH = 130
@@ -31,8 +38,15 @@ def draw(document: dict[str, Any], path: Path) -> None:
     """Draw a part's result file to a PNG."""
     figure = PLOTS[document["part"]](document["results"])
     machine = document["machine"]
-    figure.text(0.995, 0.005, f"{machine['cpu']}, {machine['cores']} cores, {document['precision']}, "
-                              f"{machine['date'][:10]}", ha="right", va="bottom", fontsize=6, color="#555555")
+    figure.text(
+        0.995,
+        0.005,
+        f"{machine['cpu']}, {machine['cores']} cores, {document['precision']}, {machine['date'][:10]}",
+        ha="right",
+        va="bottom",
+        fontsize=6,
+        color="#555555",
+    )
     figure.tight_layout(rect=(0, 0.02, 1, 1))
     figure.savefig(path, dpi=DOTS_PER_INCH)
     pyplot.close(figure)
@@ -84,8 +98,12 @@ def _decode_steps(results: dict[str, Any]) -> Figure:
         stage = results["stages"][name]
         right.barh(row, stage["seconds"] * 1000, color=OURS, height=0.6)
         if "floor" in stage:
-            right.plot([stage["floor"] * 1000] * 2, [row - 0.4, row + 0.4], color=BASELINE,
-                       label="floor" if name == "step" else None)
+            right.plot(
+                [stage["floor"] * 1000] * 2,
+                [row - 0.4, row + 0.4],
+                color=BASELINE,
+                label="floor" if name == "step" else None,
+            )
     right.set_yticks(range(len(names)), [STAGE_TITLES[name] for name in reversed(names)])
     right.set_xlabel("ms of one caption")
     right.legend(frameon=False)
@@ -136,6 +154,9 @@ def _plain(figure: Figure, *all_axes: Axes) -> Figure:
 
 
 PLOTS: dict[str, Callable[[dict[str, Any]], Figure]] = {
-    "one_caption": _one_caption, "decode_steps": _decode_steps, "throughput": _throughput, "soak": _soak,
+    "one_caption": _one_caption,
+    "decode_steps": _decode_steps,
+    "throughput": _throughput,
+    "soak": _soak,
     "tasks": _tasks,
 }

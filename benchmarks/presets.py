@@ -67,10 +67,15 @@ class Preset:
     requests: int = 2000
     soak_clients: int = 32
     #: A part that takes longer than this is ended, by its name.
-    limits: dict[str, float] = field(default_factory=lambda: {
-        "one_caption": 300.0, "throughput": 840.0, "decode_steps": 180.0, "soak": 300.0,
-        "tasks": 900.0,  # its repository is built in it
-    })
+    limits: dict[str, float] = field(
+        default_factory=lambda: {
+            "one_caption": 300.0,
+            "throughput": 840.0,
+            "decode_steps": 180.0,
+            "soak": 300.0,
+            "tasks": 900.0,  # its repository is built in it
+        }
+    )
 
     def settings(self) -> dict[str, Any]:
         """As it stands in a result file."""
@@ -81,12 +86,34 @@ PRESETS = {
     "base": Preset("base", ModelSizes()),
     "quick": Preset(
         "quick",
-        ModelSizes(image_size=64, vision_width=128, vision_layers=2, hidden_size=128, intermediate_size=256, heads=2,
-                   decoder_layers=2, vocab_size=1_200, max_positions=64),
-        rounds=6, slow_rounds=3, clients=(1, 4), int8_clients=(4,), unbatched_clients=(4,), warm_seconds=1.0,
-        fill_seconds=2.0, window_seconds=3.0, least_captions=4, longest_window=6.0, pictures=128, batches=(1, 2, 4),
-        steps=5, matrix_side=512, array_mib=32,
-        requests=300, soak_clients=16,
+        ModelSizes(
+            image_size=64,
+            vision_width=128,
+            vision_layers=2,
+            hidden_size=128,
+            intermediate_size=256,
+            heads=2,
+            decoder_layers=2,
+            vocab_size=1_200,
+            max_positions=64,
+        ),
+        rounds=6,
+        slow_rounds=3,
+        clients=(1, 4),
+        int8_clients=(4,),
+        unbatched_clients=(4,),
+        warm_seconds=1.0,
+        fill_seconds=2.0,
+        window_seconds=3.0,
+        least_captions=4,
+        longest_window=6.0,
+        pictures=128,
+        batches=(1, 2, 4),
+        steps=5,
+        matrix_side=512,
+        array_mib=32,
+        requests=300,
+        soak_clients=16,
         limits={"one_caption": 120.0, "throughput": 180.0, "decode_steps": 120.0, "soak": 120.0, "tasks": 180.0},
     ),
 }

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.part import PARTS
+from benchmarks.parts.part import PARTS
 from benchmarks.workspace import ROOT
 
 PAGE = ROOT / "docs" / "benchmarks.md"
@@ -77,7 +77,8 @@ def goals_table(documents: Iterable[dict[str, Any]]) -> str:
     """Every goal beside what was measured."""
     rows = [
         (goal["goal"], goal["target"], f"{goal['measured']:g}", "yes" if goal["reached"] else "**no**")
-        for document in documents for goal in document["goals"]
+        for document in documents
+        for goal in document["goals"]
     ]
     return table(("goal", "target", "measured", "reached"), rows)
 
@@ -121,8 +122,14 @@ def captions_per_second_at_most(steps: dict[str, Any]) -> float | None:
 
 def one_caption(document: dict[str, Any]) -> str:
     rows = [
-        (each["title"], _seconds(each["median"]), _seconds(each["best"]), _seconds(each["worst"]),
-         f"{each['times_ours']:.2f}×", each["count"])
+        (
+            each["title"],
+            _seconds(each["median"]),
+            _seconds(each["best"]),
+            _seconds(each["worst"]),
+            f"{each['times_ours']:.2f}×",
+            each["count"],
+        )
         for each in document["results"]["contenders"].values()
     ]
     overhead = document["results"]["triton_overhead"]
@@ -135,8 +142,13 @@ def one_caption(document: dict[str, Any]) -> str:
 def tasks(document: dict[str, Any]) -> str:
     results = document["results"]
     rows = [
-        (each["title"], _seconds(each["ours"]["median"]), _seconds(each["pytorch"]["median"]),
-         f"{each['times_faster']:.2f}×", each["ours"]["count"])
+        (
+            each["title"],
+            _seconds(each["ours"]["median"]),
+            _seconds(each["pytorch"]["median"]),
+            f"{each['times_faster']:.2f}×",
+            each["ours"]["count"],
+        )
         for each in results["tasks"].values()
     ]
     further, match = results["further"], results["match"]
@@ -158,17 +170,29 @@ def decode_steps(document: dict[str, Any]) -> str:
     first = table(
         ("stage of one caption", "time", "share", "floor", "bound by", "× floor"),
         [
-            (STAGE_TITLES[name], _seconds(stage["seconds"]), f"{stage['seconds'] / stages['whole']['seconds']:.0%}",
-             _seconds(stage["floor"]) if "floor" in stage else "", stage.get("bound_by", ""),
-             f"{stage['times_floor']:.1f}" if "times_floor" in stage else "")
+            (
+                STAGE_TITLES[name],
+                _seconds(stage["seconds"]),
+                f"{stage['seconds'] / stages['whole']['seconds']:.0%}",
+                _seconds(stage["floor"]) if "floor" in stage else "",
+                stage.get("bound_by", ""),
+                f"{stage['times_floor']:.1f}" if "times_floor" in stage else "",
+            )
             for name, stage in stages.items()
         ],
     )
     second = table(
         ("batch", "position", "a step", "per sequence", "floor", "bound by", "× floor"),
         [
-            (step["batch"], step["position"], _seconds(step["median"]), _seconds(step["per_sequence"]),
-             _seconds(step["floor"]), step["bound_by"], f"{step['times_floor']:.1f}")
+            (
+                step["batch"],
+                step["position"],
+                _seconds(step["median"]),
+                _seconds(step["per_sequence"]),
+                _seconds(step["floor"]),
+                step["bound_by"],
+                f"{step['times_floor']:.1f}",
+            )
             for step in results["steps"]
         ],
     )
@@ -186,9 +210,18 @@ def throughput(document: dict[str, Any]) -> str:
     for name, series in results["series"].items():
         for each in series:
             batch = each.get("mean_decode_batch")
-            rows.append((results["titles"][name], each["clients"], f"{each['captions_per_second']:.2f}",
-                         f"{each['tokens_per_second']:.0f}", _seconds(each["latency_p50"]),
-                         _seconds(each["latency_p95"]), "" if batch is None else f"{batch:.1f}", each["captions"]))
+            rows.append(
+                (
+                    results["titles"][name],
+                    each["clients"],
+                    f"{each['captions_per_second']:.2f}",
+                    f"{each['tokens_per_second']:.0f}",
+                    _seconds(each["latency_p50"]),
+                    _seconds(each["latency_p95"]),
+                    "" if batch is None else f"{batch:.1f}",
+                    each["captions"],
+                )
+            )
     header = ("", "clients", "captions/s", "tokens/s", "p50", "p95", "mean decode batch", "captions in window")
     failed = "".join(f"\n\nFailed: {error}" for error in results["errors"])
     return table(header, rows) + failed
@@ -213,7 +246,11 @@ def soak(document: dict[str, Any]) -> str:
 
 
 TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
-    "one_caption": one_caption, "decode_steps": decode_steps, "throughput": throughput, "soak": soak, "tasks": tasks,
+    "one_caption": one_caption,
+    "decode_steps": decode_steps,
+    "throughput": throughput,
+    "soak": soak,
+    "tasks": tasks,
 }
 
 

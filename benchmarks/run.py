@@ -21,7 +21,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from benchmarks import report
-from benchmarks.part import PARTS, add_common
+from benchmarks.parts.part import PARTS, add_common
 from benchmarks.presets import PRESETS
 from benchmarks.workspace import ROOT, Workspace
 
@@ -52,10 +52,18 @@ def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)} (default: all)")
     add_common(parser)
-    parser.add_argument("--repository", type=Path, metavar="DIR",
-                        help="what the soak runs against (default: build/demo where it is, else a tiny random one)")
-    parser.add_argument("--results", type=Path, metavar="DIR",
-                        help="where result files and plots go (default: benchmarks/results; quick: the workspace)")
+    parser.add_argument(
+        "--repository",
+        type=Path,
+        metavar="DIR",
+        help="what the soak runs against (default: build/demo where it is, else a tiny random one)",
+    )
+    parser.add_argument(
+        "--results",
+        type=Path,
+        metavar="DIR",
+        help="where result files and plots go (default: benchmarks/results; quick: the workspace)",
+    )
     parser.add_argument("--resume", action="store_true", help=f"keep results younger than {RECENT_HOURS:.0f} h")
     parser.add_argument("--report-only", action="store_true", help="draw what has been measured, measure nothing")
     options = parser.parse_args()
@@ -87,9 +95,12 @@ def _run_parts(options: argparse.Namespace, results: Path) -> list[tuple[str, st
             continue
         limit = preset.limits[name]
         minutes = (time.monotonic() - began) / 60
-        print(f"[{number}/{len(options.parts)}] {name}: at most {limit:.0f} s (after {minutes:.1f} min)",
-              file=sys.stderr, flush=True)
-        command = [sys.executable, "-m", f"benchmarks.{name}", "--preset", preset.name]
+        print(
+            f"[{number}/{len(options.parts)}] {name}: at most {limit:.0f} s (after {minutes:.1f} min)",
+            file=sys.stderr,
+            flush=True,
+        )
+        command = [sys.executable, "-m", f"benchmarks.parts.{name}", "--preset", preset.name]
         command += ["--precision", options.precision, "--workspace", str(options.workspace.resolve())]
         command += ["--result", str(path.resolve())]
         if name == "soak" and options.repository is not None:

@@ -21,8 +21,15 @@ from benchmarks.presets import PRESETS, Preset
 ROOT = Path(__file__).resolve().parents[1]
 BUILD_INFO = "build_info.json"
 #: A repository is older than these when it has to be built again.
-SOURCES = ("builders/*.py", "model_repository/**/*", "mplug/network/*.py", "mplug/runtime/*.py", "mplug/checkpoint.py",
-           "mplug/config.py", "mplug/contract.py")
+SOURCES = (
+    "builders/*.py",
+    "model_repository/**/*",
+    "mplug/network/*.py",
+    "mplug/runtime/*.py",
+    "mplug/checkpoint.py",
+    "mplug/config.py",
+    "mplug/contract.py",
+)
 
 
 @dataclass(frozen=True)
@@ -56,8 +63,15 @@ class Workspace:
         """Make what is missing or out of date; returns the repository. Raises CalledProcessError."""
         if not (self.checkpoint / "model.safetensors").exists():
             say(f"writing a random checkpoint, {self.preset.name} size")
-            _python("-m", "benchmarks.base_checkpoint", "--output", self.checkpoint, "--preset", self.preset.name,
-                    *(["--tasks", *self.tasks] if self.tasks else []))
+            _python(
+                "-m",
+                "benchmarks.base_checkpoint",
+                "--output",
+                self.checkpoint,
+                "--preset",
+                self.preset.name,
+                *(["--tasks", *self.tasks] if self.tasks else []),
+            )
         built = self.repository / BUILD_INFO
         if not built.exists() or built.stat().st_mtime < self._newest_source():
             say("building its repository: a minute or two at base size")

@@ -75,35 +75,57 @@ class Build:
     target: str
     precision: str
     options: tensorrt_builder.EngineOptions | None  #: of TensorRT's targets
-    engines: list[dict[str, object]] = field(default_factory=list)  #: TensorRT's, as `builders.compile.tensorrt` describes them
+    engines: list[dict[str, object]] = field(
+        default_factory=list
+    )  #: TensorRT's, as `builders.compile.tensorrt` describes them
 
     def stage_info(self, stage: Stage, folder: Path) -> StageInfo:
         """What the served stage must know besides its artefact."""
         config, text, tokenizer = stage.config, stage.config.text, stage.readers[0].tokenizer
         sizes = {
-            "layers": text.text_decode_layers, "heads": text.heads, "head_width": text.head_width,
-            "hidden_size": text.hidden_size, "vocab_size": text.vocab_size, "max_positions": text.max_positions,
-            "max_states": stage.max_states, "max_text_length": config.max_text_length,
+            "layers": text.text_decode_layers,
+            "heads": text.heads,
+            "head_width": text.head_width,
+            "hidden_size": text.hidden_size,
+            "vocab_size": text.vocab_size,
+            "max_positions": text.max_positions,
+            "max_states": stage.max_states,
+            "max_text_length": config.max_text_length,
             "ranks_candidates": int(config.ranks_candidates),
-            "image_size": config.vision.image_size, "start_id": tokenizer.cls_id, "end_id": tokenizer.sep_id,
+            "image_size": config.vision.image_size,
+            "start_id": tokenizer.cls_id,
+            "end_id": tokenizer.sep_id,
         }
         return StageInfo(folder, self.target, self.precision, sizes, asdict(config.generation))
 
 
-def build(checkpoint: Path, output: Path, *, target: str = "openvino", precision: str = "auto",
-          image_size: int | None = None, task: str | None = None,
-          engine_settings: Mapping[str, object] | None = None) -> dict[str, float]:
+def build(
+    checkpoint: Path,
+    output: Path,
+    *,
+    target: str = "openvino",
+    precision: str = "auto",
+    image_size: int | None = None,
+    task: str | None = None,
+    engine_settings: Mapping[str, object] | None = None,
+) -> dict[str, float]:
     """`build_repository` of one checkpoint, whose public models keep their names."""
     sources = [Source(checkpoint, task=task, image_size=image_size)]
     return build_repository(sources, output, target=target, precision=precision, engine_settings=engine_settings)
 
 
-def build_repository(sources: Sequence[Source], output: Path, *, target: str = "openvino", precision: str = "auto",
-                     engine_settings: Mapping[str, object] | None = None) -> dict[str, float]:
+def build_repository(
+    sources: Sequence[Source],
+    output: Path,
+    *,
+    target: str = "openvino",
+    precision: str = "auto",
+    engine_settings: Mapping[str, object] | None = None,
+) -> dict[str, float]:
     """Build `output` from checkpoints and return the relative error per compared output.
 
-    `engine_settings` are more of `builders.compile.tensorrt.EngineOptions`. Raises BuildError, PlanError, CheckpointError,
-    ConfigError or ArtefactError; `output` is then left as it was.
+    `engine_settings` are more of `builders.compile.tensorrt.EngineOptions`. Raises BuildError, PlanError,
+    CheckpointError, ConfigError or ArtefactError; `output` is then left as it was.
     """
     output = output.absolute()
     if output.exists() and not output.is_dir():
@@ -174,14 +196,17 @@ GraphBuilder = Callable[[GraphSpec, nn.Module, Path, Path], dict[str, float]]
 def _graph_builder(job: Build, stage: Stage) -> GraphBuilder:
     if job.options is None:
         return partial(_build_graph, job, stage)
-    stages = importlib.import_module("builders.compile.tensorrt_stages")  # only here: it loads TensorRT and ONNX Runtime
+    stages = importlib.import_module(
+        "builders.compile.tensorrt_stages"
+    )  # only here: it loads TensorRT and ONNX Runtime
     end_id = stage.readers[0].tokenizer.sep_id
     compiler = stages.TensorRTStages(stage.network, end_id, stage.max_states, MAX_FRAMES, job.options, job.engines)
     return compiler.build
 
 
-def _build_graph(job: Build, stage: Stage, spec: GraphSpec, graph: nn.Module, folder: Path, scratch: Path
-                 ) -> dict[str, float]:
+def _build_graph(
+    job: Build, stage: Stage, spec: GraphSpec, graph: nn.Module, folder: Path, scratch: Path
+) -> dict[str, float]:
     if job.target == "openvino":
         onnx = scratch / f"{spec.name}.onnx"
         export(spec, graph, example_inputs(spec, stage.network), onnx)
@@ -265,30 +290,53 @@ def _checkpoint_info(job: Build, checkpoint: Checkpoint) -> dict[str, object]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoints", nargs="+", metavar="[NAME=]CHECKPOINT",
-                        help="a folder with weights, YAML, BERT JSON and vocab.txt; its models are called NAME_caption "
-                             "and so on, or caption without a NAME")
+    parser.add_argument(
+        "checkpoints",
+        nargs="+",
+        metavar="[NAME=]CHECKPOINT",
+        help="a folder with weights, YAML, BERT JSON and vocab.txt; its models are called NAME_caption "
+        "and so on, or caption without a NAME",
+    )
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="the repository to write")
-    parser.add_argument("--target", choices=TARGETS, default="openvino",
-                        help="what to compile to (default: %(default)s)")
-    parser.add_argument("--precision", choices=PRECISIONS, default="auto",
-                        help="auto: fp16 on a GPU, bf16 where the CPU has it, else fp32")
-    parser.add_argument("--image-size", type=int, metavar="N", action="append",
-                        help="serve at N×N pixels instead of the checkpoint's size; of several checkpoints all, or "
-                             "given once for each, in their order")
-    parser.add_argument("--task", choices=(OWN_TASK, *TASKS), action="append",
-                        help="what the checkpoint was fine-tuned for, where its YAML does not say; of several "
-                             f"checkpoints all, or given once for each, in their order ({OWN_TASK}: as its YAML says)")
+    parser.add_argument(
+        "--target", choices=TARGETS, default="openvino", help="what to compile to (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--precision",
+        choices=PRECISIONS,
+        default="auto",
+        help="auto: fp16 on a GPU, bf16 where the CPU has it, else fp32",
+    )
+    parser.add_argument(
+        "--image-size",
+        type=int,
+        metavar="N",
+        action="append",
+        help="serve at N×N pixels instead of the checkpoint's size; of several checkpoints all, or "
+        "given once for each, in their order",
+    )
+    parser.add_argument(
+        "--task",
+        choices=(OWN_TASK, *TASKS),
+        action="append",
+        help="what the checkpoint was fine-tuned for, where its YAML does not say; of several "
+        f"checkpoints all, or given once for each, in their order ({OWN_TASK}: as its YAML says)",
+    )
     gpu = parser.add_argument_group("TensorRT", "see docs/gpu.md")
-    gpu.add_argument("--compute-capability", metavar="LIST", default="",
-                     help="RTX GPUs that tensorrt-rtx compiles for, such as 8.6,8.9,12.0 (default: Ampere and later)")
+    gpu.add_argument(
+        "--compute-capability",
+        metavar="LIST",
+        default="",
+        help="RTX GPUs that tensorrt-rtx compiles for, such as 8.6,8.9,12.0 (default: Ampere and later)",
+    )
     gpu.add_argument("--hardware-compatible", action="store_true", help="engines for every GPU from Ampere on")
     gpu.add_argument("--version-compatible", action="store_true", help="engines that later versions of TensorRT load")
     gpu.add_argument("--timing-cache", type=Path, metavar="FILE", help="keep the kernels' times for the next build")
     options = parser.parse_args(arguments)
     engine_settings = {
         "compute_capabilities": tuple(filter(None, options.compute_capability.split(","))),
-        "hardware_compatible": options.hardware_compatible, "version_compatible": options.version_compatible,
+        "hardware_compatible": options.hardware_compatible,
+        "version_compatible": options.version_compatible,
         "timing_cache": options.timing_cache,
     }
     if any(engine_settings.values()) and options.target not in tensorrt_builder.PACKAGES:
@@ -296,10 +344,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with warnings.catch_warnings():
             warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
-            build_repository(_sources(options), options.output, target=options.target, precision=options.precision,
-                             engine_settings=engine_settings)
-    except (BuildError, PlanError, CheckpointError, ConfigError, ArtefactError, RuntimeUnavailable,
-            tensorrt_builder.EngineError) as error:
+            build_repository(
+                _sources(options),
+                options.output,
+                target=options.target,
+                precision=options.precision,
+                engine_settings=engine_settings,
+            )
+    except (
+        BuildError,
+        PlanError,
+        CheckpointError,
+        ConfigError,
+        ArtefactError,
+        RuntimeUnavailable,
+        tensorrt_builder.EngineError,
+    ) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except OSError as error:  # a folder that cannot be written, a full disk
@@ -311,11 +371,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _sources(options: argparse.Namespace) -> list[Source]:
     """The checkpoints with what the options say of each. Raises PlanError."""
+
     def for_each(option: str, values: list | None) -> list:
         given = values or [None]
         if len(given) not in (1, len(options.checkpoints)):
-            raise PlanError(f"{option} is given {len(given)} times for {len(options.checkpoints)} checkpoints; "
-                            "give it once for all of them, or once for each, in their order")
+            raise PlanError(
+                f"{option} is given {len(given)} times for {len(options.checkpoints)} checkpoints; "
+                "give it once for all of them, or once for each, in their order"
+            )
         return given * len(options.checkpoints) if len(given) == 1 else given
 
     tasks = [None if task == OWN_TASK else task for task in for_each("--task", options.task)]

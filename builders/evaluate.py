@@ -41,13 +41,23 @@ from mplug.config import TASKS, ConfigError
 
 #: Public models that a task asks, and how it is scored.
 MODELS = {
-    "caption": ("caption",), "vqa": ("vqa",), "retrieval": ("embed_image", "embed_text", "match"),
-    "grounding": ("ground",), "nlvr": ("nlvr",), "entail": ("entail",), "video": ("vqa",),
-}  # fmt: skip
+    "caption": ("caption",),
+    "vqa": ("vqa",),
+    "retrieval": ("embed_image", "embed_text", "match"),
+    "grounding": ("ground",),
+    "nlvr": ("nlvr",),
+    "entail": ("entail",),
+    "video": ("vqa",),
+}
 SCORERS = {
-    "caption": tasks.captions, "vqa": tasks.questions, "retrieval": tasks.retrieval, "grounding": tasks.expressions,
-    "nlvr": tasks.pairs, "entail": tasks.hypotheses, "video": tasks.video_questions,
-}  # fmt: skip
+    "caption": tasks.captions,
+    "vqa": tasks.questions,
+    "retrieval": tasks.retrieval,
+    "grounding": tasks.expressions,
+    "nlvr": tasks.pairs,
+    "entail": tasks.hypotheses,
+    "video": tasks.video_questions,
+}
 DATA = ("emoji", "easy-vqa", *READERS)
 DEFAULT_URL = "localhost:8001"
 EMOJI_ITEMS = 1000
@@ -89,10 +99,15 @@ def jobs_of(options: argparse.Namespace) -> list[Job]:
             raise UsageError(f"--split {options.split!r} is none of: {', '.join(emoji.SPLITS)}")
         count = options.items or EMOJI_ITEMS
         return [
-            Job(task, emoji.TITLES.get(split, split), partial(emoji.RECORDS[task], split, count),
-                _keywords(task, options))
-            for task in wanted for split in splits
-        ]  # fmt: skip
+            Job(
+                task,
+                emoji.TITLES.get(split, split),
+                partial(emoji.RECORDS[task], split, count),
+                _keywords(task, options),
+            )
+            for task in wanted
+            for split in splits
+        ]
     records, split = _read(options)
     if not records:
         raise UsageError(f"--data {options.data} holds nothing of the split")
@@ -140,8 +155,10 @@ async def evaluate(model: Asked, jobs: Sequence[Job], *, skip: bool) -> list[Out
             continue
         began = time.monotonic()
         outcomes.append(await job.run(model))
-        print(f"{job.task}, {job.split}: {outcomes[-1].items:,} items in {time.monotonic() - began:.0f} s",
-              file=sys.stderr)  # fmt: skip
+        print(
+            f"{job.task}, {job.split}: {outcomes[-1].items:,} items in {time.monotonic() - began:.0f} s",
+            file=sys.stderr,
+        )
     told = "; ".join(f"{task}: the model {name} is not served" for task, name in left_out.items())
     if left_out and not (skip and outcomes):
         raise UsageError(told)
@@ -156,9 +173,7 @@ async def _model(options: argparse.Namespace) -> AsyncIterator[Asked]:
         async with open_checkpoint(options.checkpoint, options.checkpoint_task) as model:
             yield model
     else:
-        async with AsyncClient(
-            options.url, options.protocol, timeout=TIMEOUT, checkpoint=options.served_as
-        ) as client:  # fmt: skip
+        async with AsyncClient(options.url, options.protocol, timeout=TIMEOUT, checkpoint=options.served_as) as client:
             yield client
 
 
@@ -185,35 +200,62 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     model = parser.add_argument_group("what is evaluated").add_mutually_exclusive_group()
     model.add_argument("--url", help=f"a server, HOST:PORT (default: {DEFAULT_URL})")
     model.add_argument("--checkpoint", type=Path, metavar="DIR", help="a checkpoint's folder, through PyTorch")
-    model.add_argument("--predictions", type=Path, metavar="FILE",
-                       help=f"answers in the layout of the official servers ({', '.join(SCORED)}); asks no model")
+    model.add_argument(
+        "--predictions",
+        type=Path,
+        metavar="FILE",
+        help=f"answers in the layout of the official servers ({', '.join(SCORED)}); asks no model",
+    )
     parser.add_argument("--protocol", choices=("grpc", "http"), default="grpc", help="of --url")
-    parser.add_argument("--served-as", metavar="NAME", default="",
-                        help="the checkpoint's name, where the server at --url has several")
-    parser.add_argument("--checkpoint-task", choices=TASKS, metavar="TASK",
-                        help="what the checkpoint was fine-tuned for, where its YAML does not say")
+    parser.add_argument(
+        "--served-as", metavar="NAME", default="", help="the checkpoint's name, where the server at --url has several"
+    )
+    parser.add_argument(
+        "--checkpoint-task",
+        choices=TASKS,
+        metavar="TASK",
+        help="what the checkpoint was fine-tuned for, where its YAML does not say",
+    )
     data = parser.add_argument_group("on what")
     data.add_argument("--data", choices=DATA, default="emoji", help="default: %(default)s")
     data.add_argument("--task", nargs="+", choices=SCORERS, help="default: all that data and model have")
-    data.add_argument("--split", help="train, val or test of a data set that has them in one file; of emoji: "
-                      f"{', '.join(emoji.SPLITS)} (default: {', '.join(emoji.TITLES)})")
-    data.add_argument("--items", type=_positive, metavar="N",
-                      help=f"at most so many per task and split (default: all; of emoji {EMOJI_ITEMS:,})")
+    data.add_argument(
+        "--split",
+        help="train, val or test of a data set that has them in one file; of emoji: "
+        f"{', '.join(emoji.SPLITS)} (default: {', '.join(emoji.TITLES)})",
+    )
+    data.add_argument(
+        "--items",
+        type=_positive,
+        metavar="N",
+        help=f"at most so many per task and split (default: all; of emoji {EMOJI_ITEMS:,})",
+    )
     data.add_argument("--annotations", type=Path, metavar="FILE", help="of a real data set")
     data.add_argument("--questions", type=Path, metavar="FILE", help="of VQA in the official layout")
     data.add_argument("--images", type=Path, metavar="DIR", help="where a real data set's pictures are")
     how = parser.add_argument_group("how")
-    how.add_argument("--subset", action="store_true",
-                     help="--predictions: leave out references that nothing was predicted for")
-    how.add_argument("--rerank", type=_positive, default=tasks.RERANKED, metavar="K",
-                     help="of a retrieval's shortlist that the matching head ranks (default: %(default)s)")
+    how.add_argument(
+        "--subset", action="store_true", help="--predictions: leave out references that nothing was predicted for"
+    )
+    how.add_argument(
+        "--rerank",
+        type=_positive,
+        default=tasks.RERANKED,
+        metavar="K",
+        help="of a retrieval's shortlist that the matching head ranks (default: %(default)s)",
+    )
     how.add_argument("--rank", action="store_true", help="easy-vqa: rank its 13 answers instead of writing one")
     how.add_argument("--fetch-spice-models", action="store_true", help="download what SPICE needs first (400 MB)")
     result = parser.add_argument_group("results")
     result.add_argument("--output", type=Path, metavar="FILE", help="write scores and first mistakes as JSON")
     result.add_argument("--markdown", type=Path, metavar="FILE", help="write the table, and the failures, as Markdown")
-    result.add_argument("--failures", type=int, default=0, metavar="N",
-                        help="show the first N mistakes of each task and split, nobody having picked them")
+    result.add_argument(
+        "--failures",
+        type=int,
+        default=0,
+        metavar="N",
+        help="show the first N mistakes of each task and split, nobody having picked them",
+    )
     result.add_argument("--save-predictions", type=Path, metavar="DIR", help="write every answer, a file per task")
     options = parser.parse_args(arguments)
     if options.predictions is not None and options.annotations is None:
@@ -235,8 +277,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.fetch_spice_models:
             caption_metrics.fetch_spice_models()
         if options.predictions is not None:
-            outcomes = [score_file(options.data, options.predictions, options.annotations, options.split,
-                                   subset=options.subset)]  # fmt: skip
+            outcomes = [
+                score_file(options.data, options.predictions, options.annotations, options.split, subset=options.subset)
+            ]
         else:
             outcomes = asyncio.run(_run(options))
         print(report.text_table(outcomes))

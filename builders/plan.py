@@ -88,8 +88,10 @@ class Checkpoint:
             raise CheckpointError(str(error)) from None
         found = cls(source, network, files, tokenizer)
         if not found.public_models:
-            raise PlanError(f"{source.folder}: nothing serves {', '.join(network.config.tasks)} yet; served tasks: "
-                            f"{', '.join(task for tasks in PUBLIC_MODELS.values() for task in tasks)}")
+            raise PlanError(
+                f"{source.folder}: nothing serves {', '.join(network.config.tasks)} yet; served tasks: "
+                f"{', '.join(task for tasks in PUBLIC_MODELS.values() for task in tasks)}"
+            )
         return found
 
     @property
@@ -167,8 +169,10 @@ def plan(checkpoints: Sequence[Checkpoint]) -> Plan:
         for name, model in checkpoint.public_models.items():
             if name in served:
                 folder = checkpoint.source.folder
-                raise PlanError(f"{name}: served by both {served[name].source.folder} and {folder}; give one a name "
-                                f"of its own: large={folder} makes it large_{model}")
+                raise PlanError(
+                    f"{name}: served by both {served[name].source.folder} and {folder}; give one a name "
+                    f"of its own: large={folder} makes it large_{model}"
+                )
             served[name] = checkpoint
     stages = []
     for name in STAGES:

@@ -31,8 +31,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser = command_line.Parser("Ask a running mPLUG server a question about images or a video.", _EXAMPLE)
     parser.add_argument("images", nargs="*", metavar="IMAGE", help="image file: JPEG, PNG, WebP …")
     parser.add_argument("question", metavar="QUESTION", help="the same one about every image; comes last")
-    parser.add_argument("--candidates", nargs="+", metavar="ANSWER",
-                        help="rank these and write nothing; all are shown, with their probabilities")
+    parser.add_argument(
+        "--candidates",
+        nargs="+",
+        metavar="ANSWER",
+        help="rank these and write nothing; all are shown, with their probabilities",
+    )
     parser.add_argument("--ocr", nargs="+", metavar="WORD", help="words read in the picture")
     parser.add_argument("--objects", nargs="+", metavar="LABEL", help="labels of things in the picture")
     command_line.add_json(parser, "image, scores included")
@@ -45,9 +49,13 @@ def main(arguments: list[str] | None = None) -> int:
 
     def ask(client: Client, **visual: object) -> list[Answer]:
         return client.vqa(
-            question=options.question, candidates=options.candidates, ocr=options.ocr, objects=options.objects,
-            **visual, **search,
-        )  # fmt: skip
+            question=options.question,
+            candidates=options.candidates,
+            ocr=options.ocr,
+            objects=options.objects,
+            **visual,
+            **search,
+        )
 
     def show(name: str, answers: list[Answer]) -> None:
         if options.json:

@@ -25,8 +25,13 @@ def add_concurrency(parser: argparse.ArgumentParser) -> None:
             raise argparse.ArgumentTypeError(f"{text} is no number from 1 to {MAX_CONCURRENCY}")
         return int(text)
 
-    parser.add_argument("--concurrency", type=number, default=DEFAULT_CONCURRENCY, metavar="N",
-                        help=f"requests at once, 1 to {MAX_CONCURRENCY}; default: {DEFAULT_CONCURRENCY}")
+    parser.add_argument(
+        "--concurrency",
+        type=number,
+        default=DEFAULT_CONCURRENCY,
+        metavar="N",
+        help=f"requests at once, 1 to {MAX_CONCURRENCY}; default: {DEFAULT_CONCURRENCY}",
+    )
 
 
 async def answers(

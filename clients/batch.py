@@ -80,8 +80,9 @@ def main(arguments: list[str] | None = None) -> int:
     else:
         print(f"{len(items) - failed} of {len(items)} answered: {options.output}", flush=True)
     if failed:
-        return command_line.fail(f"{failed} of {len(items)} failed; {options.output} says why, the same command tries "
-                                 "them again")  # fmt: skip
+        return command_line.fail(
+            f"{failed} of {len(items)} failed; {options.output} says why, the same command tries them again"
+        )
     return 0
 
 
@@ -175,10 +176,13 @@ def _inputs(source: Path, question: str | None, prompt: str | None) -> tuple[Pat
         check_file(source)
         folder = source.parent
         items = [
-            Item(row["image"], row["question"] or (None if row["prompt"] else question),
-                 row["prompt"] or (None if row["question"] else prompt))
+            Item(
+                row["image"],
+                row["question"] or (None if row["prompt"] else question),
+                row["prompt"] or (None if row["question"] else prompt),
+            )
             for row in _rows(source)
-        ]  # fmt: skip
+        ]
     if not items:
         raise ClientError(f"{source} holds no images")
     return folder, items

@@ -132,14 +132,10 @@ def caption(
     length_penalty: float | None = None,
 ) -> Call[list[Caption]]:
     """Describe a picture, several frames, or a video."""
-    inputs = _visual(image, video, frames) | _search(
-        num_beams, min_length, max_length, num_return, length_penalty
-    )
+    inputs = _visual(image, video, frames) | _search(num_beams, min_length, max_length, num_return, length_penalty)
     if prompt is not None:
         inputs["PROMPT"] = _texts([prompt], "prompt")
-    return Call(
-        "caption", inputs, lambda outputs: [Caption(*each) for each in _generated(outputs, "CAPTION")]
-    )
+    return Call("caption", inputs, lambda outputs: [Caption(*each) for each in _generated(outputs, "CAPTION")])
 
 
 def vqa(
@@ -161,9 +157,7 @@ def vqa(
 
     `ocr` and `objects`: words read in the picture and labels of things in it, which ride behind the question.
     """
-    inputs = _visual(image, video, frames) | _search(
-        num_beams, min_length, max_length, num_return, length_penalty
-    )
+    inputs = _visual(image, video, frames) | _search(num_beams, min_length, max_length, num_return, length_penalty)
     inputs["QUESTION"] = _texts([question], "question")
     for name, texts in (("candidates", candidates), ("ocr", ocr), ("objects", objects)):
         if texts is not None:

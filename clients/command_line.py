@@ -42,12 +42,22 @@ def add_server(parser: argparse.ArgumentParser, *, timeout_of: str = "one answer
     group = parser.add_argument_group("server")
     group.add_argument("--url", metavar="HOST:PORT", help=f"the server; default: {ports}")
     group.add_argument("--protocol", choices=list(DEFAULT_URL), default="grpc", help="default: grpc")
-    group.add_argument("--checkpoint", default="", metavar="NAME",
-                       help="which one, where the server's repository holds several: NAME_caption is asked, and so on")
-    group.add_argument("--timeout", type=float, metavar="SECONDS", default=DEFAULT_TIMEOUT,
-                       help=f"for {timeout_of}, repetitions included; default: {DEFAULT_TIMEOUT:g}")
-    group.add_argument("--shared-memory", action="store_true",
-                       help="the server is on this host: large inputs go through shared memory")
+    group.add_argument(
+        "--checkpoint",
+        default="",
+        metavar="NAME",
+        help="which one, where the server's repository holds several: NAME_caption is asked, and so on",
+    )
+    group.add_argument(
+        "--timeout",
+        type=float,
+        metavar="SECONDS",
+        default=DEFAULT_TIMEOUT,
+        help=f"for {timeout_of}, repetitions included; default: {DEFAULT_TIMEOUT:g}",
+    )
+    group.add_argument(
+        "--shared-memory", action="store_true", help="the server is on this host: large inputs go through shared memory"
+    )
 
 
 def add_json(parser: argparse.ArgumentParser, what: str) -> None:
@@ -57,8 +67,9 @@ def add_json(parser: argparse.ArgumentParser, what: str) -> None:
 def add_search(parser: argparse.ArgumentParser, answer: str) -> None:
     """Options of a generating model; their limits are the server's."""
     group = parser.add_argument_group("search")
-    group.add_argument("--num-beams", type=int, metavar="N",
-                       help="beams of the search; default: the checkpoint's, 5 as published")
+    group.add_argument(
+        "--num-beams", type=int, metavar="N", help="beams of the search; default: the checkpoint's, 5 as published"
+    )
     group.add_argument("--min-length", type=int, metavar="TOKENS", help="default: the checkpoint's")
     group.add_argument("--max-length", type=int, metavar="TOKENS", help="default: the checkpoint's")
     group.add_argument("--num-return", type=int, metavar="N", help=f"{answer}s each; default: 1")
@@ -75,8 +86,12 @@ def add_video(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("video")
     group.add_argument("--video", metavar="FILE", help="a video in place of a picture: MP4, WebM, GIF …")
     group.add_argument("--frames", nargs="+", metavar="FILE", help="pictures that are the frames of one video")
-    group.add_argument("--num-frames", type=int, metavar="N",
-                       help="frames that are looked at, 1 to 16; default: 8 of a video, all of --frames")
+    group.add_argument(
+        "--num-frames",
+        type=int,
+        metavar="N",
+        help="frames that are looked at, 1 to 16; default: 8 of a video, all of --frames",
+    )
 
 
 def moving(parser: Parser, options: argparse.Namespace, pictures: list[str]) -> list[tuple[str, dict[str, Any]]]:
@@ -99,9 +114,12 @@ def moving(parser: Parser, options: argparse.Namespace, pictures: list[str]) -> 
 def connection_arguments(options: argparse.Namespace) -> dict[str, Any]:
     """Arguments of `Client` and `AsyncClient`, from `add_server`."""
     return {
-        "url": options.url, "protocol": options.protocol, "timeout": options.timeout,
-        "shared_memory": options.shared_memory, "checkpoint": options.checkpoint,
-    }  # fmt: skip
+        "url": options.url,
+        "protocol": options.protocol,
+        "timeout": options.timeout,
+        "shared_memory": options.shared_memory,
+        "checkpoint": options.checkpoint,
+    }
 
 
 def ask_each(

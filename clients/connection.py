@@ -110,8 +110,7 @@ class Endpoint:
 
     def _away(self, detail: str) -> ClientError:
         return ClientError(
-            f"no Triton server answers at {self}: is it running, and is that its {self.protocol} port? "
-            f"({detail})",
+            f"no Triton server answers at {self}: is it running, and is that its {self.protocol} port? ({detail})",
             "UNREACHABLE",
         )
 
@@ -240,9 +239,7 @@ class AsyncConnection:
         self._client = endpoint.api(".aio").InferenceServerClient(endpoint.url, **options)
         self._regions = Regions()
 
-    async def infer(
-        self, model: str, inputs: Mapping[str, np.ndarray], timeout: float
-    ) -> dict[str, np.ndarray]:
+    async def infer(self, model: str, inputs: Mapping[str, np.ndarray], timeout: float) -> dict[str, np.ndarray]:
         used: list[Region] = []
         answered = False
         try:
@@ -339,9 +336,7 @@ def _outputs(result: Any) -> dict[str, np.ndarray]:
     return {name: result.as_numpy(name) for name in names}
 
 
-def _with_shared_sizes(
-    inputs: Mapping[str, np.ndarray], endpoint: Endpoint
-) -> Iterator[tuple[str, np.ndarray, int]]:
+def _with_shared_sizes(inputs: Mapping[str, np.ndarray], endpoint: Endpoint) -> Iterator[tuple[str, np.ndarray, int]]:
     """(name, tensor, bytes of shared memory that it goes through, 0 for none)."""
     for name, array in inputs.items():
         size = size_of(array) if endpoint.shared_memory else 0

@@ -12,10 +12,25 @@ from PIL import Image, ImageOps
 from clients.calls import ClientError
 
 #: Endings of the formats that the server reads; other files of a folder are no pictures, by their name.
-SUFFIXES = frozenset((
-    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".gif", ".bmp", ".tif", ".tiff",
-    ".ppm", ".pgm", ".pbm", ".pnm",
-))  # fmt: skip
+SUFFIXES = frozenset(
+    (
+        ".jpg",
+        ".jpeg",
+        ".jpe",
+        ".jfif",
+        ".png",
+        ".apng",
+        ".webp",
+        ".gif",
+        ".bmp",
+        ".tif",
+        ".tiff",
+        ".ppm",
+        ".pgm",
+        ".pbm",
+        ".pnm",
+    )
+)
 #: What is drawn on or made smaller here; the server's own limit.
 MAX_PIXELS = 64_000_000
 

@@ -210,8 +210,10 @@ class IndexInTheMaking:
         index = Index.of(self.folder, self.probe, (self.known[path] for path in paths if path in self.known))
         before = self.before
         same = before is not None and (before.folder, list(before.pictures), list(before.refused)) == (
-            index.folder, list(index.pictures), list(index.refused),
-        )  # fmt: skip
+            index.folder,
+            list(index.pictures),
+            list(index.refused),
+        )
         if not same:
             index.write(self.path)
         (self.path / _JOURNAL).unlink()

@@ -80,8 +80,13 @@ def _parse_search(arguments: list[str]) -> Parsed:
     parser.add_argument("--image", metavar="PICTURE", help="search by this picture")
     parser.add_argument("--texts", type=Path, metavar="FILE", help="with --image: find lines of FILE that fit it")
     parser.add_argument("--top", type=_number, default=10, metavar="N", help="results shown; default: 10")
-    parser.add_argument("--shortlist", type=_number, default=32, metavar="N",
-                        help="of the most similar, so many are ranked by the matching head; default: 32")
+    parser.add_argument(
+        "--shortlist",
+        type=_number,
+        default=32,
+        metavar="N",
+        help="of the most similar, so many are ranked by the matching head; default: 32",
+    )
     parser.add_argument("--no-rerank", action="store_true", help="similarity alone")
     parser.add_argument("--html", type=Path, metavar="PAGE", help="write a page of thumbnails, in one file")
     command_line.add_json(parser, "result")
@@ -266,8 +271,7 @@ def _show(results: list[Result], options: argparse.Namespace) -> None:
     shown = [
         result_page.Shown(
             result.name,
-            f"similarity {result.similarity:.3f}"
-            + ("" if result.score is None else f" · match {result.score:.3f}"),
+            f"similarity {result.similarity:.3f}" + ("" if result.score is None else f" · match {result.score:.3f}"),
             None if what == "text" else result.name,
         )
         for result in results

@@ -81,8 +81,15 @@ class Variant:
 def variant_config(config: MPlugConfig, stride: int) -> MPlugConfig:
     """The demo's vision encoder, and a narrow text side with six fusion layers."""
     text = replace(
-        config.text, hidden_size=WIDTH, intermediate_size=FEED_FORWARD, heads=HEADS, text_encoder_layers=LAYERS,
-        text_decode_layers=LAYERS, num_hidden_layers=FUSION_LAYERS, fusion_layers=FUSION_LAYERS, stride_layer=stride,
+        config.text,
+        hidden_size=WIDTH,
+        intermediate_size=FEED_FORWARD,
+        heads=HEADS,
+        text_encoder_layers=LAYERS,
+        text_decode_layers=LAYERS,
+        num_hidden_layers=FUSION_LAYERS,
+        fusion_layers=FUSION_LAYERS,
+        stride_layer=stride,
     )
     tasks = ("image-captioning", "visual-question-answering")
     return replace(config, text=text, tasks=tasks, caption_states="fused", prompt="a picture of")
@@ -137,8 +144,10 @@ def look_through(demo: MPlug, scenes: list[Scene]) -> Tensor:
     """What the demo's vision encoder makes of scenes, `[n, N, 192]` in half precision."""
     found = []
     for index in range(0, len(scenes), SCENES):
-        pixels = [pixel_values(Image.fromarray(scene.image), demo.config.vision.image_size)
-                  for scene in scenes[index : index + SCENES]]
+        pixels = [
+            pixel_values(Image.fromarray(scene.image), demo.config.vision.image_size)
+            for scene in scenes[index : index + SCENES]
+        ]
         with torch.autocast("cpu", torch.bfloat16):
             found.append(demo.vision_encoder(torch.from_numpy(np.stack(pixels))).half())
     return torch.cat(found)
@@ -151,7 +160,11 @@ def train_step(variant: Variant, examples: Examples, prompt: Tensor, rate: float
     with torch.autocast("cpu", torch.bfloat16):
         states = network.vision_encoder.projection(examples.seen)
         answers = answer_loss(
-            network, states, examples.questions["question_ids"], None, examples.questions["answer_ids"],
+            network,
+            states,
+            examples.questions["question_ids"],
+            None,
+            examples.questions["answer_ids"],
             image_index=examples.image_index,
         )
         captions = caption_loss(network, decoder_source(network, states, prompt), examples.captions)
@@ -221,12 +234,23 @@ def base_size_seconds() -> dict[str, dict[str, float]]:
     image, words, mask = torch.randn(1, tokens, width), torch.randn(1, BASE_TEXT, width), torch.ones(1, BASE_TEXT)
     networks = {}
     for name, stride in STRIDES.items():
-        networks[name] = FusionEncoder(TextConfig(
-            vocab_size=100, hidden_size=width, intermediate_size=text["intermediate_size"],
-            heads=text["num_attention_heads"], max_positions=64, type_vocab_size=2, layer_norm_eps=1e-12,
-            dropout=0.0, num_hidden_layers=FUSION_LAYERS, text_encoder_layers=1, fusion_layers=FUSION_LAYERS,
-            stride_layer=stride, text_decode_layers=1,
-        ))  # fmt: skip
+        networks[name] = FusionEncoder(
+            TextConfig(
+                vocab_size=100,
+                hidden_size=width,
+                intermediate_size=text["intermediate_size"],
+                heads=text["num_attention_heads"],
+                max_positions=64,
+                type_vocab_size=2,
+                layer_norm_eps=1e-12,
+                dropout=0.0,
+                num_hidden_layers=FUSION_LAYERS,
+                text_encoder_layers=1,
+                fusion_layers=FUSION_LAYERS,
+                stride_layer=stride,
+                text_decode_layers=1,
+            )
+        )
     measured: dict[str, dict[str, list[float]]] = {name: {"inference": [], "training": []} for name in networks}
     for repeat in range(BASE_REPEATS + 1):
         for name, network in networks.items():
@@ -281,10 +305,13 @@ def run(options: argparse.Namespace) -> dict:
     document = {
         "hardware": f"{os.cpu_count()} cores, {cpu_name()}; one thread, other work beside it; times are CPU times",
         "software": f"PyTorch {torch.__version__}, bfloat16 autocast in training",
-        "checkpoint": f"{options.checkpoint.name}, sha256 {files.sha256()[:16]}", "seed": options.seed,
-        "pool of scenes": options.pool, "batch": f"{SCENES} scenes, {QUESTIONS} questions and a caption each",
-        "baseline": f"stride {BASELINE}", "base size, fusion encoder alone": base_size_seconds(),
-    }  # fmt: skip
+        "checkpoint": f"{options.checkpoint.name}, sha256 {files.sha256()[:16]}",
+        "seed": options.seed,
+        "pool of scenes": options.pool,
+        "batch": f"{SCENES} scenes, {QUESTIONS} questions and a caption each",
+        "baseline": f"stride {BASELINE}",
+        "base size, fusion encoder alone": base_size_seconds(),
+    }
     inference = inference_seconds(variants, test, tokenizer)
     for variant in variants.values():
         variant.network.train()
@@ -300,7 +327,9 @@ def run(options: argparse.Namespace) -> dict:
             for variant in variants.values():
                 variant.looks.append({"step": index, **look(variant.network, part, prompt, tokenizer)})
             document |= {
-                "finished": done >= 1, "steps": index, "CPU minutes": round(spent, 1),
+                "finished": done >= 1,
+                "steps": index,
+                "CPU minutes": round(spent, 1),
                 "test": {"questions": len(part.kinds), "scenes": len(part.seen)},
                 "variants": results_of(variants, part, inference),
             }
@@ -322,8 +351,11 @@ def run(options: argparse.Namespace) -> dict:
 def cpu_name() -> str:
     """The processor as Linux names it."""
     information = Path("/proc/cpuinfo")
-    names = [line.split(":", 1)[1].strip() for line in information.read_text().splitlines() if "model name" in line] \
-        if information.exists() else []
+    names = (
+        [line.split(":", 1)[1].strip() for line in information.read_text().splitlines() if "model name" in line]
+        if information.exists()
+        else []
+    )
     return names[0] if names else platform.processor() or platform.machine()
 
 

@@ -35,7 +35,9 @@ def table(document: dict) -> str:
             at_base = " / ".join(f"{base[name][kind] / first[kind]:.2f}" for kind in ("training", "inference"))
         shares = [
             f"{100 * found[f'{key} right']:.1f} ± {100 * found[f'{key} standard error']:.1f} %"
-            if f"{key} right" in found else "not yet measured" for key in ("answers", "captions")
+            if f"{key} right" in found
+            else "not yet measured"
+            for key in ("answers", "captions")
         ]
         lines.append(
             f"| {NAMES.get(name, name)} | {found['parameters'] / 1e6:.2f} M "
@@ -51,14 +53,19 @@ def draw(document: dict, output: Path) -> None:
     for name, found in document["variants"].items():
         label = f"stride {NAMES.get(name, name)}"
         steps = [look["step"] for look in found["looks"]]
-        line, = panels[0].plot(steps, [100 * look["answers"] for look in found["looks"]], marker="o", label=label)
+        (line,) = panels[0].plot(steps, [100 * look["answers"] for look in found["looks"]], marker="o", label=label)
         panels[0].plot(steps, [100 * look["captions"] for look in found["looks"]], ":", color=line.get_color())
         width = document["steps"] / len(found["losses"])
         middles = [(index + 0.5) * width for index in range(len(found["losses"]))]
         panels[1].plot(middles, found["losses"], color=line.get_color(), label=label)
         panels[2].errorbar(
-            found["training samples per second, ratio"], 100 * found["answers right"],
-            yerr=100 * found["answers standard error"], marker="o", capsize=3, color=line.get_color(), label=label,
+            found["training samples per second, ratio"],
+            100 * found["answers right"],
+            yerr=100 * found["answers standard error"],
+            marker="o",
+            capsize=3,
+            color=line.get_color(),
+            label=label,
         )
     panels[0].set(xlabel="steps", ylabel="% right", title="answers (solid), captions (dotted)")
     panels[1].set(xlabel="steps", ylabel="answer + caption loss", title="training loss", yscale="log")

@@ -66,8 +66,14 @@ class Agreement:
         return self.same / self.requests
 
 
-def search_agreement(network: MPlug, end_id: int, prefix: list[int], decoder: Decoder,
-                     reference_states: Sequence[np.ndarray], states: Sequence[np.ndarray]) -> Agreement:
+def search_agreement(
+    network: MPlug,
+    end_id: int,
+    prefix: list[int],
+    decoder: Decoder,
+    reference_states: Sequence[np.ndarray],
+    states: Sequence[np.ndarray],
+) -> Agreement:
     """Search with the network in fp32 over `reference_states`, and with `decoder` over `states`.
 
     Both are lists of encoder states `[A, W]`, one per request, as the encoders of either side give them.
@@ -80,11 +86,13 @@ def search_agreement(network: MPlug, end_id: int, prefix: list[int], decoder: De
     return Agreement(len(expected), len(same), worst)
 
 
-def _search(decoder: Decoder, network: MPlug, end_id: int, prefix: list[int],
-            states: Sequence[np.ndarray]) -> list[Hypothesis]:
+def _search(
+    decoder: Decoder, network: MPlug, end_id: int, prefix: list[int], states: Sequence[np.ndarray]
+) -> list[Hypothesis]:
     generation = network.config.generation
-    options = SearchOptions(generation.num_beams, generation.min_length, generation.max_length, 1,
-                            generation.length_penalty, end_id)
+    options = SearchOptions(
+        generation.num_beams, generation.min_length, generation.max_length, 1, generation.length_penalty, end_id
+    )
     answers: dict[int, list[Hypothesis] | BaseException] = {}
     events = [Event() for _ in states]
 
@@ -92,16 +100,23 @@ def _search(decoder: Decoder, network: MPlug, end_id: int, prefix: list[int],
         def answer(value: list[Hypothesis] | BaseException) -> None:
             answers[index] = value
             events[index].set()
+
         return answer
 
     loop = DecodeLoop(decoder, max_slots=16, max_queue=len(states))
     try:
         for index, one in enumerate(states):
-            loop.submit(DecodeRequest(
-                encoder_states=np.ascontiguousarray(one, np.float32), encoder_mask=np.ones(len(one), np.int32),
-                prefix=list(prefix), options=options, token_range=(0, network.config.text.vocab_size),
-                done=answered(index), failed=answered(index),
-            ))
+            loop.submit(
+                DecodeRequest(
+                    encoder_states=np.ascontiguousarray(one, np.float32),
+                    encoder_mask=np.ones(len(one), np.int32),
+                    prefix=list(prefix),
+                    options=options,
+                    token_range=(0, network.config.text.vocab_size),
+                    done=answered(index),
+                    failed=answered(index),
+                )
+            )
         for event in events:
             if not event.wait(SEARCH_SECONDS):
                 raise TimeoutError(f"a search takes more than {SEARCH_SECONDS} s")
@@ -137,9 +152,7 @@ def caption_agreement(checkpoint: Path, precisions: Sequence[str], scenes: int, 
             export_graph(spec, graph, network, path, precision)
             half[spec.name] = OnnxGraph(path, precision)
         decoder = OnnxDecoder(network, half["text_decoder_prefill"], half["text_decoder_step"])
-        agreements[precision] = search_agreement(
-            network, tokenizer.sep_id, prefix, decoder, reference, states_of(half)
-        )
+        agreements[precision] = search_agreement(network, tokenizer.sep_id, prefix, decoder, reference, states_of(half))
     return agreements
 
 
@@ -152,8 +165,9 @@ def _eager(spec: GraphSpec, graph: torch.nn.Module) -> Run:
     return run
 
 
-def _encoder_states(graphs: Mapping[str, Run], pixels: np.ndarray, prompt: list[int], tokenizer: Tokenizer,
-                    config: MPlugConfig) -> np.ndarray:
+def _encoder_states(
+    graphs: Mapping[str, Run], pixels: np.ndarray, prompt: list[int], tokenizer: Tokenizer, config: MPlugConfig
+) -> np.ndarray:
     """What the decoder reads of one picture, `[A, W]`; as `mplug.tasks.caption` chains the stages."""
     image = graphs["vision_encoder"]({"PIXEL_VALUES": pixels[None]})["IMAGE_STATES"]
     if config.caption_states == "image":
@@ -188,8 +202,9 @@ def write_into(page: Path, text: str) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", type=Path)
-    parser.add_argument("--precision", choices=tuple(HALF_TYPES), action="append",
-                        help="one of them alone (default: both)")
+    parser.add_argument(
+        "--precision", choices=tuple(HALF_TYPES), action="append", help="one of them alone (default: both)"
+    )
     parser.add_argument("--scenes", type=int, default=500)
     parser.add_argument("--page", type=Path, metavar="FILE", help="write the table there, between its marks")
     options = parser.parse_args()

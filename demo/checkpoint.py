@@ -1,6 +1,6 @@
 """Trained weights → `checkpoints/demo`: the four files of a checkpoint, weights in half precision.
 
-    python demo/checkpoint.py build/train/model.safetensors checkpoints/demo
+python demo/checkpoint.py build/train/model.safetensors checkpoints/demo
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Draws the pictures and the video in ``examples/`` and lists their captions.
 
-    python demo/make_examples.py
+python demo/make_examples.py
 """
 
 from __future__ import annotations
@@ -55,9 +55,7 @@ def draw_examples() -> list[tuple[str, Scene]]:
     """Return (style, scene) of every example: one and two groups by turns, each style by itself."""
     examples = []
     for number, (style, count) in enumerate(PICTURES.items()):
-        generator = SceneGenerator(
-            (style,), size=SIDE, max_groups=2, max_count=3, seed=SEED + number, pairs="any"
-        )
+        generator = SceneGenerator((style,), size=SIDE, max_groups=2, max_count=3, seed=SEED + number, pairs="any")
         for position in range(count):
             generator.group_weights = [1, 0] if position % 2 == 0 else [0, 1]
             examples.append((style, generator.scene()))

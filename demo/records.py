@@ -46,24 +46,28 @@ def _scenes(name: str, count: int) -> tuple[SceneItem, ...]:
 
 def captions(name: str, count: int) -> list[CaptionRecord]:
     """One per scene, for captioning and retrieval."""
-    return [CaptionRecord(str(index), item.scene.image, (item.scene.caption,))
-            for index, item in enumerate(_scenes(name, count))]  # fmt: skip
+    return [
+        CaptionRecord(str(index), item.scene.image, (item.scene.caption,))
+        for index, item in enumerate(_scenes(name, count))
+    ]
 
 
 def questions(name: str, count: int) -> list[QuestionRecord]:
     """The first question of each scene: kinds come in random order there."""
     return [
         QuestionRecord(str(index), item.scene.image, question.text, (question.answer,), question.kind)
-        for index, item in enumerate(_scenes(name, count)) for question in item.questions[:1]
-    ]  # fmt: skip
+        for index, item in enumerate(_scenes(name, count))
+        for question in item.questions[:1]
+    ]
 
 
 def expressions(name: str, count: int) -> list[ExpressionRecord]:
     """The first expression of each scene that has one."""
     return [
         ExpressionRecord(str(index), item.scene.image, expression.text, expression.box)
-        for index, item in enumerate(_scenes(name, count)) for expression in item.expressions[:1]
-    ]  # fmt: skip
+        for index, item in enumerate(_scenes(name, count))
+        for expression in item.expressions[:1]
+    ]
 
 
 def statements(name: str, count: int) -> list[PairRecord]:
@@ -80,8 +84,9 @@ def hypotheses(name: str, count: int) -> list[HypothesisRecord]:
     """The first hypothesis of each scene: labels come in random order there."""
     return [
         HypothesisRecord(str(index), item.scene.image, hypothesis.text, hypothesis.label)
-        for index, item in enumerate(_scenes(name, count)) for hypothesis in item.hypotheses[:1]
-    ]  # fmt: skip
+        for index, item in enumerate(_scenes(name, count))
+        for hypothesis in item.hypotheses[:1]
+    ]
 
 
 def video_questions(name: str, count: int) -> list[VideoQuestionRecord]:
@@ -99,6 +104,11 @@ def video_questions(name: str, count: int) -> list[VideoQuestionRecord]:
 
 #: Task → the records of (split, how many), in the order of the table.
 RECORDS: dict[str, Callable[[str, int], Sequence[Record]]] = {
-    "caption": captions, "vqa": questions, "retrieval": captions, "grounding": expressions,
-    "nlvr": statements, "entail": hypotheses, "video": video_questions,
-}  # fmt: skip
+    "caption": captions,
+    "vqa": questions,
+    "retrieval": captions,
+    "grounding": expressions,
+    "nlvr": statements,
+    "entail": hypotheses,
+    "video": video_questions,
+}

@@ -146,15 +146,11 @@ def video_items(split: Split, count: int | None = None, *, frames: int = 8) -> I
     for seed in _item_seeds(split, 2, split.videos, count):
         generator.restart(seed)
         video, random = generator.video(), _text_random(seed)
-        yield VideoItem(
-            video, tuple(motion_questions(video, random, 2)), tuple(zero_shot_questions(video, random, 3))
-        )
+        yield VideoItem(video, tuple(motion_questions(video, random, 2)), tuple(zero_shot_questions(video, random, 3)))
 
 
 def _scene_generator(split: Split) -> SceneGenerator:
-    generator = SceneGenerator(
-        split.styles, max_groups=len(split.group_weights), seed=split.seed, pairs=split.pairs
-    )
+    generator = SceneGenerator(split.styles, max_groups=len(split.group_weights), seed=split.seed, pairs=split.pairs)
     generator.group_weights = list(split.group_weights)
     return generator
 
@@ -175,8 +171,13 @@ def _text_random(seed: int) -> Random:
 def truth_of(item: SceneItem | PairItem | VideoItem) -> str:
     """Return all that is true of an item, as one line of JSON without any pixel."""
     if isinstance(item, VideoItem):
-        return json.dumps([item.video.caption, [vars(track) for track in item.video.tracks],
-                           [vars(question) for question in (*item.motion, *item.zero_shot)]])  # fmt: skip
+        return json.dumps(
+            [
+                item.video.caption,
+                [vars(track) for track in item.video.tracks],
+                [vars(question) for question in (*item.motion, *item.zero_shot)],
+            ]
+        )
     if isinstance(item, PairItem):
         scenes = [_truth_of_scene(scene) for scene in (item.first, item.second)]
         return json.dumps([scenes, [vars(statement) for statement in item.statements]])
@@ -222,11 +223,14 @@ def write_manifest(path: Path = MANIFEST) -> None:
     tests = [split for split in SPLITS.values() if split.is_test]
     entries = {
         split.name: {
-            "styles": split.styles, "seed": split.seed, "pairs": split.pairs, "group_weights": split.group_weights,
+            "styles": split.styles,
+            "seed": split.seed,
+            "pairs": split.pairs,
+            "group_weights": split.group_weights,
             **{kind: entry_of(split, kind) for kind in KINDS},
         }
         for split in tqdm(tests, desc="test splits", disable=None)
-    }  # fmt: skip
+    }
     path.write_text(json.dumps({"digest_digits": DIGEST, "splits": entries}, indent=1) + "\n", encoding="utf-8")
 
 

@@ -64,8 +64,15 @@ TEXTS_SAY = 0.3  # share of their gradients that texts send through the image st
 NEAR_BINS = 2.0  # pixels that a box token may be off and still be nearly right
 PAIRS = Mixture(questions=0, expressions=0, hypotheses=0, statements=0)  # images and captions alone
 TASKS = (
-    "image-captioning", "visual-question-answering", "image-text-retrieval", "visual-grounding", "nlvr2",
-    "visual-entailment", "video-captioning", "video-question-answering", "video-text-retrieval",
+    "image-captioning",
+    "visual-question-answering",
+    "image-text-retrieval",
+    "visual-grounding",
+    "nlvr2",
+    "visual-entailment",
+    "video-captioning",
+    "video-question-answering",
+    "video-text-retrieval",
 )
 
 
@@ -87,9 +94,18 @@ class Leg:
 LABELS = {"patches": 2.0, "classes": 1.0, "places": 20.0, "counts": 0.5}
 WORDS = {"words": 0.5, "looks": 0.5, "named": 1.0, "contrast": 1.0, "matching": 1.0}
 PRETRAINING = LABELS | WORDS | {"masked": 0.5, "prefix": 1.0}
-EVERY_TASK = LABELS | WORDS | {
-    "caption": 1.5, "answers": 1.5, "boxes": 2.0, "pointed": 0.5, "entailment": 1.0, "nlvr": 1.0,
-}
+EVERY_TASK = (
+    LABELS
+    | WORDS
+    | {
+        "caption": 1.5,
+        "answers": 1.5,
+        "boxes": 2.0,
+        "pointed": 0.5,
+        "entailment": 1.0,
+        "nlvr": 1.0,
+    }
+)
 LEGS = {
     "sprites": Leg(6e-4, 6e-4, LABELS, augmented=0.3, kept_patches=12, mixture=None, max_groups=1, max_count=1),
     "patches": Leg(6e-4, 6e-4, LABELS, mixture=None),
@@ -105,9 +121,19 @@ def demo_config(image_size: int, vocab_size: int) -> MPlugConfig:
     return MPlugConfig(
         vision=VisionConfig(image_size=image_size, patch_size=16, width=WIDTH, layers=6),
         text=TextConfig(
-            vocab_size=vocab_size, hidden_size=WIDTH, intermediate_size=4 * WIDTH, heads=3, max_positions=64,
-            type_vocab_size=2, layer_norm_eps=1e-12, dropout=0.0, num_hidden_layers=3, text_encoder_layers=2,
-            fusion_layers=3, stride_layer=2, text_decode_layers=3,
+            vocab_size=vocab_size,
+            hidden_size=WIDTH,
+            intermediate_size=4 * WIDTH,
+            heads=3,
+            max_positions=64,
+            type_vocab_size=2,
+            layer_norm_eps=1e-12,
+            dropout=0.0,
+            num_hidden_layers=3,
+            text_encoder_layers=2,
+            fusion_layers=3,
+            stride_layer=2,
+            text_decode_layers=3,
         ),
         generation=GenerationConfig(num_beams=5, min_length=2, max_length=24),
         tasks=TASKS,
@@ -167,19 +193,31 @@ class Losses:
         if "masked" in wanted:
             some = _some(states, mixture.masked)
             losses["masked"] = masked_language_loss(
-                network, model.masked, states, batch["texts"][some], self.special, image_index=some)
+                network, model.masked, states, batch["texts"][some], self.special, image_index=some
+            )
         if "prefix" in wanted:
             some = _some(states, mixture.prefixes)
             losses["prefix"] = prefix_language_loss(
-                network, states, batch["texts"][some], self.special.cls_id, self.special.sep_id, image_index=some)
+                network, states, batch["texts"][some], self.special.cls_id, self.special.sep_id, image_index=some
+            )
         if "caption" in wanted:
             some = _some(states, mixture.captions)
             source = decoder_source(network, states[some], self.prompt_ids)
             losses["caption"] = caption_loss(network, source, batch["captions"][some])
         return losses
 
-    def _read_texts(self, losses: dict[str, Tensor], pooled: Tensor, states: Tensor, pixels: Tensor,
-                    kept: Tensor | None, labels: Tensor, batch: dict[str, Tensor], leg: Leg, alpha: float) -> None:
+    def _read_texts(
+        self,
+        losses: dict[str, Tensor],
+        pooled: Tensor,
+        states: Tensor,
+        pixels: Tensor,
+        kept: Tensor | None,
+        labels: Tensor,
+        batch: dict[str, Tensor],
+        leg: Leg,
+        alpha: float,
+    ) -> None:
         """Add the losses of all texts that are fused with an image, in one pass of the encoders over all."""
         model, network, rows = self.model, self.model.network, leg.mixture.rows()
         ids, images = batch["row_ids"], batch["row_image"]
@@ -190,8 +228,16 @@ class Losses:
         # The caption's [CLS] names what the picture's does: a start for the contrast of the two.
         losses["classes"] = losses["classes"] + model.classes(texts[part], batch["labels"][part])
         contrast = model.contrast(
-            network, pooled[part], texts[part], pixels[part], ids[part], mask[part],
-            kept=None if kept is None else kept[part], ids=batch["text_id"][part], alpha=alpha)
+            network,
+            pooled[part],
+            texts[part],
+            pixels[part],
+            ids[part],
+            mask[part],
+            kept=None if kept is None else kept[part],
+            ids=batch["text_id"][part],
+            alpha=alpha,
+        )
         model.contrast.enqueue(contrast)
         losses["contrast"] = contrast.loss
         hard_images, hard_texts = self._hard_pairs(contrast, batch["text_id"][part], leg.mixture.matches)
@@ -206,12 +252,14 @@ class Losses:
         losses["matching"] = functional.cross_entropy(network.match_head(judged).float(), right)
         if "answers" not in leg.weights:
             return
-        losses["answers"] = token_losses(
-            network, self._source(fused, rows["questions"]), batch["answer_ids"]).sum(1).mean()
+        losses["answers"] = (
+            token_losses(network, self._source(fused, rows["questions"]), batch["answer_ids"]).sum(1).mean()
+        )
         box_ids = batch["box_ids"]
         near = near_boxes(box_ids, self.box_ids, network.config.text.vocab_size, NEAR_BINS)
         losses["boxes"] = mean_over_tokens(
-            token_losses(network, self._source(fused, rows["expressions"]), box_ids, near, 1.0), box_ids)
+            token_losses(network, self._source(fused, rows["expressions"]), box_ids, near, 1.0), box_ids
+        )
         places = (box_ids[:, 1:] - self.box_ids.first_bin) / (self.box_ids.bins - 1)
         losses["pointed"] = model.named.pointed(first[rows["expressions"]], places)
         entailed = network.entail_head(first[rows["hypotheses"]]).float()
@@ -284,9 +332,18 @@ class Trainer:
         groups = parameter_groups(self.model, leg)
         optimiser = torch.optim.AdamW(groups, betas=(0.9, 0.98), fused=True)
         stream = DataLoader(
-            DemoStream(TRAIN_STYLES, leg.batch_size, leg.mixture, augmented=leg.augmented,
-                       seed=self.seed + 10 * number + rank(), max_groups=leg.max_groups, max_count=leg.max_count),
-            batch_size=None, num_workers=1, prefetch_factor=4,
+            DemoStream(
+                TRAIN_STYLES,
+                leg.batch_size,
+                leg.mixture,
+                augmented=leg.augmented,
+                seed=self.seed + 10 * number + rank(),
+                max_groups=leg.max_groups,
+                max_count=leg.max_count,
+            ),
+            batch_size=None,
+            num_workers=1,
+            prefetch_factor=4,
             multiprocessing_context="spawn",  # a fork would wait for the threads that OpenCV had at the last look
         )
         begun = last_log = last_look = time.time()
@@ -349,7 +406,9 @@ def parameter_groups(model: DemoModel, leg: Leg) -> list[dict]:
     return [
         {
             "params": [p for p in trained if (id(p) in vision) == seeing and (p.ndim > 1) == matrix],
-            "weight_decay": 0.05 if matrix else 0.0, "base_lr": rate, "lr": 0.0,
+            "weight_decay": 0.05 if matrix else 0.0,
+            "base_lr": rate,
+            "lr": 0.0,
         }
         for seeing, rate in ((True, leg.vision_learning_rate), (False, leg.learning_rate))
         for matrix in (True, False)
@@ -359,8 +418,11 @@ def parameter_groups(model: DemoModel, leg: Leg) -> list[dict]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--legs", default="sprites:25,patches:60,pretrain:30,tasks:90,whole:45",
-                        help=f"NAME:MINUTES,… of {', '.join(LEGS)} (default: %(default)s)")
+    parser.add_argument(
+        "--legs",
+        default="sprites:25,patches:60,pretrain:30,tasks:90,whole:45",
+        help=f"NAME:MINUTES,… of {', '.join(LEGS)} (default: %(default)s)",
+    )
     parser.add_argument("--init", type=Path, help="weights to start from, a .safetensors file")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()

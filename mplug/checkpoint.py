@@ -55,8 +55,10 @@ def find_checkpoint(folder: Path) -> CheckpointFiles:
     Raises CheckpointError naming what is missing or ambiguous, ConfigError for an unreadable YAML.
     """
     if not folder.is_dir():
-        raise CheckpointError(f"{folder}: no such folder; a checkpoint is a folder with a YAML, a BERT JSON, "
-                              "vocab.txt and a file of weights")
+        raise CheckpointError(
+            f"{folder}: no such folder; a checkpoint is a folder with a YAML, a BERT JSON, "
+            "vocab.txt and a file of weights"
+        )
     config = _only(folder, "a YAML", (".yaml", ".yml"), ("config.yaml",))
     # Where several sizes lie side by side, the YAML says which BERT JSON is its own.
     bert_names = (bert_config_name(config) or "config_bert.json", "config_bert.json")
@@ -127,9 +129,15 @@ class _StandIn:
 
 #: Kept beside the weights by training scripts (arguments, best scores). Nothing of these is made or called.
 _HARMLESS = (
-    "argparse.Namespace", "pathlib.PosixPath", "numpy.dtype", "numpy.ndarray", "_codecs.encode",
-    "numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar",
-    "numpy.core.multiarray._reconstruct", "numpy._core.multiarray._reconstruct",
+    "argparse.Namespace",
+    "pathlib.PosixPath",
+    "numpy.dtype",
+    "numpy.ndarray",
+    "_codecs.encode",
+    "numpy.core.multiarray.scalar",
+    "numpy._core.multiarray.scalar",
+    "numpy.core.multiarray._reconstruct",
+    "numpy._core.multiarray._reconstruct",
 )
 #: Keys under which publishers put the state dict.
 _WRAPPERS = ("model", "module", "state_dict")
@@ -253,7 +261,7 @@ def rename_published(state_dict: dict[str, Tensor], config: MPlugConfig) -> dict
                     continue
                 if ".cross_attention." in key and text.fusion_layer_is_connected(running):
                     continue
-                key = f"{stage}.layers.{running}.{key[layer.end():]}"
+                key = f"{stage}.layers.{running}.{key[layer.end() :]}"
             elif index >= depth[stage]:
                 continue
         renamed[key] = tensor
@@ -331,6 +339,16 @@ def _some(names: object) -> str:
 
 
 __all__ = [
-    "CheckpointError", "CheckpointFiles", "ConfigError", "check_vocabulary", "find_checkpoint", "is_own",
-    "load_checkpoint", "load_weights", "own_names", "read_state_dict", "rename_published", "save_weights",
+    "CheckpointError",
+    "CheckpointFiles",
+    "ConfigError",
+    "check_vocabulary",
+    "find_checkpoint",
+    "is_own",
+    "load_checkpoint",
+    "load_weights",
+    "own_names",
+    "read_state_dict",
+    "rename_published",
+    "save_weights",
 ]

@@ -102,15 +102,23 @@ class TextConfig:
     text_decode_layers: int
 
     def __post_init__(self) -> None:
-        for name in ("vocab_size", "hidden_size", "intermediate_size", "heads", "max_positions",
-                     "type_vocab_size", "text_encoder_layers", "fusion_layers", "stride_layer",
-                     "text_decode_layers"):
+        for name in (
+            "vocab_size",
+            "hidden_size",
+            "intermediate_size",
+            "heads",
+            "max_positions",
+            "type_vocab_size",
+            "text_encoder_layers",
+            "fusion_layers",
+            "stride_layer",
+            "text_decode_layers",
+        ):
             _require_positive(name, getattr(self, name))
         if self.hidden_size % self.heads:
             raise ConfigError(f"hidden_size {self.hidden_size} is not a multiple of {self.heads}, its heads")
         if self.fusion_layers > self.num_hidden_layers:
-            raise ConfigError(f"fusion_layers {self.fusion_layers} exceeds num_hidden_layers "
-                              f"{self.num_hidden_layers}")
+            raise ConfigError(f"fusion_layers {self.fusion_layers} exceeds num_hidden_layers {self.num_hidden_layers}")
         if not 0 < self.layer_norm_eps < 1:  # false for NaN too
             raise ConfigError(f"layer_norm_eps is {self.layer_norm_eps}, but must be between 0 and 1")
         if not 0 <= self.dropout < 1:
@@ -175,11 +183,15 @@ class MPlugConfig:
         if self.max_text_length < 3:
             raise ConfigError(f"max_text_length {self.max_text_length} is too short for one word")
         if self.max_text_length > self.text.max_positions:
-            raise ConfigError(f"max_text_length {self.max_text_length} exceeds the {self.text.max_positions} "
-                              "positions of the text encoder")
+            raise ConfigError(
+                f"max_text_length {self.max_text_length} exceeds the {self.text.max_positions} "
+                "positions of the text encoder"
+            )
         if self.generation.max_length >= self.text.max_positions:
-            raise ConfigError(f"max_length {self.generation.max_length} needs more than the "
-                              f"{self.text.max_positions} positions of the text decoder")
+            raise ConfigError(
+                f"max_length {self.generation.max_length} needs more than the "
+                f"{self.text.max_positions} positions of the text decoder"
+            )
 
     @property
     def projects_vision(self) -> bool:

@@ -70,16 +70,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--url", default=DEFAULT_URL["grpc"], metavar="HOST:PORT",
-                        help="the server's gRPC port (default: %(default)s)")
-    parser.add_argument("--checkpoint", default="", metavar="NAME",
-                        help="which one, where the server's repository holds several")
+    parser.add_argument(
+        "--url", default=DEFAULT_URL["grpc"], metavar="HOST:PORT", help="the server's gRPC port (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--checkpoint", default="", metavar="NAME", help="which one, where the server's repository holds several"
+    )
     parser.add_argument("--host", default=HOST, help="address the page listens on (default: %(default)s, this machine)")
     parser.add_argument("--port", type=int, default=PORT, help="the page's port (default: %(default)s)")
-    parser.add_argument("--timeout", type=float, default=DEFAULT_TIMEOUT, metavar="SECONDS",
-                        help="for one answer (default: %(default)g)")
-    parser.add_argument("--wait", type=float, default=WAIT_SECONDS, metavar="SECONDS",
-                        help="for a server that is starting (default: %(default)g)")
+    parser.add_argument(
+        "--timeout",
+        type=float,
+        default=DEFAULT_TIMEOUT,
+        metavar="SECONDS",
+        help="for one answer (default: %(default)g)",
+    )
+    parser.add_argument(
+        "--wait",
+        type=float,
+        default=WAIT_SECONDS,
+        metavar="SECONDS",
+        help="for a server that is starting (default: %(default)g)",
+    )
     return parser.parse_args(arguments)
 
 
@@ -132,11 +144,19 @@ def _launch(options: argparse.Namespace, models: frozenset[str]) -> Any:
                         tab.fill(ask)
     fonts = ["system-ui", "sans-serif"]  # those of the visitor's machine; Gradio's own would be fetched
     page.launch(
-        server_name=options.host, server_port=options.port, prevent_thread_lock=True, quiet=True, share=False,
-        inbrowser=False, ssr_mode=False, max_file_size=MAX_UPLOAD, footer_links=[], css=STYLE,
+        server_name=options.host,
+        server_port=options.port,
+        prevent_thread_lock=True,
+        quiet=True,
+        share=False,
+        inbrowser=False,
+        ssr_mode=False,
+        max_file_size=MAX_UPLOAD,
+        footer_links=[],
+        css=STYLE,
         theme=gr.themes.Soft(font=fonts, font_mono=["ui-monospace", "monospace"]),
         app_kwargs={"middleware": [Middleware(OwnAddressOnly)]},
-    )  # fmt: skip
+    )
     return page
 
 

@@ -62,9 +62,13 @@ def picture_input(label: str = "Picture") -> gr.Image:
 
 
 def tie(
-    triggers: list[Any], run: Callable[..., Any], inputs: list[Any], outputs: list[Any],
-    to_try: list[list[str]], label: str,
-) -> None:  # fmt: skip
+    triggers: list[Any],
+    run: Callable[..., Any],
+    inputs: list[Any],
+    outputs: list[Any],
+    to_try: list[list[str]],
+    label: str,
+) -> None:
     """Run `run` at any of the triggers, and when one of `to_try`, values of the first inputs, is clicked.
 
     From the page alone: programs have the server itself.
@@ -191,14 +195,20 @@ def search(ask: Ask) -> None:
     """Find the pictures that a text describes."""
     pictures = Pictures(ask, examples.pictures())
     text = gr.Textbox(
-        label="What the picture shows", placeholder="two green apples",
+        label="What the picture shows",
+        placeholder="two green apples",
         info=f"The {SHORTLIST} most similar pictures are then looked at closely, together with the text",
-    )  # fmt: skip
+    )
     button = gr.Button("Search", variant="primary")
     gallery = gr.Gallery(
-        [(str(path), path.name) for path in pictures.paths], label="Pictures, best first", columns=4, height="auto",
-        object_fit="contain", interactive=False, buttons=["fullscreen"],
-    )  # fmt: skip
+        [(str(path), path.name) for path in pictures.paths],
+        label="Pictures, best first",
+        columns=4,
+        height="auto",
+        object_fit="contain",
+        interactive=False,
+        buttons=["fullscreen"],
+    )
     to_try = [[each] for each in examples.SEARCHES]
     tie([button.click, text.submit], pictures.search, [text], [gallery], to_try, "Searches to try")
 
@@ -253,13 +263,13 @@ def video(ask: Ask) -> None:
 
     def run_caption(path: str | None, frames: int) -> tuple[str, list[list[Any]]]:
         file = needed(path, "The video")
-        return ranked(ask(lambda client: client.caption(
-            video=file, frames=frames, num_beams=BEAMS, num_return=BEAMS)))
+        return ranked(ask(lambda client: client.caption(video=file, frames=frames, num_beams=BEAMS, num_return=BEAMS)))
 
     def run_question(path: str | None, frames: int, text: str) -> tuple[str, list[list[Any]]]:
         file = needed(path, "The video")
-        return ranked(ask(lambda client: client.vqa(
-            video=file, question=text, frames=frames, num_beams=BEAMS, num_return=BEAMS)))
+        return ranked(
+            ask(lambda client: client.vqa(video=file, question=text, frames=frames, num_beams=BEAMS, num_return=BEAMS))
+        )
 
     to_try = [[str(path)] for path in examples.videos()]
     if describe is not None:

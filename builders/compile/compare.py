@@ -48,8 +48,12 @@ class EagerDecoder(HostDecoder):
 
     def __init__(self, network: MPlug, end_id: int) -> None:
         text = network.config.text
-        super().__init__(layers=text.text_decode_layers, heads=text.heads, head_width=text.head_width,
-                         cache_dtype=np.dtype(np.float32))
+        super().__init__(
+            layers=text.text_decode_layers,
+            heads=text.heads,
+            head_width=text.head_width,
+            cache_dtype=np.dtype(np.float32),
+        )
         self._prefill_graph, self._step_graph = DecoderPrefillGraph(network), DecoderStepGraph(network, end_id)
         self._caches: list[np.ndarray] = []
 
@@ -89,8 +93,11 @@ def compare_decoders(compiled: Decoder, network: MPlug, end_id: int) -> dict[str
     worst = 0.0
     for position in range(STEPS):
         step = (
-            random.integers(0, vocabulary, (slots, beams), np.int32), np.full(slots, position, np.int32), ancestry,
-            np.ones((slots, states), np.int32), np.zeros(slots, np.int32),
+            random.integers(0, vocabulary, (slots, beams), np.int32),
+            np.full(slots, position, np.int32),
+            ancestry,
+            np.ones((slots, states), np.int32),
+            np.zeros(slots, np.int32),
             np.array([[0, vocabulary]] * slots, np.int32),
         )
         (_, actual), (_, reference) = compiled.step(*step), eager.step(*step)

@@ -19,23 +19,43 @@ from mplug.network import MPlug
 #: kernel ONNX Runtime lacks.
 OPSET = 20
 
+
 def example_inputs(spec: GraphSpec, network: MPlug, *, seed: int = 0, **sizes: int) -> dict[str, Tensor]:
     """Random inputs of a graph that its network could meet, by name.
 
     `sizes` overrides the length of dynamic axes, by letter (see `mplug.contract`).
     """
     config, text = network.config, network.config.text
-    lengths = {"B": 2, "L": config.max_text_length, "S": 3, "M": 4, "T": 7, "C": 5, "P": 3, "G": 2,
-               "A": config.vision.tokens, "R": config.vision.image_size, "N": config.vision.tokens,
-               "W": text.hidden_size, "H": text.heads, "D": text.head_width, "E": config.embed_dim} | sizes
+    lengths = {
+        "B": 2,
+        "L": config.max_text_length,
+        "S": 3,
+        "M": 4,
+        "T": 7,
+        "C": 5,
+        "P": 3,
+        "G": 2,
+        "A": config.vision.tokens,
+        "R": config.vision.image_size,
+        "N": config.vision.tokens,
+        "W": text.hidden_size,
+        "H": text.heads,
+        "D": text.head_width,
+        "E": config.embed_dim,
+    } | sizes
     generator = torch.Generator().manual_seed(seed)
 
     def draw(tensor: TensorSpec) -> Tensor:
         shape = [axis if isinstance(axis, int) else lengths[axis] for axis in tensor.axes]
         whole = {
-            "INPUT_IDS": (0, text.vocab_size), "TOKENS": (0, text.vocab_size), "TARGETS": (0, text.vocab_size),
-            "ATTENTION_MASK": (1, 2), "ENCODER_MASK": (1, 2), "POSITIONS": (0, lengths["T"]),
-            "ANCESTRY": (-1, lengths["C"]), "END_BLOCKED": (0, 2),
+            "INPUT_IDS": (0, text.vocab_size),
+            "TOKENS": (0, text.vocab_size),
+            "TARGETS": (0, text.vocab_size),
+            "ATTENTION_MASK": (1, 2),
+            "ENCODER_MASK": (1, 2),
+            "POSITIONS": (0, lengths["T"]),
+            "ANCESTRY": (-1, lengths["C"]),
+            "END_BLOCKED": (0, 2),
         }
         if tensor.name == "TOKEN_RANGE":
             return torch.tensor([[0, text.vocab_size]] * shape[0], dtype=torch.int32)
@@ -51,8 +71,11 @@ def example_inputs(spec: GraphSpec, network: MPlug, *, seed: int = 0, **sizes: i
 
 def export(spec: GraphSpec, graph: nn.Module, inputs: dict[str, Tensor], path: Path) -> None:
     """Write a graph as one ONNX file, checked by the exporter itself."""
-    dimensions = {letter: torch.export.Dim(letter, min=1) for letter in {axis for t in spec.inputs for axis in t.axes}
-                  if isinstance(letter, str)}
+    dimensions = {
+        letter: torch.export.Dim(letter, min=1)
+        for letter in {axis for t in spec.inputs for axis in t.axes}
+        if isinstance(letter, str)
+    }
     shapes = [{index: dimensions[letter] for index, letter in tensor.dynamic_axes.items()} for tensor in spec.inputs]
     if spec.name == "text_decoder_step":
         shapes = [*shapes[:6], tuple(shapes[6:])]  # the caches arrive as one variadic argument
@@ -60,7 +83,13 @@ def export(spec: GraphSpec, graph: nn.Module, inputs: dict[str, Tensor], path: P
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
-            graph.eval(), tuple(inputs[name] for name in spec.input_names), dynamo=True, opset_version=OPSET,
-            dynamic_shapes=shapes, input_names=spec.input_names, output_names=spec.output_names, verbose=False,
+            graph.eval(),
+            tuple(inputs[name] for name in spec.input_names),
+            dynamo=True,
+            opset_version=OPSET,
+            dynamic_shapes=shapes,
+            input_names=spec.input_names,
+            output_names=spec.output_names,
+            verbose=False,
         )
     program.save(path, external_data=False)

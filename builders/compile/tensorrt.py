@@ -71,13 +71,17 @@ class EngineOptions:
         rtx = self.target == "tensorrt-rtx"
         unknown = [capability for capability in self.compute_capabilities if capability not in RTX_CAPABILITIES]
         if unknown:
-            raise ValueError(f"--compute-capability {', '.join(unknown)}: TensorRT-RTX compiles for "
-                             f"{', '.join(RTX_CAPABILITIES)}; build on the GPU itself with --target tensorrt")
+            raise ValueError(
+                f"--compute-capability {', '.join(unknown)}: TensorRT-RTX compiles for "
+                f"{', '.join(RTX_CAPABILITIES)}; build on the GPU itself with --target tensorrt"
+            )
         if self.compute_capabilities and not rtx:
             raise ValueError("--compute-capability is for --target tensorrt-rtx; tensorrt compiles for the GPU here")
         if rtx and (self.hardware_compatible or self.version_compatible or self.timing_cache):
-            raise ValueError("hardware and version compatibility and the timing cache are for --target tensorrt; "
-                             "for tensorrt-rtx name each --compute-capability")
+            raise ValueError(
+                "hardware and version compatibility and the timing cache are for --target tensorrt; "
+                "for tensorrt-rtx name each --compute-capability"
+            )
         if TURING in self.compute_capabilities and self.precision != "fp16":
             raise ValueError(f"compute capability {TURING} computes in fp16 alone, not in {self.precision}")
 
@@ -97,8 +101,9 @@ def load_package(target: str) -> ModuleType:
     try:
         return importlib.import_module(PACKAGES[target])
     except ImportError as error:
-        raise RuntimeUnavailable(f"--target {target} needs the package {PACKAGES[target]}: "
-                                 f"pip install -r requirements-gpu.txt ({error})") from error
+        raise RuntimeUnavailable(
+            f"--target {target} needs the package {PACKAGES[target]}: pip install -r requirements-gpu.txt ({error})"
+        ) from error
 
 
 # Shapes
@@ -139,8 +144,14 @@ def profiles(spec: GraphSpec, network: MPlug, limits: Limits) -> list[dict[str, 
     if spec.name == "text_decoder_score":
         texts, length, given = SCORED
         length = min(length, config.text.max_positions)
-        return [{"P": Range(1, texts, texts), "L": Range(1, min(8, length), length), "G": Range(1, 1, given),
-                 "A": _states(network, limits.states)}]
+        return [
+            {
+                "P": Range(1, texts, texts),
+                "L": Range(1, min(8, length), length),
+                "G": Range(1, 1, given),
+                "A": _states(network, limits.states),
+            }
+        ]
     if spec.name == "text_decoder_prefill":  # one request at a time, straight into its slot of the caches
         return [{"S": Range(1, 1, 1), "A": _states(network, limits.states)}]
     if spec.name == "text_decoder_step":
@@ -148,17 +159,31 @@ def profiles(spec: GraphSpec, network: MPlug, limits: Limits) -> list[dict[str, 
         usual, most = config.vision.tokens + config.max_text_length, _rounded(config.text.max_positions, POSITION_ROOM)
         positions = min(_rounded(config.generation.max_length, POSITION_ROOM), most)
         return [
-            {"S": Range(1, min(8, limits.batch), limits.batch), "M": beams, "C": beams,
-             "T": Range(1, positions, min(max(MANY_POSITIONS, positions), most)),
-             "A": _states(network, min(usual, limits.states))},
-            {"S": Range(1, 1, min(FEW_SLOTS, limits.batch)), "M": beams, "C": beams, "T": Range(1, positions, most),
-             "A": _states(network, limits.states)},
+            {
+                "S": Range(1, min(8, limits.batch), limits.batch),
+                "M": beams,
+                "C": beams,
+                "T": Range(1, positions, min(max(MANY_POSITIONS, positions), most)),
+                "A": _states(network, min(usual, limits.states)),
+            },
+            {
+                "S": Range(1, 1, min(FEW_SLOTS, limits.batch)),
+                "M": beams,
+                "C": beams,
+                "T": Range(1, positions, most),
+                "A": _states(network, limits.states),
+            },
         ]
     # Self-attention over all frames needs memory that grows with their square: fewer such requests at once.
     batch = max(1, limits.batch // limits.frames) if spec.name == "fusion_encoder" else limits.batch
     tokens = config.vision.tokens
-    return [{"B": Range(1, min(4, batch), batch), "L": Range(1, config.max_text_length, config.max_text_length),
-             "A": Range(1, tokens, limits.frames * tokens)}]
+    return [
+        {
+            "B": Range(1, min(4, batch), batch),
+            "L": Range(1, config.max_text_length, config.max_text_length),
+            "A": Range(1, tokens, limits.frames * tokens),
+        }
+    ]
 
 
 def _states(network: MPlug, most: int) -> Range:
@@ -178,9 +203,7 @@ def input_shapes(spec: GraphSpec, network: MPlug, ranges: Mapping[str, Range]) -
         return getattr(ranges[axis], bound) if axis in ranges else fixed[axis]
 
     return {
-        tensor.name: tuple(
-            tuple(length(axis, bound) for axis in tensor.axes) for bound in ("least", "usual", "most")
-        )
+        tensor.name: tuple(tuple(length(axis, bound) for axis in tensor.axes) for bound in ("least", "usual", "most"))
         for tensor in spec.inputs
         if tensor.dynamic_axes
     }
@@ -321,8 +344,10 @@ def check_report(report: NetworkReport, spec: GraphSpec, shapes: Shapes) -> None
     TensorRT itself does not notice when the shapes of two inputs disagree about an axis they share.
     """
     if list(report.inputs) != spec.input_names or set(report.outputs) != set(spec.output_names):
-        raise EngineError(f"{spec.name}: inputs {list(report.inputs)} and outputs {list(report.outputs)} are not those "
-                          "of the contract")
+        raise EngineError(
+            f"{spec.name}: inputs {list(report.inputs)} and outputs {list(report.outputs)} are not those "
+            "of the contract"
+        )
     stray = [name for name in report.layer_types if name.startswith(STRAY_LAYERS)]
     if stray:
         raise EngineError(f"{spec.name}: has layers of type {', '.join(stray)}")
@@ -330,8 +355,10 @@ def check_report(report: NetworkReport, spec: GraphSpec, shapes: Shapes) -> None
         _, shape = report.inputs[tensor.name]
         varying = {index for index, length in enumerate(shape) if length < 0}
         if varying != set(tensor.dynamic_axes):
-            raise EngineError(f"{spec.name}: input {tensor.name} varies along axes {sorted(varying)}, and the contract "
-                              f"says {sorted(tensor.dynamic_axes)}")
+            raise EngineError(
+                f"{spec.name}: input {tensor.name} varies along axes {sorted(varying)}, and the contract "
+                f"says {sorted(tensor.dynamic_axes)}"
+            )
         if bool(varying) != (tensor.name in shapes):
             raise EngineError(f"{spec.name}: no shapes are given for {tensor.name}")
     lengths: dict[str, set[tuple[int, ...]]] = {}
@@ -343,8 +370,9 @@ def check_report(report: NetworkReport, spec: GraphSpec, shapes: Shapes) -> None
         raise EngineError(f"{spec.name}: inputs disagree about the lengths of axes {', '.join(disagreeing)}")
 
 
-def write_engine(compiler: Compiler, onnx: Path, spec: GraphSpec, network: MPlug, limits: Limits,
-                 folder: Path) -> dict[str, Any]:
+def write_engine(
+    compiler: Compiler, onnx: Path, spec: GraphSpec, network: MPlug, limits: Limits, folder: Path
+) -> dict[str, Any]:
     """Compile an ONNX file into `folder` and write beside it what was built; returns that, too."""
     options = compiler.options
     shapes = [input_shapes(spec, network, ranges) for ranges in profiles(spec, network, limits)]
@@ -354,8 +382,14 @@ def write_engine(compiler: Compiler, onnx: Path, spec: GraphSpec, network: MPlug
     path.write_bytes(plan)
     settings = {key: value for key, value in asdict(options).items() if key != "timing_cache"}
     information = {
-        "graph": spec.name, **settings, "version": compiler.version, "seconds": round(time.monotonic() - started, 1),
-        "onnx_bytes": onnx.stat().st_size, "engine_bytes": len(plan), "shapes": shapes, "network": asdict(report),
+        "graph": spec.name,
+        **settings,
+        "version": compiler.version,
+        "seconds": round(time.monotonic() - started, 1),
+        "onnx_bytes": onnx.stat().st_size,
+        "engine_bytes": len(plan),
+        "shapes": shapes,
+        "network": asdict(report),
     }
     path.with_suffix(".json").write_text(json.dumps(information, indent=1) + "\n")
     return information

@@ -50,8 +50,12 @@ class OnnxDecoder(HostDecoder):
 
     def __init__(self, network: MPlug, prefill: OnnxGraph, step: OnnxGraph) -> None:
         text = network.config.text
-        super().__init__(layers=text.text_decode_layers, heads=text.heads, head_width=text.head_width,
-                         cache_dtype=np.dtype(np.float32))
+        super().__init__(
+            layers=text.text_decode_layers,
+            heads=text.heads,
+            head_width=text.head_width,
+            cache_dtype=np.dtype(np.float32),
+        )
         self._graphs = prefill, step
         self._names = decoder_step(text.text_decode_layers).input_names[6:]
         self._prefilled = decoder_prefill(text.text_decode_layers).output_names

@@ -31,8 +31,15 @@ ON_DEVICE = "on the GPU"
 class TensorRTStages:
     """Builds graph after graph, in the order of `mplug.network.graphs.graphs_of`."""
 
-    def __init__(self, network: MPlug, end_id: int, max_states: int, max_frames: int, options: EngineOptions,
-                 built: list[dict[str, Any]]) -> None:
+    def __init__(
+        self,
+        network: MPlug,
+        end_id: int,
+        max_states: int,
+        max_frames: int,
+        options: EngineOptions,
+        built: list[dict[str, Any]],
+    ) -> None:
         """`max_states` is what one request may bring to the decoder, `max_frames` the images of a video.
 
         To `built` is added what is written beside each engine, without its network.

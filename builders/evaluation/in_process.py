@@ -39,9 +39,15 @@ from mplug.triton.protocol import Task, Value, Values
 T = TypeVar("T")
 
 TASKS = {
-    "caption": CaptionTask, "vqa": VqaTask, "embed_image": EmbedImageTask, "embed_text": EmbedTextTask,
-    "match": MatchTask, "ground": GroundTask, "nlvr": NlvrTask, "entail": EntailTask,
-}  # fmt: skip
+    "caption": CaptionTask,
+    "vqa": VqaTask,
+    "embed_image": EmbedImageTask,
+    "embed_text": EmbedTextTask,
+    "match": MatchTask,
+    "ground": GroundTask,
+    "nlvr": NlvrTask,
+    "entail": EntailTask,
+}
 ENCODERS = ("vision_encoder", "text_encoder", "fusion_encoder")
 #: Pictures whose states are kept, so that one asked about again is not encoded again: 50 kB each for the demo, 1.8 MB
 #: at base size.
@@ -78,8 +84,9 @@ class InProcess:
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="stages")
         self._stages = {
             name: _Stage(open_graph(repository / name / "1", name), _most_rows(repository / name), self._worker)
-            for name in ENCODERS if (repository / name).exists()
-        }  # fmt: skip
+            for name in ENCODERS
+            if (repository / name).exists()
+        }
         self._states = _Cache(KEPT_PICTURES)
         self._parser = None
         decoder = repository / "text_decoder" / "1"
@@ -150,9 +157,13 @@ class InProcess:
             states, mask = self._parser.encoder_inputs(inputs)
             ids = self._parser.candidates(inputs)
             job = CandidateScores(
-                self._score_graph, states, mask, ids,
-                done=lambda scores: deliver({"TOKEN_IDS": ids, "SCORE": scores}), failed=deliver,
-            )  # fmt: skip
+                self._score_graph,
+                states,
+                mask,
+                ids,
+                done=lambda scores: deliver({"TOKEN_IDS": ids, "SCORE": scores}),
+                failed=deliver,
+            )
             self._loop.submit_job(job)
         else:
             request: DecodeRequest = self._parser.parse(inputs)

@@ -25,8 +25,11 @@ def captions_of_file(path: Path, records: Sequence[CaptionRecord], split: str) -
         scored = caption_metrics.score(references, found)
     except ValueError as error:
         raise DatasetError(f"{path}: {error}") from None
-    mistakes = [Mistake(record.key, "", record.captions[0], found[record.key])
-                for record in records if found[record.key] not in record.captions]  # fmt: skip
+    mistakes = [
+        Mistake(record.key, "", record.captions[0], found[record.key])
+        for record in records
+        if found[record.key] not in record.captions
+    ]
     return Outcome("caption", split, len(records), scored.values, mistakes, [])
 
 
@@ -57,9 +60,7 @@ SCORED: dict[str, tuple[Callable[..., list], str, Callable[..., Outcome]]] = {
 }
 
 
-def score_file(
-    data: str, predictions: Path, references: Path, split: str | None, *, subset: bool = False
-) -> Outcome:
+def score_file(data: str, predictions: Path, references: Path, split: str | None, *, subset: bool = False) -> Outcome:
     """Score a file of predictions against the annotations of a data set.
 
     `subset`: references without a prediction do not count, as where Karpathy's test pictures are scored against all
@@ -75,8 +76,10 @@ def score_file(
     if unknown:
         raise DatasetError(f"{predictions}: {name} {unknown[0]} is not in {references} ({len(unknown):,} such)")
     if missing and not subset:
-        raise DatasetError(f"{predictions}: nothing for {name} {missing[0]} ({len(missing):,} such of {len(known):,}); "
-                           "--subset scores those alone that are there")  # fmt: skip
+        raise DatasetError(
+            f"{predictions}: nothing for {name} {missing[0]} ({len(missing):,} such of {len(known):,}); "
+            "--subset scores those alone that are there"
+        )
     records = [record for record in records if record.key in keys]
     return score(predictions, records, split or references.stem)
 

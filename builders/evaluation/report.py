@@ -33,8 +33,10 @@ def text_table(outcomes: Sequence[Outcome]) -> str:
     widths = [max(len(row[column]) for row in (head, *rows)) for column in range(len(head))]
 
     def line(row: Row) -> str:
-        cells = [cell.ljust(width) if column < 2 else cell.rjust(width)
-                 for column, (cell, width) in enumerate(zip(row, widths, strict=True))]  # fmt: skip
+        cells = [
+            cell.ljust(width) if column < 2 else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
         return "  ".join(cells).rstrip()
 
     return "\n".join([line(head), *map(line, rows), *notes])
@@ -61,8 +63,10 @@ def markdown_failures(outcomes: Sequence[Outcome], count: int) -> str:
     parts = []
     for outcome in outcomes:
         if outcome.mistakes and count:
-            parts.append(f"**{outcome.task}, {outcome.split}**: the first {min(count, len(outcome.mistakes))} of "
-                         f"{len(outcome.mistakes)} mistakes among {outcome.items:,}\n")  # fmt: skip
+            parts.append(
+                f"**{outcome.task}, {outcome.split}**: the first {min(count, len(outcome.mistakes))} of "
+                f"{len(outcome.mistakes)} mistakes among {outcome.items:,}\n"
+            )
             parts += [f"- {line}" for line in failures_of(outcome, count)]
             parts.append("")
     return "\n".join(parts)
@@ -79,12 +83,20 @@ def failures_of(outcome: Outcome, count: int) -> list[str]:
 
 def write_json(path: Path, outcomes: Sequence[Outcome], about: dict[str, object], failures: int) -> None:
     """Everything: what was evaluated, every metric unrounded, and the first mistakes."""
-    document = {**about, "outcomes": [
-        {"task": outcome.task, "split": outcome.split, "items": outcome.items, "metrics": outcome.metrics,
-         "mistakes": len(outcome.mistakes),
-         "first_mistakes": [asdict(mistake) for mistake in outcome.mistakes[:failures]]}
-        for outcome in outcomes
-    ]}  # fmt: skip
+    document = {
+        **about,
+        "outcomes": [
+            {
+                "task": outcome.task,
+                "split": outcome.split,
+                "items": outcome.items,
+                "metrics": outcome.metrics,
+                "mistakes": len(outcome.mistakes),
+                "first_mistakes": [asdict(mistake) for mistake in outcome.mistakes[:failures]],
+            }
+            for outcome in outcomes
+        ],
+    }
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 

@@ -206,8 +206,9 @@ async def retrieval(
     scores = await _matched(model, records, texts, similarities, reranked, f"retrieval, {split}: matching")
     metrics: dict[str, float | str] = {}
     ways = {
-        "image → text": (similarities, scores, texts_of), "text → image": (similarities.T, scores.T, images_of),
-    }  # fmt: skip
+        "image → text": (similarities, scores, texts_of),
+        "text → image": (similarities.T, scores.T, images_of),
+    }
     final: dict[str, np.ndarray] = {}
     for way, (similar, scored, right) in ways.items():
         lists = np.full_like(scored, np.nan)
@@ -220,10 +221,12 @@ async def retrieval(
         metrics |= {f"{way}, R@{most} by similarity alone": alone[most] for most in RECALLS}
     mistakes = [
         Mistake(records[min(images_of[text])].key, "text → image", texts[text], f"right picture at rank {rank + 1}")
-        for text, rank in enumerate(final["text → image"]) if rank
-    ]  # fmt: skip
-    predictions = [{"key": record.key, "rank": int(rank)}
-                   for record, rank in zip(records, final["image → text"], strict=True)]  # fmt: skip
+        for text, rank in enumerate(final["text → image"])
+        if rank
+    ]
+    predictions = [
+        {"key": record.key, "rank": int(rank)} for record, rank in zip(records, final["image → text"], strict=True)
+    ]
     return Outcome("retrieval", split, len(records), metrics, mistakes, predictions)
 
 
@@ -244,9 +247,13 @@ def _texts_of(records: Sequence[CaptionRecord], merge: bool) -> tuple[list[str],
 
 
 async def _matched(
-    model: Asked, records: Sequence[CaptionRecord], texts: Sequence[str], similarities: np.ndarray, length: int,
+    model: Asked,
+    records: Sequence[CaptionRecord],
+    texts: Sequence[str],
+    similarities: np.ndarray,
+    length: int,
     title: str,
-) -> np.ndarray:  # fmt: skip
+) -> np.ndarray:
     """Matching scores `[images, texts]` of all pairs that are on a shortlist of either way; NaN elsewhere.
 
     Picture by picture, so that each is sent and encoded once or twice, whatever lists it is on.

@@ -20,7 +20,7 @@ from demo.scenes.grammar import COUNT_WORDS
 ENOUGH = 3  # people who gave an answer that then counts as entirely right
 ARTICLES = frozenset({"a", "an", "the"})
 NUMBERS = {word: str(number) for number, word in enumerate(COUNT_WORDS[:11])} | {"none": "0"}
-PUNCTUATION = ";/[]\"{}()=+\\_-><@`,?!"
+PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 #: A full stop that no digit follows.
 _STOP = re.compile(r"\.(?!\d)")
 _MOST_STOPS = 32  # replaced in one answer: the official call passes a flag in the place of this number
@@ -39,8 +39,9 @@ y'all y'all'll y'all'd've you'd you'd've you'll you're you've
 CONTRACTIONS = {
     spelled[:place] + spelled[place + 1 :]: spelled
     for spelled in _CONTRACTIONS.split()
-    for place, letter in enumerate(spelled) if letter == "'"
-} | {"somebody'd": "somebodyd"}  # fmt: skip
+    for place, letter in enumerate(spelled)
+    if letter == "'"
+} | {"somebody'd": "somebodyd"}
 
 
 @dataclass(frozen=True)

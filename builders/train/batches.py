@@ -118,7 +118,8 @@ def caption_batch(records: Sequence[CaptionRecord], maker: TensorMaker, random: 
     pixels, index = maker.pixels([record.image for record in records], random)
     captions = [spoken + random.choice(record.captions) for record in records]
     return {
-        "pixel_values": pixels[index], "caption_ids": maker.ids(captions, clean=True),
+        "pixel_values": pixels[index],
+        "caption_ids": maker.ids(captions, clean=True),
         "references": [[clean_caption(caption) for caption in record.captions] for record in records],
     }
 
@@ -133,8 +134,12 @@ def question_batch(records: Sequence[QuestionRecord], maker: TensorMaker, random
             weights.append(weight)
             questions.append(row)
     return {
-        "pixel_values": pixels, "image_index": index, "question_ids": maker.ids([r.question for r in records]),
-        "answer_ids": maker.ids(answers), "weights": torch.tensor(weights), "question_index": torch.tensor(questions),
+        "pixel_values": pixels,
+        "image_index": index,
+        "question_ids": maker.ids([r.question for r in records]),
+        "answer_ids": maker.ids(answers),
+        "weights": torch.tensor(weights),
+        "question_index": torch.tensor(questions),
     }
 
 
@@ -153,8 +158,10 @@ def expression_batch(records: Sequence[ExpressionRecord], maker: TensorMaker, ra
         index.append(place)
     corners = torch.tensor(boxes)
     return {
-        "pixel_values": torch.from_numpy(np.stack(images)), "image_index": torch.tensor(index),
-        "expression_ids": maker.ids([record.expression for record in records]), "boxes": corners,
+        "pixel_values": torch.from_numpy(np.stack(images)),
+        "image_index": torch.tensor(index),
+        "expression_ids": maker.ids([record.expression for record in records]),
+        "boxes": corners,
         "box_ids": BoxIds.of(maker.tokenizer, size).tokens(corners),
     }
 
@@ -163,7 +170,9 @@ def statement_batch(records: Sequence[PairRecord], maker: TensorMaker, random: R
     """Statements, the images left and right of each, and `labels` `[T]`."""
     pixels, index = maker.pixels([picture for record in records for picture in record.images], random)
     return {
-        "pixel_values": pixels, "left_index": index[::2], "right_index": index[1::2],
+        "pixel_values": pixels,
+        "left_index": index[::2],
+        "right_index": index[1::2],
         "statement_ids": maker.ids([record.statement for record in records], clean=True),
         "labels": torch.tensor([NLVR_LABELS.index(record.label) for record in records]),
     }
@@ -173,7 +182,8 @@ def hypothesis_batch(records: Sequence[HypothesisRecord], maker: TensorMaker, ra
     """Hypotheses and `labels` `[T]`."""
     pixels, index = maker.pixels([record.image for record in records], random)
     return {
-        "pixel_values": pixels, "image_index": index,
+        "pixel_values": pixels,
+        "image_index": index,
         "hypothesis_ids": maker.ids([record.hypothesis for record in records], clean=True),
         "labels": torch.tensor([ENTAILMENT_LABELS.index(record.label) for record in records]),
     }
@@ -181,6 +191,11 @@ def hypothesis_batch(records: Sequence[HypothesisRecord], maker: TensorMaker, ra
 
 #: How the batches of each task are made.
 BATCHES: dict[str, Callable[[Sequence[Record], TensorMaker, Random], Batch]] = {
-    "pretrain": pair_batch, "retrieval": pair_batch, "caption": caption_batch, "vqa": question_batch,
-    "grounding": expression_batch, "nlvr": statement_batch, "entail": hypothesis_batch,
-}  # fmt: skip
+    "pretrain": pair_batch,
+    "retrieval": pair_batch,
+    "caption": caption_batch,
+    "vqa": question_batch,
+    "grounding": expression_batch,
+    "nlvr": statement_batch,
+    "entail": hypothesis_batch,
+}

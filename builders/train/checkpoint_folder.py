@@ -28,10 +28,14 @@ from mplug.tasks.vqa import ANSWER_LENGTHS
 
 #: Task of training → what the checkpoint is for in the end.
 SERVED_TASKS = {
-    "caption": ("image-captioning",), "vqa": ("visual-question-answering",), "retrieval": ("image-text-retrieval",),
-    "grounding": ("visual-grounding",), "nlvr": ("nlvr2",), "entail": ("visual-entailment",),
+    "caption": ("image-captioning",),
+    "vqa": ("visual-question-answering",),
+    "retrieval": ("image-text-retrieval",),
+    "grounding": ("visual-grounding",),
+    "nlvr": ("nlvr2",),
+    "entail": ("visual-entailment",),
     "pretrain": ("image-captioning", "visual-question-answering", "image-text-retrieval"),
-}  # fmt: skip
+}
 
 
 def start_network(
@@ -79,19 +83,34 @@ def config_documents(config: MPlugConfig) -> tuple[dict[str, object], dict[str, 
     """The YAML and the BERT JSON of a configuration, in the published keys and our own."""
     vision, text, generation = config.vision, config.text, config.generation
     document = {
-        "tasks": list(config.tasks), "image_res": vision.image_size, "clip_vision_layers": vision.layers,
-        "clip_vision_width": vision.width, "clip_vision_patch_size": vision.patch_size, "embed_dim": config.embed_dim,
-        "max_text_length": config.max_text_length, "beam_size": generation.num_beams,
-        "min_length": generation.min_length, "max_length": generation.max_length,
-        "caption_states": config.caption_states, "prompt": config.prompt,
+        "tasks": list(config.tasks),
+        "image_res": vision.image_size,
+        "clip_vision_layers": vision.layers,
+        "clip_vision_width": vision.width,
+        "clip_vision_patch_size": vision.patch_size,
+        "embed_dim": config.embed_dim,
+        "max_text_length": config.max_text_length,
+        "beam_size": generation.num_beams,
+        "min_length": generation.min_length,
+        "max_length": generation.max_length,
+        "caption_states": config.caption_states,
+        "prompt": config.prompt,
     }
     bert = {
-        "model_type": "bert", "hidden_act": "gelu", "vocab_size": text.vocab_size, "hidden_size": text.hidden_size,
-        "intermediate_size": text.intermediate_size, "num_attention_heads": text.heads,
-        "max_position_embeddings": text.max_positions, "type_vocab_size": text.type_vocab_size,
-        "layer_norm_eps": text.layer_norm_eps, "hidden_dropout_prob": text.dropout,
-        "num_hidden_layers": text.num_hidden_layers, "text_encoder_layers": text.text_encoder_layers,
-        "fusion_layers": text.fusion_layers, "stride_layer": text.stride_layer,
+        "model_type": "bert",
+        "hidden_act": "gelu",
+        "vocab_size": text.vocab_size,
+        "hidden_size": text.hidden_size,
+        "intermediate_size": text.intermediate_size,
+        "num_attention_heads": text.heads,
+        "max_position_embeddings": text.max_positions,
+        "type_vocab_size": text.type_vocab_size,
+        "layer_norm_eps": text.layer_norm_eps,
+        "hidden_dropout_prob": text.dropout,
+        "num_hidden_layers": text.num_hidden_layers,
+        "text_encoder_layers": text.text_encoder_layers,
+        "fusion_layers": text.fusion_layers,
+        "stride_layer": text.stride_layer,
         "text_decode_layers": text.text_decode_layers,
     }
     return document, bert

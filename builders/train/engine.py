@@ -92,8 +92,15 @@ class Trainer:
     """Runs a learner for so many steps."""
 
     def __init__(
-        self, learner: Learner, batches: Dataset, settings: Settings, output: Path, *,
-        device: torch.device = CPU, validation: Iterable[Batch] = (), resume: Path | None = None,
+        self,
+        learner: Learner,
+        batches: Dataset,
+        settings: Settings,
+        output: Path,
+        *,
+        device: torch.device = CPU,
+        validation: Iterable[Batch] = (),
+        resume: Path | None = None,
         progress: bool = True,
     ) -> None:
         """Raises ResumeError for a state that does not fit, ValueError for half precision that the CPU lacks."""
@@ -104,9 +111,7 @@ class Trainer:
         self.learner = learner.to(device).train()
         if settings.checkpointing:
             checkpoint_blocks(learner)
-        self.optimiser = adamw(
-            [learner], settings.learning_rate, settings.vision_learning_rate, settings.weight_decay
-        )
+        self.optimiser = adamw([learner], settings.learning_rate, settings.vision_learning_rate, settings.weight_decay)
         self.scaler = torch.amp.GradScaler(device.type, enabled=settings.precision == "fp16")
         torch.manual_seed(settings.seed * 1_000_003 + rank())
         self.step = 0
@@ -130,11 +135,13 @@ class Trainer:
         settings = self.settings
         until = min(until or settings.steps, settings.steps)
         loader = DataLoader(
-            self.batches, batch_size=None, num_workers=settings.workers,
+            self.batches,
+            batch_size=None,
+            num_workers=settings.workers,
             sampler=range(self.step * settings.accumulate, until * settings.accumulate),
             prefetch_factor=4 if settings.workers else None,
             generator=torch.Generator(),  # without one it would draw from the generator of training
-        )  # fmt: skip
+        )
         upcoming = iter(loader)
         sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=self.device))
         logged = self.step
@@ -153,9 +160,7 @@ class Trainer:
             if last or (settings.validate_every and self.step % settings.validate_every == 0):
                 self._validate()
             if self.step == until or (settings.save_every and self.step % settings.save_every == 0):
-                run_state.save(
-                    self.output, self.step, self.learner, self.optimiser, self.scaler, settings.binding
-                )
+                run_state.save(self.output, self.step, self.learner, self.optimiser, self.scaler, settings.binding)
         bar.close()
         self.log.close()
 

@@ -39,8 +39,9 @@ def learner_for(options: argparse.Namespace) -> Callable[[MPlug, Tokenizer], Lea
         reward = CiderReward(corpus_of("caption", options))
         return lambda network, tokenizer: CiderLearner(network, tokenizer, reward=reward, samples=options.samples)
     extra = {
-        "retrieval": {"queue_size": options.queue_size, "alpha": options.alpha}, "vqa": {"alpha": options.alpha},
-    }.get(options.task, {})  # fmt: skip
+        "retrieval": {"queue_size": options.queue_size, "alpha": options.alpha},
+        "vqa": {"alpha": options.alpha},
+    }.get(options.task, {})
     return lambda network, tokenizer: LEARNERS[options.task](network, tokenizer, **extra)
 
 

@@ -49,7 +49,10 @@ def fuse(
 
 
 def token_losses(
-    network: MPlug, source: tuple[Tensor, Tensor], target_ids: Tensor, soft_targets: Tensor | None = None,
+    network: MPlug,
+    source: tuple[Tensor, Tensor],
+    target_ids: Tensor,
+    soft_targets: Tensor | None = None,
     alpha: float = 0.0,
 ) -> Tensor:
     """Cross-entropy of every token of `target_ids` `[T, L]` after the first, `[T, L - 1]`, zero on padding.

@@ -48,8 +48,15 @@ class PairLearner(Learner):
 
     parts = ("vision_encoder", "text_encoder", "fusion_encoder", "vision_projection", "text_projection", "match_head")
 
-    def __init__(self, network: MPlug, tokenizer: Tokenizer, *, queue_size: int = 65_536, alpha: float = ALPHA,
-                 ramp: float = RAMP) -> None:
+    def __init__(
+        self,
+        network: MPlug,
+        tokenizer: Tokenizer,
+        *,
+        queue_size: int = 65_536,
+        alpha: float = ALPHA,
+        ramp: float = RAMP,
+    ) -> None:
         super().__init__()
         freeze_all_but(network, self.parts)
         self.network, self.tokenizer, self.alpha, self.ramp = network, tokenizer, alpha, ramp
@@ -66,7 +73,13 @@ class PairLearner(Learner):
         mask = token_mask(ids)
         text_states = network.text_encoder(ids, mask)
         found = self.contrast(
-            network, image_states, text_states, batch["pixel_values"], ids, mask, ids=batch["pair_ids"],
+            network,
+            image_states,
+            text_states,
+            batch["pixel_values"],
+            ids,
+            mask,
+            ids=batch["pair_ids"],
             alpha=ramped(self.alpha, done, self.ramp),
         )
         self._waiting.append(found)
@@ -171,8 +184,10 @@ class CaptionLearner(Learner):
             exact.append(exactly(self.network, source, batch["caption_ids"], self.tokenizer))
         if not losses:
             return {}
-        return {"caption cross-entropy": torch.stack(losses).mean().item(),
-                "captions exact": torch.cat(exact).mean().item()}
+        return {
+            "caption cross-entropy": torch.stack(losses).mean().item(),
+            "captions exact": torch.cat(exact).mean().item(),
+        }
 
 
 class AnswerLearner(Learner):
@@ -192,8 +207,15 @@ class AnswerLearner(Learner):
         if self.teacher is not None:
             soft = soft_answers(self.teacher.network, batch["pixel_values"], questions, None, answers, images, asked)
         loss = answer_loss(
-            self.network, self.network.vision_encoder(batch["pixel_values"]), questions, None, answers,
-            batch["weights"], images, question_index=asked, soft_targets=soft,
+            self.network,
+            self.network.vision_encoder(batch["pixel_values"]),
+            questions,
+            None,
+            answers,
+            batch["weights"],
+            images,
+            question_index=asked,
+            soft_targets=soft,
             alpha=ramped(self.alpha, done, self.ramp),
         )
         return {"answer": loss}
@@ -281,22 +303,29 @@ class HypothesisLearner(Learner):
     def forward(self, batch: Batch, done: float) -> dict[str, Tensor]:
         """See `Learner`."""
         states = self.network.vision_encoder(batch["pixel_values"])
-        loss = entail_loss(
-            self.network, states, batch["hypothesis_ids"], None, batch["labels"], batch["image_index"]
-        )
+        loss = entail_loss(self.network, states, batch["hypothesis_ids"], None, batch["labels"], batch["image_index"])
         return {"hypothesis": loss}
 
     def validate(self, batches: Iterable[Batch]) -> dict[str, float]:
         """The share judged right."""
         return judged(
-            (entail_logits(self.network, self.network.vision_encoder(batch["pixel_values"]), batch["hypothesis_ids"],
-                           None, batch["image_index"]), batch["labels"])
+            (
+                entail_logits(
+                    self.network,
+                    self.network.vision_encoder(batch["pixel_values"]),
+                    batch["hypothesis_ids"],
+                    None,
+                    batch["image_index"],
+                ),
+                batch["labels"],
+            )
             for batch in batches
         )
 
 
-def exactly(network: MPlug, source: tuple[Tensor, Tensor], wanted: Tensor, tokenizer: Tokenizer,
-            rows: Tensor | None = None) -> Tensor:
+def exactly(
+    network: MPlug, source: tuple[Tensor, Tensor], wanted: Tensor, tokenizer: Tokenizer, rows: Tensor | None = None
+) -> Tensor:
     """1.0 where the greedy text equals `wanted` `[A, L]`, token for token, else 0.0; `[A]`.
 
     `rows` `[A]`: which row of `source` each wanted text belongs to.
@@ -314,6 +343,11 @@ def judged(results: Iterable[tuple[Tensor, Tensor]]) -> dict[str, float]:
 
 
 LEARNERS: dict[str, Callable[..., Learner]] = {
-    "pretrain": PretrainLearner, "retrieval": RetrievalLearner, "caption": CaptionLearner, "vqa": AnswerLearner,
-    "grounding": GroundingLearner, "nlvr": StatementLearner, "entail": HypothesisLearner,
-}  # fmt: skip
+    "pretrain": PretrainLearner,
+    "retrieval": RetrievalLearner,
+    "caption": CaptionLearner,
+    "vqa": AnswerLearner,
+    "grounding": GroundingLearner,
+    "nlvr": StatementLearner,
+    "entail": HypothesisLearner,
+}

@@ -53,9 +53,16 @@ def start(options: argparse.Namespace) -> tuple[MPlug, Path]:
 def body(options: argparse.Namespace, device: torch.device) -> None:
     """Build the network and train it."""
     network, vocabulary = start(options)
-    train("pretrain", options, network, vocabulary, lambda network, tokenizer: PretrainLearner(
-        network, tokenizer, queue_size=options.queue_size, alpha=options.alpha
-    ), device)
+    train(
+        "pretrain",
+        options,
+        network,
+        vocabulary,
+        lambda network, tokenizer: PretrainLearner(
+            network, tokenizer, queue_size=options.queue_size, alpha=options.alpha
+        ),
+        device,
+    )
 
 
 def main() -> int:

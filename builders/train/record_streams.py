@@ -50,8 +50,9 @@ class RecordStream(Protocol):
 class ShuffledRecords:
     """The records of a data set, in another random order in every epoch; what does not fill a batch is left out."""
 
-    def __init__(self, records: Sequence[Record], batch_size: int, *, seed: int = 0, rank: int = 0,
-                 world: int = 1) -> None:
+    def __init__(
+        self, records: Sequence[Record], batch_size: int, *, seed: int = 0, rank: int = 0, world: int = 1
+    ) -> None:
         """Raises ValueError for fewer records than a batch of all processes takes."""
         self.records, self.batch_size, self.seed, self.rank, self.world = records, batch_size, seed, rank, world
         self.batches = len(records) // (batch_size * world)  # per epoch
@@ -78,15 +79,17 @@ def _captions(scenes: Sequence[Scene], random: Random, each: int) -> list[Record
 def _questions(scenes: Sequence[Scene], random: Random, each: int) -> list[Record]:
     return [
         QuestionRecord("", scene.image, question.text, (question.answer,), question.kind)
-        for scene in scenes for question in questions_of(scene, random, each)
-    ]  # fmt: skip
+        for scene in scenes
+        for question in questions_of(scene, random, each)
+    ]
 
 
 def _expressions(scenes: Sequence[Scene], random: Random, each: int) -> list[Record]:
     return [
         ExpressionRecord("", scene.image, expression.text, expression.box)
-        for scene in scenes for expression in expressions_of(scene, random, each)
-    ]  # fmt: skip
+        for scene in scenes
+        for expression in expressions_of(scene, random, each)
+    ]
 
 
 def _statements(scenes: Sequence[Scene], random: Random, each: int) -> list[Record]:
@@ -100,23 +103,37 @@ def _statements(scenes: Sequence[Scene], random: Random, each: int) -> list[Reco
 def _hypotheses(scenes: Sequence[Scene], random: Random, each: int) -> list[Record]:
     return [
         HypothesisRecord("", scene.image, hypothesis.text, hypothesis.label)
-        for scene in scenes for hypothesis in hypotheses_of(scene, random, each)
-    ]  # fmt: skip
+        for scene in scenes
+        for hypothesis in hypotheses_of(scene, random, each)
+    ]
 
 
 #: Task → records over scenes, so many texts each.
 SCENE_TEXTS: dict[str, Callable[[Sequence[Scene], Random, int], list[Record]]] = {
-    "pretrain": _captions, "retrieval": _captions, "caption": _captions, "vqa": _questions,
-    "grounding": _expressions, "nlvr": _statements, "entail": _hypotheses,
-}  # fmt: skip
+    "pretrain": _captions,
+    "retrieval": _captions,
+    "caption": _captions,
+    "vqa": _questions,
+    "grounding": _expressions,
+    "nlvr": _statements,
+    "entail": _hypotheses,
+}
 
 
 class SceneRecords:
     """Fresh emoji scenes, `batch_size` a batch, with `texts` texts each where the task has several."""
 
     def __init__(
-        self, task: str, styles: Sequence[str], batch_size: int, *, seed: int = 0, rank: int = 0, texts: int = 2,
-        max_groups: int = 2, augment: bool = True,
+        self,
+        task: str,
+        styles: Sequence[str],
+        batch_size: int,
+        *,
+        seed: int = 0,
+        rank: int = 0,
+        texts: int = 2,
+        max_groups: int = 2,
+        augment: bool = True,
     ) -> None:
         self.task, self.styles, self.batch_size, self.seed = task, tuple(styles), batch_size, seed
         self.rank, self.texts, self.max_groups, self.augment = rank, texts, max_groups, augment
@@ -128,7 +145,10 @@ class SceneRecords:
         block, place = divmod(index, BLOCK)
         if block != self._block or place < self._drawn or self._generator is None:
             self._generator = SceneGenerator(
-                self.styles, size=SCENE_SIZE, max_groups=self.max_groups, augment=self.augment,
+                self.styles,
+                size=SCENE_SIZE,
+                max_groups=self.max_groups,
+                augment=self.augment,
                 seed=FIRST_SEED + seed_of("scenes", self.seed, self.rank, block),
             )
             self._block, self._drawn = block, 0

@@ -23,8 +23,14 @@ class ResumeError(ValueError):
     """A run cannot be resumed; the message names the file and what was wrong."""
 
 
-def save(output: Path, step: int, learner: nn.Module, optimiser: torch.optim.Optimizer,
-         scaler: torch.amp.GradScaler, settings: dict[str, object]) -> None:
+def save(
+    output: Path,
+    step: int,
+    learner: nn.Module,
+    optimiser: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+    settings: dict[str, object],
+) -> None:
     """Write the state after `step` steps. All processes call it; process 0 writes, and a kill leaves no half file."""
     own = torch.get_rng_state()
     on_gpu = [torch.cuda.get_rng_state()] if torch.cuda.is_available() else []
@@ -34,10 +40,15 @@ def save(output: Path, step: int, learner: nn.Module, optimiser: torch.optim.Opt
         return
     version, numbers, gauss = getstate()
     document = {
-        "step": step, "world": world_size(), "settings": settings, "learner": learner.state_dict(),
-        "optimiser": optimiser.state_dict(), "scaler": scaler.state_dict(), "generators": generators,
+        "step": step,
+        "world": world_size(),
+        "settings": settings,
+        "learner": learner.state_dict(),
+        "optimiser": optimiser.state_dict(),
+        "scaler": scaler.state_dict(),
+        "generators": generators,
         "python": [version, list(numbers), gauss],
-    }  # fmt: skip
+    }
     folder = output / FOLDER
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"step-{step:06d}.pt"
@@ -60,8 +71,13 @@ def find(output: Path, asked: str) -> Path:
     return found[-1]
 
 
-def restore(path: Path, learner: nn.Module, optimiser: torch.optim.Optimizer, scaler: torch.amp.GradScaler,
-            settings: dict[str, object]) -> int:
+def restore(
+    path: Path,
+    learner: nn.Module,
+    optimiser: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+    settings: dict[str, object],
+) -> int:
     """Fill everything from a file; returns the number of steps that are behind.
 
     Raises ResumeError for a damaged file, another number of processes, or settings that would not continue the run.
@@ -75,7 +91,8 @@ def restore(path: Path, learner: nn.Module, optimiser: torch.optim.Optimizer, sc
         raise ResumeError(f"{path}: was written by {world} processes, but {world_size()} resume it")
     changed = [
         f"{name} was {stored.get(name)!r}, now {value!r}"
-        for name, value in settings.items() if stored.get(name) != value
+        for name, value in settings.items()
+        if stored.get(name) != value
     ]
     if changed:
         raise ResumeError(f"{path}: belongs to a run with other settings: {'; '.join(changed)}")

@@ -22,8 +22,12 @@ def cosine_with_warmup(done: float, step: int, warmup: int, lowest: float = LOWE
 
 
 def adamw(
-    modules: Iterable[nn.Module], learning_rate: float, vision_learning_rate: float,
-    weight_decay: float = WEIGHT_DECAY, *, fused: bool = True,
+    modules: Iterable[nn.Module],
+    learning_rate: float,
+    vision_learning_rate: float,
+    weight_decay: float = WEIGHT_DECAY,
+    *,
+    fused: bool = True,
 ) -> torch.optim.AdamW:
     """AdamW over what of the modules is to be trained; each group keeps its full rate as `full_rate`.
 
@@ -38,10 +42,13 @@ def adamw(
                 decay = weight_decay if parameter.ndim > 1 else 0.0
                 groups.setdefault((rate, decay), []).append(parameter)
     return torch.optim.AdamW(
-        [{"params": parameters, "lr": rate, "full_rate": rate, "weight_decay": decay}
-         for (rate, decay), parameters in groups.items()],
-        betas=(0.9, 0.98), fused=fused,
-    )  # fmt: skip
+        [
+            {"params": parameters, "lr": rate, "full_rate": rate, "weight_decay": decay}
+            for (rate, decay), parameters in groups.items()
+        ],
+        betas=(0.9, 0.98),
+        fused=fused,
+    )
 
 
 def set_rate(optimiser: torch.optim.Optimizer, factor: float) -> None:

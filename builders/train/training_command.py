@@ -41,8 +41,13 @@ def add_options(parser: argparse.ArgumentParser, *, learning_rate: float, vision
     data.add_argument("--split", default="train", help="what to train on (train)")
     data.add_argument("--validation-split", help="what to look at during training, of the same files")
     data.add_argument("--validation-batches", type=int, default=8)
-    data.add_argument("--crop", type=float, default=1.0, metavar="SHARE",
-                      help="crop pictures at random to at least this share of their area (1.0: never)")
+    data.add_argument(
+        "--crop",
+        type=float,
+        default=1.0,
+        metavar="SHARE",
+        help="crop pictures at random to at least this share of their area (1.0: never)",
+    )
     data.add_argument("--texts", type=int, default=2, help="texts about each emoji scene, where a task has several")
 
     training = parser.add_argument_group("training")
@@ -57,8 +62,13 @@ def add_options(parser: argparse.ArgumentParser, *, learning_rate: float, vision
     training.add_argument("--clip", type=float, default=1.0, help="largest norm of the gradient (0: none)")
     training.add_argument("--image-size", type=int, help="pixels; the positions are resampled")
     training.add_argument("--seed", type=int, default=0)
-    training.add_argument("--resume", nargs="?", const="latest", metavar="STATE",
-                          help="go on from the newest state in OUTPUT, or from a file")
+    training.add_argument(
+        "--resume",
+        nargs="?",
+        const="latest",
+        metavar="STATE",
+        help="go on from the newest state in OUTPUT, or from a file",
+    )
 
     machine = parser.add_argument_group("machine")
     machine.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
@@ -94,10 +104,12 @@ def records_of(task: str, options: argparse.Namespace, split: str) -> Sequence[R
 def streams_of(task: str, options: argparse.Namespace) -> tuple[RecordStream, RecordStream | None]:
     """The training stream of this process, and that of validation."""
     if options.data == EMOJI:
-        training = SceneRecords(task, TRAIN_STYLES, options.batch_size, seed=options.seed, rank=rank(),
-                                texts=options.texts)
-        validation = SceneRecords(task, TRAIN_STYLES, options.batch_size, seed=VALIDATION_SEED, texts=options.texts,
-                                  augment=False)
+        training = SceneRecords(
+            task, TRAIN_STYLES, options.batch_size, seed=options.seed, rank=rank(), texts=options.texts
+        )
+        validation = SceneRecords(
+            task, TRAIN_STYLES, options.batch_size, seed=VALIDATION_SEED, texts=options.texts, augment=False
+        )
         return training, validation
     records = records_of(task, options, options.split)
     training = ShuffledRecords(records, options.batch_size, seed=options.seed, rank=rank(), world=world_size())
@@ -117,8 +129,14 @@ def corpus_of(task: str, options: argparse.Namespace, scenes: int = 2000) -> lis
     return [record.captions for record in records if isinstance(record, CaptionRecord)]
 
 
-def train(task: str, options: argparse.Namespace, network: MPlug, vocabulary: Path,
-          learner_of: Callable[[MPlug, Tokenizer], Learner], device: torch.device) -> None:
+def train(
+    task: str,
+    options: argparse.Namespace,
+    network: MPlug,
+    vocabulary: Path,
+    learner_of: Callable[[MPlug, Tokenizer], Learner],
+    device: torch.device,
+) -> None:
     """Run it, and leave the checkpoint in OUTPUT/checkpoint."""
     settings = settings_of(options)
     resume = run_state.find(options.output, options.resume) if options.resume else None
@@ -131,8 +149,13 @@ def train(task: str, options: argparse.Namespace, network: MPlug, vocabulary: Pa
         count = min(options.validation_batches, getattr(validation, "batches", options.validation_batches))
         looked_at = first_batches(task, validation, exact, count)
     trainer = Trainer(
-        learner_of(network, tokenizer), TaskBatches(task, training, maker), settings, options.output, device=device,
-        validation=looked_at, resume=resume,
+        learner_of(network, tokenizer),
+        TaskBatches(task, training, maker),
+        settings,
+        options.output,
+        device=device,
+        validation=looked_at,
+        resume=resume,
     )
     trainer.run()
     if rank() == 0:

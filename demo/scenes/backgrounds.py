@@ -85,9 +85,7 @@ def random_colour(random: Random) -> tuple[int, int, int]:
     return round(255 * red), round(255 * green), round(255 * blue)
 
 
-def _hsv(
-    random: Random, saturation: tuple[float, float], value: tuple[float, float]
-) -> tuple[float, float, float]:
+def _hsv(random: Random, saturation: tuple[float, float], value: tuple[float, float]) -> tuple[float, float, float]:
     return colorsys.hsv_to_rgb(random.random(), random.uniform(*saturation), random.uniform(*value))
 
 

@@ -235,9 +235,7 @@ class SceneGenerator:
                 _label(alpha, piece.place, labels, best, emoji_class.index + 1)
                 box = visible_box(alpha, piece.place)
                 boxes.append(box)
-                objects.append(
-                    SceneObject(emoji_class.index, emoji_class.name, colour, box, number, choice.style)
-                )
+                objects.append(SceneObject(emoji_class.index, emoji_class.name, colour, box, number, choice.style))
             groups.append(ObjectGroup(emoji_class.index, emoji_class.name, colour, len(boxes), hull(boxes)))
         try:
             caption = caption_of(groups, self.size)

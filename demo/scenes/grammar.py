@@ -19,10 +19,28 @@ from typing import Protocol
 from demo.scenes.classes import EmojiClass, load_classes
 
 COUNT_WORDS = (
-    "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten",
-    "eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen",
+    "zero",
+    "one",
+    "two",
+    "three",
+    "four",
+    "five",
+    "six",
+    "seven",
+    "eight",
+    "nine",
+    "ten",
+    "eleven",
+    "twelve",
+    "thirteen",
+    "fourteen",
+    "fifteen",
+    "sixteen",
+    "seventeen",
+    "eighteen",
+    "nineteen",
     "twenty",
-)  # fmt: skip
+)
 COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "brown", "black", "white")
 LEFT_OF = "to the left of"
 ABOVE = "above"

@@ -75,9 +75,7 @@ class Cluster:
         ]
 
 
-def plan_layout(
-    random: Random, shapes: Sequence[Sequence[tuple[float, float]]], size: int
-) -> list[list[Place]]:
+def plan_layout(random: Random, shapes: Sequence[Sequence[tuple[float, float]]], size: int) -> list[list[Place]]:
     """Return the rectangles of every group's objects inside a ``size`` x ``size`` image.
 
     ``shapes[g][i]`` is the shape of object i of group g. Two groups come out clearly side by side or

@@ -34,12 +34,29 @@ CROSS = {LEFT_OF: (ABOVE, BELOW), RIGHT_OF: (ABOVE, BELOW), ABOVE: (LEFT_OF, RIG
 
 #: Names of which one may be said of the other: with one in the picture, nothing is claimed of the others.
 ALIKE = (
-    "tree/pine tree/palm tree/christmas tree", "car/police car/taxi/ambulance/fire truck", "glasses/sunglasses",
-    "wine glass/cocktail", "ship/sailboat", "football/soccer ball", "mobile phone/telephone", "chick/rooster",
-    "candy/lollipop", "cap/top hat", "cupcake/birthday cake", "bear/teddy bear/panda/koala", "gift/package",
-    "watch/alarm clock", "fish/shark", "tree/potted plant", "sun/star", "bread/croissant", "egg/chick",
-    "coffee/teapot", "lock/key", "onion/hot pepper",
-)  # fmt: skip
+    "tree/pine tree/palm tree/christmas tree",
+    "car/police car/taxi/ambulance/fire truck",
+    "glasses/sunglasses",
+    "wine glass/cocktail",
+    "ship/sailboat",
+    "football/soccer ball",
+    "mobile phone/telephone",
+    "chick/rooster",
+    "candy/lollipop",
+    "cap/top hat",
+    "cupcake/birthday cake",
+    "bear/teddy bear/panda/koala",
+    "gift/package",
+    "watch/alarm clock",
+    "fish/shark",
+    "tree/potted plant",
+    "sun/star",
+    "bread/croissant",
+    "egg/chick",
+    "coffee/teapot",
+    "lock/key",
+    "onion/hot pepper",
+)
 
 #: Words for whole categories, only those whose members nobody disputes; which have a plural; what makes them doubtful.
 CATEGORY_WORDS = ("animal", "fruit", "vegetable", "vehicle", "shape")
@@ -57,10 +74,16 @@ DOUBTFUL = {
 LOW_BELOW, MIDDLE_FROM, MIDDLE_TO, HIGH_ABOVE = 0.38, 0.43, 0.57, 0.62
 MOST_EXTENT = 0.62  # of the side: what is longer stands nowhere in particular
 POSITIONS = {
-    (-1, -1): "upper left", (0, -1): "top", (1, -1): "upper right",
-    (-1, 0): "left", (0, 0): "middle", (1, 0): "right",
-    (-1, 1): "lower left", (0, 1): "bottom", (1, 1): "lower right",
-}  # fmt: skip
+    (-1, -1): "upper left",
+    (0, -1): "top",
+    (1, -1): "upper right",
+    (-1, 0): "left",
+    (0, 0): "middle",
+    (1, 0): "right",
+    (-1, 1): "lower left",
+    (0, 1): "bottom",
+    (1, 1): "lower right",
+}
 LEVEL = 0.2  # of the way from one centre to the other, on its longer axis
 #: Wrong numbers for 1 to 4 objects: chances of 1, 2, 3 and 4. Most groups are single, so "one" has to be wrong
 #: more often than a number off by one at random would be; see also SPARED.
@@ -187,9 +210,11 @@ def other_count(count: int, random: Random) -> int:
 
 def bound_of(count: int, truth: bool, random: Random) -> tuple[str, int]:
     """Return ("more than" or "fewer than", the nearest bound): what is so, or just not so, of a number of objects."""
-    bounds = (("more than", count - 1), ("fewer than", count + 1)) if truth else (
-        ("more than", count), ("fewer than", count)
-    )  # fmt: skip
+    bounds = (
+        (("more than", count - 1), ("fewer than", count + 1))
+        if truth
+        else (("more than", count), ("fewer than", count))
+    )
     return random.choice([(words, bound) for words, bound in bounds if bound > (words == "fewer than")])
 
 

@@ -68,7 +68,7 @@ class Track:
 
     @property
     def phrase(self) -> str:
-        """"a dog", "three red apples"."""
+        """ "a dog", "three red apples"."""
         return noun_phrase(class_of(self), self.colour, self.count)
 
 
@@ -89,12 +89,16 @@ class SceneVideo:
     def pictures(self) -> tuple[Frame, ...]:
         """The frames one by one, each with what it shows."""
         return tuple(
-            Frame(image, tuple(
-                ObjectGroup(track.class_index, track.name, track.colour, track.count, track.boxes[index])
-                for track in self.tracks if track.boxes[index] is not None
-            ))
+            Frame(
+                image,
+                tuple(
+                    ObjectGroup(track.class_index, track.name, track.colour, track.count, track.boxes[index])
+                    for track in self.tracks
+                    if track.boxes[index] is not None
+                ),
+            )
             for index, image in enumerate(self.frames)
-        )  # fmt: skip
+        )
 
 
 @dataclass(frozen=True)
@@ -135,9 +139,15 @@ class VideoGenerator:
         self.alone: Sequence[str] = ALONE
         self._random = Random(check_training_seed(seed) if augment else seed)
         self._scenes = SceneGenerator(
-            styles, size=size, max_groups=2, max_count=max_count, augment=augment,
-            seed=self._random.getrandbits(32), pairs=pairs, folder=folder,
-        )  # fmt: skip
+            styles,
+            size=size,
+            max_groups=2,
+            max_count=max_count,
+            augment=augment,
+            seed=self._random.getrandbits(32),
+            pairs=pairs,
+            folder=folder,
+        )
         self._scenes.count_weights = [0.6, 0.25, 0.1, 0.05]
 
     def restart(self, seed: int) -> None:
@@ -200,9 +210,10 @@ class VideoGenerator:
             last = random.randint(self.frames // 2, self.frames - 2)
         return [
             [Piece(*of_object) for of_object in zip(choice.sprites, places, mirrored, strict=True)]
-            if first <= index < last else []
+            if first <= index < last
+            else []
             for index, places in enumerate(by_frame)
-        ]  # fmt: skip
+        ]
 
     def _places(self, cluster: Cluster, motion: str, lane: _Lane) -> list[list[Place]]:
         random = self._random
@@ -254,10 +265,17 @@ class VideoGenerator:
             for image, pieces in zip(frames, film, strict=True):
                 found = [visible_box(paste(image, piece), piece.place) for piece in pieces]
                 boxes.append(hull(found) if found else None)
-            tracks.append(Track(
-                choice.emoji_class.index, choice.emoji_class.name, choice.drawing.colour, len(choice.sprites),
-                motion, choice.style, tuple(boxes),
-            ))  # fmt: skip
+            tracks.append(
+                Track(
+                    choice.emoji_class.index,
+                    choice.emoji_class.name,
+                    choice.drawing.colour,
+                    len(choice.sprites),
+                    motion,
+                    choice.style,
+                    tuple(boxes),
+                )
+            )
         return SceneVideo(frames, tuple(tracks), caption_of_tracks(tracks))
 
 

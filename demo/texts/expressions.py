@@ -35,15 +35,23 @@ APART = 0.5  # of the smaller object's extent: the least step between centres th
 LEVEL = 0.5  # of the smaller object's extent: the most that a row's centres may differ across
 #: Where a single object of its class stands in the picture.
 PLACES = {
-    "upper left": "in the upper left corner", "top": "at the top", "upper right": "in the upper right corner",
-    "left": "on the left", "middle": "in the middle", "right": "on the right",
-    "lower left": "in the lower left corner", "bottom": "at the bottom", "lower right": "in the lower right corner",
-}  # fmt: skip
+    "upper left": "in the upper left corner",
+    "top": "at the top",
+    "upper right": "in the upper right corner",
+    "left": "on the left",
+    "middle": "in the middle",
+    "right": "on the right",
+    "lower left": "in the lower left corner",
+    "bottom": "at the bottom",
+    "lower right": "in the lower right corner",
+}
 #: Direction → (word for one of two, word for one of more, words behind the noun).
 EXTREMES = {
-    (0, -1): ("left", "leftmost", "on the left"), (0, 1): ("right", "rightmost", "on the right"),
-    (1, -1): ("upper", "topmost", "at the top"), (1, 1): ("lower", "bottommost", "at the bottom"),
-}  # fmt: skip
+    (0, -1): ("left", "leftmost", "on the left"),
+    (0, 1): ("right", "rightmost", "on the right"),
+    (1, -1): ("upper", "topmost", "at the top"),
+    (1, 1): ("lower", "bottommost", "at the bottom"),
+}
 CORNERS = {(-1, -1): "upper left", (1, -1): "upper right", (-1, 1): "lower left", (1, 1): "lower right"}
 
 

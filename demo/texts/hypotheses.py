@@ -38,28 +38,54 @@ if TYPE_CHECKING:
 
 #: A place in the picture and those that it excludes, of its own kind as far as may be.
 OTHER_PLACES = {
-    "left": ("right",), "right": ("left",), "top": ("bottom",), "bottom": ("top",),
+    "left": ("right",),
+    "right": ("left",),
+    "top": ("bottom",),
+    "bottom": ("top",),
     "upper left": ("upper right", "lower left", "lower right", "middle"),
     "upper right": ("upper left", "lower left", "lower right", "middle"),
     "lower left": ("upper left", "upper right", "lower right", "middle"),
     "lower right": ("upper left", "upper right", "lower left", "middle"),
     "middle": ("upper left", "upper right", "lower left", "lower right"),
-}  # fmt: skip
+}
 
 #: {the}: a definite phrase, {be}, {has}, {a}: an indefinite phrase, {many}: a plural, of a class that is there;
 #: {other}, {others}: of one that is not.
 OPEN_FORMS = (
-    "{the} {was} here before", "{the} {was} bigger before", "{the} {was} not here before", "{the} {was} here first",
-    "{the} will be here later", "{the} will not be here later", "{the} will stay here", "{the} will move to the left",
-    "{the} will move to the right", "{the} {comes} from far away", "{the} {has} a name", "{the} {has} no name",
-    "{this} my {noun}", "{this} his {noun}", "{this} her {noun}", "{this} our {noun}", "she has another {one}",
-    "he had two {many} before", "they will find another {one}", "there are more {many} outside the picture",
-    "there is another {one} outside the picture", "there are no {many} outside the picture",
-    "there was {a} here before", "there was {other} here before", "there will be {other} here later",
-    "there is {other} outside the picture", "there are {others} outside the picture", "{the} can see {other}",
-    "there is something behind {the}", "there is nothing behind {the}", "{other} is behind the picture",
-    "{other} was to the left of {the} before", "{the} will be above {other} later",
-)  # fmt: skip
+    "{the} {was} here before",
+    "{the} {was} bigger before",
+    "{the} {was} not here before",
+    "{the} {was} here first",
+    "{the} will be here later",
+    "{the} will not be here later",
+    "{the} will stay here",
+    "{the} will move to the left",
+    "{the} will move to the right",
+    "{the} {comes} from far away",
+    "{the} {has} a name",
+    "{the} {has} no name",
+    "{this} my {noun}",
+    "{this} his {noun}",
+    "{this} her {noun}",
+    "{this} our {noun}",
+    "she has another {one}",
+    "he had two {many} before",
+    "they will find another {one}",
+    "there are more {many} outside the picture",
+    "there is another {one} outside the picture",
+    "there are no {many} outside the picture",
+    "there was {a} here before",
+    "there was {other} here before",
+    "there will be {other} here later",
+    "there is {other} outside the picture",
+    "there are {others} outside the picture",
+    "{the} can see {other}",
+    "there is something behind {the}",
+    "there is nothing behind {the}",
+    "{other} is behind the picture",
+    "{other} was to the left of {the} before",
+    "{the} will be above {other} later",
+)
 
 #: Share of scenes without such a thing of which that is not said: as many texts say so wrongly as rightly.
 EQUAL_SPARED = 0.7  # likewise of "more" where the numbers are equal
@@ -87,10 +113,18 @@ def undecided(scene: Scene, random: Random) -> Made:
     single, emoji_class, other = group.count == 1, class_of(group), absent_class(scene.groups, random, group)
     thing = noun(emoji_class, group.count)
     return "open", random.choice(OPEN_FORMS).format(
-        the=phrase, was="was" if single else "were", comes="comes" if single else "come",
-        has="has" if single else "have", this="this is" if single else "these are", noun=thing, one=noun(emoji_class),
-        many=noun(emoji_class, 2), a=indefinite(emoji_class), other=indefinite(other), others=noun(other, 2),
-    )  # fmt: skip
+        the=phrase,
+        was="was" if single else "were",
+        comes="comes" if single else "come",
+        has="has" if single else "have",
+        this="this is" if single else "these are",
+        noun=thing,
+        one=noun(emoji_class),
+        many=noun(emoji_class, 2),
+        a=indefinite(emoji_class),
+        other=indefinite(other),
+        others=noun(other, 2),
+    )
 
 
 def _judged(scene: Scene, random: Random, truth: bool) -> Made:

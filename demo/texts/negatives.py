@@ -1,7 +1,7 @@
 """Captions that are wrong in exactly one thing: the hardest negatives of image-text matching.
 
-    match_negatives(scene, random, count=3)  # for "a dog to the left of two cats":
-    ["a fox to the left of two cats", "a dog to the left of three cats", "two cats to the left of a dog"]
+match_negatives(scene, random, count=3)  # for "a dog to the left of two cats":
+["a fox to the left of two cats", "a dog to the left of three cats", "two cats to the left of a dog"]
 """
 
 from __future__ import annotations

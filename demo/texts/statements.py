@@ -265,10 +265,12 @@ def _said_of_more(pair: Pair, random: Random, truth: bool) -> str | None:
     one, two = SIDES[side], SIDES[not side]
     if random.random() < 0.3:
         return f"there are fewer {thing} in the {two} picture than in the {one} picture"
-    return random.choice((
-        f"the {one} picture shows more {thing} than the {two} picture",
-        f"there are more {thing} in the {one} picture than in the {two} picture",
-    ))  # fmt: skip
+    return random.choice(
+        (
+            f"the {one} picture shows more {thing} than the {two} picture",
+            f"there are more {thing} in the {one} picture than in the {two} picture",
+        )
+    )
 
 
 def _said_of_relation(pair: Pair, random: Random, truth: bool) -> str | None:

@@ -1,7 +1,7 @@
 """Questions on videos: about motion and order, and those that a model of single pictures can answer, too.
 
-    motion_questions(video, random, count=2)     # "in which direction does the dog move?" → "left"
-    zero_shot_questions(video, random, count=2)  # "how many dogs are there?" → "two"
+motion_questions(video, random, count=2)     # "in which direction does the dog move?" → "left"
+zero_shot_questions(video, random, count=2)  # "how many dogs are there?" → "two"
 """
 
 from __future__ import annotations
@@ -16,8 +16,12 @@ from demo.texts.questions import Question, question_of_kind
 #: Kinds of ``scene_questions`` whose answers need no time. The picture's questions are asked of the video.
 ZERO_SHOT_KINDS = ("what", "count", "where")
 TRIES = 12  # per question that is wanted
-CROSSED = {"left": ("right", "up", "down"), "right": ("left", "up", "down"),
-           "up": ("down", "left", "right"), "down": ("up", "left", "right")}  # fmt: skip
+CROSSED = {
+    "left": ("right", "up", "down"),
+    "right": ("left", "up", "down"),
+    "up": ("down", "left", "right"),
+    "down": ("up", "left", "right"),
+}
 
 Asked = tuple[str, str] | None
 

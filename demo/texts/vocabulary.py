@@ -46,8 +46,7 @@ FUNCTION_WORDS = {
     ),
     "pronouns": ("i you he she it we they me him her us them my your his its our their there here itself"),
     "connectives": (
-        "and or but nor if then than so because while although whether as also too with without "
-        "instead except"
+        "and or but nor if then than so because while although whether as also too with without instead except"
     ),
     "prepositions": (
         "of to in on at by for from into onto over under above below beside between behind before "

@@ -59,12 +59,18 @@ class Mixture:
     def rows(self) -> dict[str, slice]:
         """Where each kind of text is among `row_ids`, in this order; statements twice, for either image."""
         sizes = {
-            "captions": self.contrasted, "wrong": self.matches, "questions": self.questions,
-            "expressions": self.expressions, "hypotheses": self.hypotheses, "statements_left": self.statements,
+            "captions": self.contrasted,
+            "wrong": self.matches,
+            "questions": self.questions,
+            "expressions": self.expressions,
+            "hypotheses": self.hypotheses,
+            "statements_left": self.statements,
             "statements_right": self.statements,
         }
-        return {name: slice(end - size, end)
-                for (name, size), end in zip(sizes.items(), accumulate(sizes.values()), strict=True)}
+        return {
+            name: slice(end - size, end)
+            for (name, size), end in zip(sizes.items(), accumulate(sizes.values()), strict=True)
+        }
 
 
 def scene_tokenizer() -> Tokenizer:
@@ -118,7 +124,8 @@ class SceneTexts:
         self.box_ids = BoxIds.of(self.tokenizer, SCENE_SIZE)
         self.names = {
             tuple(self.tokenizer.pieces(name)): emoji_class.index + 1
-            for emoji_class in load_classes() for name in (emoji_class.plural, emoji_class.name)
+            for emoji_class in load_classes()
+            for name in (emoji_class.plural, emoji_class.name)
         }
 
     def ids(self, text: str, *, clean: bool = False) -> list[int]:
@@ -176,8 +183,12 @@ class SceneTexts:
         hypotheses = asked(mixture.hypotheses, lambda i, n: hypotheses_of(scenes[i], random, n))
         wrong = asked(mixture.matches, lambda i, n: match_negatives(scenes[i], random, n))
         statements = asked(mixture.statements, lambda i, n: pair_statements(scenes[i], scenes[i ^ 1], random, n))
-        for name, rows, clean in (("question", questions, False), ("expression", expressions, False),
-                                  ("hypothesis", hypotheses, True), ("statement", statements, True)):
+        for name, rows, clean in (
+            ("question", questions, False),
+            ("expression", expressions, False),
+            ("hypothesis", hypotheses, True),
+            ("statement", statements, True),
+        ):
             tensors[f"{name}_ids"] = padded([self.ids(text.text, clean=clean) for _, text in rows])
             tensors[f"{name}_image"] = torch.tensor([index for index, _ in rows], dtype=torch.long)
         tensors["statement_other"] = tensors["statement_image"] ^ 1
@@ -189,11 +200,14 @@ class SceneTexts:
         tensors["entail_label"] = torch.tensor([ENTAILMENT_LABELS.index(text.label) for _, text in hypotheses])
         tensors["nlvr_label"] = torch.tensor([NLVR_LABELS.index(text.label) for _, text in statements])
         kinds = [(texts[: mixture.contrasted], torch.arange(mixture.contrasted))]
-        kinds += [(tensors[f"{name}_ids"].tolist(), tensors[f"{name}_image"])
-                  for name in ("wrong", "question", "expression", "hypothesis", "statement")]
+        kinds += [
+            (tensors[f"{name}_ids"].tolist(), tensors[f"{name}_image"])
+            for name in ("wrong", "question", "expression", "hypothesis", "statement")
+        ]
         kinds.append((kinds[-1][0], tensors["statement_other"]))
-        return tensors | self._rows(shown, [row for rows, _ in kinds for row in rows],
-                                    torch.cat([images for _, images in kinds]))
+        return tensors | self._rows(
+            shown, [row for rows, _ in kinds for row in rows], torch.cat([images for _, images in kinds])
+        )
 
     def _rows(
         self, shown: Sequence[dict[int, list[np.ndarray]]], rows: Sequence[Sequence[int]], images: Tensor
@@ -211,8 +225,11 @@ class SceneTexts:
                     if len(found) == 1:
                         boxes[index, place] = found[0]
         return {
-            "row_ids": padded(rows)[:, :longest], "row_image": images, "row_words": padded(named)[:, :longest],
-            "row_counts": torch.from_numpy(counts), "row_boxes": torch.from_numpy(boxes),
+            "row_ids": padded(rows)[:, :longest],
+            "row_image": images,
+            "row_words": padded(named)[:, :longest],
+            "row_counts": torch.from_numpy(counts),
+            "row_boxes": torch.from_numpy(boxes),
         }
 
 
@@ -236,8 +253,17 @@ def things_shown(scene: Scene) -> dict[int, list[np.ndarray]]:
 class DemoStream(IterableDataset):
     """Endless batches of fresh scenes with texts, drawn in a process of its own."""
 
-    def __init__(self, styles: Sequence[str], batch_size: int, mixture: Mixture | None, *, augmented: float, seed: int,
-                 max_groups: int = 2, max_count: int = 4) -> None:
+    def __init__(
+        self,
+        styles: Sequence[str],
+        batch_size: int,
+        mixture: Mixture | None,
+        *,
+        augmented: float,
+        seed: int,
+        max_groups: int = 2,
+        max_count: int = 4,
+    ) -> None:
         if not 0 <= seed < SEED_LIMIT:
             raise ValueError(f"the seed of training is {seed}, but must be from 0 to {SEED_LIMIT - 1}")
         self.styles, self.batch_size, self.mixture = tuple(styles), batch_size, mixture
@@ -248,8 +274,9 @@ class DemoStream(IterableDataset):
         cv2.setNumThreads(1)
         worker = torch.utils.data.get_worker_info()
         seed = self.seed + SEED_LIMIT * 100 * (1 + (worker.id if worker else 0))
-        scenes = SceneGenerator(self.styles, size=SCENE_SIZE, max_groups=self.max_groups, max_count=self.max_count,
-                                augment=True, seed=seed)
+        scenes = SceneGenerator(
+            self.styles, size=SCENE_SIZE, max_groups=self.max_groups, max_count=self.max_count, augment=True, seed=seed
+        )
         scenes.count_weights, scenes.coloured = list(COUNT_WEIGHTS), COLOURED
         texts, chance = SceneTexts(seed), Random(seed)
         waiting: list[list[Scene]] = []  # pairs that are to be seen once more, with other texts: drawing is dear

@@ -57,8 +57,13 @@ def _look_at(
 
 def _captions(network: MPlug, states: Tensor, texts: SceneTexts, scenes: Sequence) -> dict[str, float]:
     prompt = torch.tensor(texts.ids(network.config.prompt))
-    ids = greedy_captions(network, decoder_source(network, states, prompt), cls_id=texts.tokenizer.cls_id,
-                          sep_id=texts.tokenizer.sep_id, length=network.config.generation.max_length)
+    ids = greedy_captions(
+        network,
+        decoder_source(network, states, prompt),
+        cls_id=texts.tokenizer.cls_id,
+        sep_id=texts.tokenizer.sep_id,
+        length=network.config.generation.max_length,
+    )
     written = [texts.tokenizer.decode(row[1:]) for row in ids.tolist()]
     pairs = list(zip(written, scenes, strict=True))
     return {
@@ -70,8 +75,9 @@ def _captions(network: MPlug, states: Tensor, texts: SceneTexts, scenes: Sequenc
 def _generated(network: MPlug, states: Tensor, batch: dict[str, Tensor], texts: SceneTexts) -> dict[str, float]:
     answers = batch["answer_ids"]
     source = network.decoder_input(*fuse(network, states, batch["question_ids"], None, batch["question_image"]))
-    said = greedy_captions(network, source, cls_id=texts.tokenizer.cls_id, sep_id=texts.tokenizer.sep_id,
-                           length=answers.shape[1])
+    said = greedy_captions(
+        network, source, cls_id=texts.tokenizer.cls_id, sep_id=texts.tokenizer.sep_id, length=answers.shape[1]
+    )
     # Equal up to the end token; what stands behind it does not count.
     right = [
         row[: len(wanted)] == wanted
@@ -85,8 +91,9 @@ def _generated(network: MPlug, states: Tensor, batch: dict[str, Tensor], texts: 
 
 def _judged(network: MPlug, states: Tensor, batch: dict[str, Tensor]) -> dict[str, float]:
     entailed = entail_logits(network, states, batch["hypothesis_ids"], None, batch["hypothesis_image"]).argmax(-1)
-    true = nlvr_logits(network, states, batch["statement_ids"], None, batch["statement_image"],
-                       batch["statement_other"]).argmax(-1)
+    true = nlvr_logits(
+        network, states, batch["statement_ids"], None, batch["statement_image"], batch["statement_other"]
+    ).argmax(-1)
     texts = batch["texts"]
     features = network.text_feature(network.text_encoder(texts, token_mask(texts))).float()
     similarity = network.image_feature(states).float() @ features.T

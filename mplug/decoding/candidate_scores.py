@@ -67,7 +67,11 @@ class CandidateScores:
         self.done(scores)
 
     def _run(self, tokens: np.ndarray, targets: np.ndarray) -> np.ndarray:
-        return self.graph({
-            "TOKENS": np.ascontiguousarray(tokens), "TARGETS": np.ascontiguousarray(targets),
-            "ENCODER_STATES": self.encoder_states[None], "ENCODER_MASK": self.encoder_mask[None],
-        })["LOG_PROBABILITIES"]  # fmt: skip
+        return self.graph(
+            {
+                "TOKENS": np.ascontiguousarray(tokens),
+                "TARGETS": np.ascontiguousarray(targets),
+                "ENCODER_STATES": self.encoder_states[None],
+                "ENCODER_MASK": self.encoder_mask[None],
+            }
+        )["LOG_PROBABILITIES"]

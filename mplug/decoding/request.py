@@ -66,8 +66,13 @@ class DecodeRequestParser:
         options = parse_search_options(inputs, self.generation, self.end_id)
         check_positions(inputs, options, len(prefix), self.max_positions)
         return DecodeRequest(
-            encoder_states=states, encoder_mask=mask,
-            prefix=prefix, options=options, token_range=token_range, done=_unset, failed=_unset,
+            encoder_states=states,
+            encoder_mask=mask,
+            prefix=prefix,
+            options=options,
+            token_range=token_range,
+            done=_unset,
+            failed=_unset,
         )
 
     def candidates(self, inputs: Mapping[str, Value]) -> np.ndarray:
@@ -106,9 +111,7 @@ class DecodeRequestParser:
         return states, mask.astype(np.int32)
 
 
-def parse_search_options(
-    inputs: Mapping[str, Value], generation: GenerationConfig, end_id: int
-) -> SearchOptions:
+def parse_search_options(inputs: Mapping[str, Value], generation: GenerationConfig, end_id: int) -> SearchOptions:
     """NUM_BEAMS, MIN_LENGTH, MAX_LENGTH, NUM_RETURN and LENGTH_PENALTY, with defaults where absent.
 
     A MAX_LENGTH below the default MIN_LENGTH, or the other way round, moves the one that was not asked
@@ -132,16 +135,16 @@ def parse_search_options(
     return SearchOptions(num_beams, min_length, max_length, num_return, length_penalty, end_id)
 
 
-def check_positions(
-    inputs: Mapping[str, Value], options: SearchOptions, prefix: int, max_positions: int
-) -> None:
+def check_positions(inputs: Mapping[str, Value], options: SearchOptions, prefix: int, max_positions: int) -> None:
     """Raise InvalidRequest when `prefix` tokens and the longest result exceed the decoder's positions."""
     if prefix + options.max_length <= max_positions:
         return
     # A MIN_LENGTH alone moves the longest length along with it.
     name = "MIN_LENGTH" if "MIN_LENGTH" in inputs and "MAX_LENGTH" not in inputs else "MAX_LENGTH"
-    raise InvalidRequest(f"{name}: {options.max_length} tokens behind a prompt of {prefix} are more than the "
-                         f"checkpoint's {max_positions} positions")
+    raise InvalidRequest(
+        f"{name}: {options.max_length} tokens behind a prompt of {prefix} are more than the "
+        f"checkpoint's {max_positions} positions"
+    )
 
 
 def polled(check: Callable[[], bool], seconds: float = POLL_SECONDS) -> Callable[[], bool]:

@@ -275,9 +275,7 @@ def _deep_grey_to_rgb(image: Image.Image, name: str) -> Image.Image:
     """Grey of more than 8 bits → RGB; Pillow's own conversion clips it at 255, that is to white."""
     samples = np.asarray(image)
     if image.mode == "F" or samples.min() < 0 or samples.max() > 0xFFFF:
-        raise InvalidRequest(
-            f"{name} has 32-bit samples, whose range is not defined: send 8 or 16 bits per channel"
-        )
+        raise InvalidRequest(f"{name} has 32-bit samples, whose range is not defined: send 8 or 16 bits per channel")
     # The high byte, which is also what Pillow keeps of 16-bit colour.
     grey = (samples.astype(np.uint16) >> 8).astype(np.uint8)
     transparent = image.info.get("transparency")

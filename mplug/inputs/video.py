@@ -82,8 +82,9 @@ def _count(data: bytes, name: str) -> int:
                 last = packet.pts if last is None else max(last, packet.pts)
             seconds = 0.0 if first is None else float((last - first) * packet.time_base)
             if count > MAX_VIDEO_FRAMES or seconds > MAX_VIDEO_SECONDS:
-                raise InvalidRequest(f"{name} is longer than {MAX_VIDEO_SECONDS} s or {MAX_VIDEO_FRAMES:,} frames: "
-                                     "send a part of it")
+                raise InvalidRequest(
+                    f"{name} is longer than {MAX_VIDEO_SECONDS} s or {MAX_VIDEO_FRAMES:,} frames: send a part of it"
+                )
     if not count:
         raise InvalidRequest(f"{name} holds no frames")
     return count
@@ -130,5 +131,7 @@ def _upright(frame: av.VideoFrame) -> Image.Image:
 
 def _check_size(width: int, height: int, name: str) -> None:
     if max(width, height) > MAX_VIDEO_SIDE or width * height > MAX_VIDEO_PIXELS:
-        raise InvalidRequest(f"{name} is {width:,} × {height:,} pixels, at most {MAX_VIDEO_PIXELS:,} in all and "
-                             f"{MAX_VIDEO_SIDE:,} a side are taken: send a smaller video")
+        raise InvalidRequest(
+            f"{name} is {width:,} × {height:,} pixels, at most {MAX_VIDEO_PIXELS:,} in all and "
+            f"{MAX_VIDEO_SIDE:,} a side are taken: send a smaller video"
+        )

@@ -90,8 +90,16 @@ class DecoderStepGraph(nn.Module):
         self.layers = network.config.text.text_decode_layers
         self.candidates = min(MAX_BEAMS, network.config.text.vocab_size)
 
-    def forward(self, tokens: Tensor, positions: Tensor, ancestry: Tensor, encoder_mask: Tensor, end_blocked: Tensor,
-                token_range: Tensor, *caches: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(
+        self,
+        tokens: Tensor,
+        positions: Tensor,
+        ancestry: Tensor,
+        encoder_mask: Tensor,
+        end_blocked: Tensor,
+        token_range: Tensor,
+        *caches: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor]:
         pairs = list(zip(caches[::2], caches[1::2], strict=True))
         logits, written = self.decoder.step(
             tokens, positions, ancestry, encoder_mask, pairs[: self.layers], pairs[self.layers :]
@@ -125,8 +133,11 @@ def graphs_of(network: MPlug, end_id: int) -> Iterator[tuple[GraphSpec, nn.Modul
 
     `end_id` is the id of `[SEP]`.
     """
-    makers = {"vision_encoder": VisionEncoderGraph, "text_encoder": TextEncoderGraph,
-              "fusion_encoder": FusionEncoderGraph}
+    makers = {
+        "vision_encoder": VisionEncoderGraph,
+        "text_encoder": TextEncoderGraph,
+        "fusion_encoder": FusionEncoderGraph,
+    }
     for name, maker in makers.items():
         if hasattr(network, name):
             yield _with_heads_of(network, ENCODERS[name]), maker(network)
@@ -140,7 +151,8 @@ def graphs_of(network: MPlug, end_id: int) -> Iterator[tuple[GraphSpec, nn.Modul
 
 def _with_heads_of(network: MPlug, spec: GraphSpec) -> GraphSpec:
     outputs = tuple(
-        output for output in spec.outputs
+        output
+        for output in spec.outputs
         if output.name not in OPTIONAL_OUTPUTS or hasattr(network, OPTIONAL_OUTPUTS[output.name])
     )
     return GraphSpec(spec.name, spec.inputs, outputs)

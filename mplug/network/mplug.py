@@ -21,10 +21,20 @@ PARTS_OF_TASK = {
     "video-question-answering": ("vision_encoder", "text_encoder", "fusion_encoder", "text_decoder"),
     "visual-grounding": ("vision_encoder", "text_encoder", "fusion_encoder", "text_decoder"),
     "image-text-retrieval": (
-        "vision_encoder", "text_encoder", "fusion_encoder", "vision_projection", "text_projection", "match_head",
+        "vision_encoder",
+        "text_encoder",
+        "fusion_encoder",
+        "vision_projection",
+        "text_projection",
+        "match_head",
     ),
     "video-text-retrieval": (
-        "vision_encoder", "text_encoder", "fusion_encoder", "vision_projection", "text_projection", "match_head",
+        "vision_encoder",
+        "text_encoder",
+        "fusion_encoder",
+        "vision_projection",
+        "text_projection",
+        "match_head",
     ),
     "nlvr2": ("vision_encoder", "text_encoder", "fusion_encoder", "nlvr_head"),
     "visual-entailment": ("vision_encoder", "text_encoder", "fusion_encoder", "entail_head"),
@@ -36,8 +46,17 @@ def parts_needed(config: MPlugConfig) -> tuple[str, ...]:
     needed = [part for task in config.tasks for part in PARTS_OF_TASK[task]]
     if config.caption_states == "fused" and any(task.endswith("captioning") for task in config.tasks):
         needed += PARTS_OF_TASK["visual-question-answering"]
-    order = ("vision_encoder", "text_encoder", "fusion_encoder", "text_decoder", "vision_projection",
-             "text_projection", "match_head", "nlvr_head", "entail_head")
+    order = (
+        "vision_encoder",
+        "text_encoder",
+        "fusion_encoder",
+        "text_decoder",
+        "vision_projection",
+        "text_projection",
+        "match_head",
+        "nlvr_head",
+        "entail_head",
+    )
     return tuple(part for part in order if part in needed)
 
 

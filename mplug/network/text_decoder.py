@@ -99,7 +99,11 @@ class TextDecoder(nn.Module):
             key, value = block.keys_and_values(states)  # [S, H, B, D]
             written.append((key, value))
             context = _beam_attention(
-                block.split_heads(block.query(states)), key, value, past_key.flatten(2, 3), past_value.flatten(2, 3),
+                block.split_heads(block.query(states)),
+                key,
+                value,
+                past_key.flatten(2, 3),
+                past_value.flatten(2, 3),
                 past_mask,
             )
             states = block.finish(context, states)

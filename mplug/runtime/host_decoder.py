@@ -53,16 +53,29 @@ class HostDecoder(ABC):
         self._past[:, target] = self._past[:, source]
         self._cross[:, target] = self._cross[:, source]
 
-    def step(self, tokens: np.ndarray, positions: np.ndarray, ancestry: np.ndarray, encoder_mask: np.ndarray,
-             end_blocked: np.ndarray, token_range: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def step(
+        self,
+        tokens: np.ndarray,
+        positions: np.ndarray,
+        ancestry: np.ndarray,
+        encoder_mask: np.ndarray,
+        end_blocked: np.ndarray,
+        token_range: np.ndarray,
+    ) -> tuple[np.ndarray, np.ndarray]:
         """See `Decoder.step`; `ancestry` and `encoder_mask` may be narrower than the room reserved."""
         slots, beams = tokens.shape
         ancestry = _padded(ancestry, self._positions, -1)
         encoder_mask = _padded(encoder_mask, self._states, 0)
-        next_tokens, log_probabilities, written = self._run_step({
-            "TOKENS": tokens, "POSITIONS": positions, "ANCESTRY": ancestry, "ENCODER_MASK": encoder_mask,
-            "END_BLOCKED": end_blocked, "TOKEN_RANGE": token_range,
-        })  # written: [2·layers, S, H, M, D]
+        next_tokens, log_probabilities, written = self._run_step(
+            {
+                "TOKENS": tokens,
+                "POSITIONS": positions,
+                "ANCESTRY": ancestry,
+                "ENCODER_MASK": encoder_mask,
+                "END_BLOCKED": end_blocked,
+                "TOKEN_RANGE": token_range,
+            }
+        )  # written: [2·layers, S, H, M, D]
         for slot in range(slots):
             self._past[:, slot, :, positions[slot], :beams] = written[:, slot]
         return next_tokens, log_probabilities

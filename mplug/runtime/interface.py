@@ -87,8 +87,15 @@ class Decoder(Protocol):
     def move(self, source: int, target: int) -> None:
         """Move a slot's caches to another slot."""
 
-    def step(self, tokens: np.ndarray, positions: np.ndarray, ancestry: np.ndarray, encoder_mask: np.ndarray,
-             end_blocked: np.ndarray, token_range: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def step(
+        self,
+        tokens: np.ndarray,
+        positions: np.ndarray,
+        ancestry: np.ndarray,
+        encoder_mask: np.ndarray,
+        end_blocked: np.ndarray,
+        token_range: np.ndarray,
+    ) -> tuple[np.ndarray, np.ndarray]:
         """One step of the first S slots: next tokens and log-probabilities `[S, M, K]` (inputs: contract)."""
 
 

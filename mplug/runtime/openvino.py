@@ -49,17 +49,23 @@ def open_decoder(info: StageInfo) -> OpenVinoDecoder:
 
 def _compile(model: openvino.Model, info: StageInfo) -> openvino.CompiledModel:
     if not supported(info.precision):
-        raise RuntimeUnavailable(f"{info.folder}: was built for {info.precision}, which this CPU does not compute; "
-                                 "build again with --precision fp32")
+        raise RuntimeUnavailable(
+            f"{info.folder}: was built for {info.precision}, which this CPU does not compute; "
+            "build again with --precision fp32"
+        )
     quantised = math.gcd(QUANTISED_TOGETHER, info.sizes["hidden_size"]) if info.precision == "int8" else 0
-    return openvino.Core().compile_model(model, "CPU", {
-        "INFERENCE_PRECISION_HINT": PRECISIONS[computed_in(info.precision)],
-        "PERFORMANCE_HINT": "LATENCY",
-        "INFERENCE_NUM_THREADS": threads(),
-        # Pinned threads of stages that run at the same time would share cores and leave others idle.
-        "ENABLE_CPU_PINNING": False,
-        "DYNAMIC_QUANTIZATION_GROUP_SIZE": quantised,
-    })
+    return openvino.Core().compile_model(
+        model,
+        "CPU",
+        {
+            "INFERENCE_PRECISION_HINT": PRECISIONS[computed_in(info.precision)],
+            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_NUM_THREADS": threads(),
+            # Pinned threads of stages that run at the same time would share cores and leave others idle.
+            "ENABLE_CPU_PINNING": False,
+            "DYNAMIC_QUANTIZATION_GROUP_SIZE": quantised,
+        },
+    )
 
 
 class OpenVinoGraph:
@@ -81,8 +87,12 @@ class OpenVinoDecoder(HostDecoder):
         sizes = info.sizes
         self._half = computed_in(info.precision) == "bf16"
         # numpy has no bf16: the cache's bits travel as uint16, and are only ever copied.
-        super().__init__(layers=sizes["layers"], heads=sizes["heads"], head_width=sizes["head_width"],
-                         cache_dtype=np.dtype(np.uint16 if self._half else np.float32))
+        super().__init__(
+            layers=sizes["layers"],
+            heads=sizes["heads"],
+            head_width=sizes["head_width"],
+            cache_dtype=np.dtype(np.uint16 if self._half else np.float32),
+        )
         self._prefill_spec, self._step_spec = decoder_prefill(sizes["layers"]), decoder_step(sizes["layers"])
         self._prefill_request = self._open(info, self._prefill_spec)
         self._step_request = self._open(info, self._step_spec)

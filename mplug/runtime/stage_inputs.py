@@ -33,14 +33,19 @@ class StageInputs:
         lengths = dict(self.fixed)
         for tensor in self.spec.inputs:
             shape = inputs[tensor.name].shape
-            if len(shape) != len(tensor.axes) or not all(shape) or any(
-                length != (axis if isinstance(axis, int) else lengths.setdefault(axis, length))
-                for axis, length in zip(tensor.axes, shape, strict=True)
+            if (
+                len(shape) != len(tensor.axes)
+                or not all(shape)
+                or any(
+                    length != (axis if isinstance(axis, int) else lengths.setdefault(axis, length))
+                    for axis, length in zip(tensor.axes, shape, strict=True)
+                )
             ):
                 raise _wrong_shape(tensor, shape, lengths)
             if "L" in lengths and lengths["L"] > self.max_text_length:
-                raise InvalidRequest(f"{tensor.name}: {lengths['L']} tokens are more than the {self.max_text_length} "
-                                     "allowed")
+                raise InvalidRequest(
+                    f"{tensor.name}: {lengths['L']} tokens are more than the {self.max_text_length} allowed"
+                )
         ids = inputs.get("INPUT_IDS")
         if ids is not None and (ids.min() < 0 or ids.max() >= self.vocab_size):
             raise InvalidRequest(f"INPUT_IDS: ids must be 0…{self.vocab_size - 1}")

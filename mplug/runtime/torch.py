@@ -53,8 +53,12 @@ class TorchDecoder(HostDecoder):
 
     def __init__(self, info: StageInfo) -> None:
         sizes = info.sizes
-        super().__init__(layers=sizes["layers"], heads=sizes["heads"], head_width=sizes["head_width"],
-                         cache_dtype=np.dtype(np.float32))
+        super().__init__(
+            layers=sizes["layers"],
+            heads=sizes["heads"],
+            head_width=sizes["head_width"],
+            cache_dtype=np.dtype(np.float32),
+        )
         self._prefill_graph = TorchGraph(info, "text_decoder_prefill")
         self._step_graph = TorchGraph(info, "text_decoder_step")
         self._caches: list[np.ndarray] = []

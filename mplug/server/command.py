@@ -71,9 +71,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         epilog="Port 0 is any free one. With --run, ports are free ones and the address is 127.0.0.1.",
     )
     parser.add_argument("repository", metavar="DIR", help="what builders/build.py wrote")
-    parser.add_argument(
-        "--host", help="address to listen on (default: 0.0.0.0, every interface, as Triton does)"
-    )
+    parser.add_argument("--host", help="address to listen on (default: 0.0.0.0, every interface, as Triton does)")
     parser.add_argument("--http-port", type=int, help=f"default: {HTTP_PORT}")
     parser.add_argument("--grpc-port", type=int, help=f"default: {GRPC_PORT}")
     parser.add_argument("--metrics-port", type=int, help=f"default: {METRICS_PORT}")
@@ -84,9 +82,11 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         help="size of the response cache in MiB, 0 for none (default: %(default)s)",
     )
     parser.add_argument(
-        "--drain-seconds", type=float, default=DRAIN_SECONDS,
+        "--drain-seconds",
+        type=float,
+        default=DRAIN_SECONDS,
         help="how long requests in flight are waited for at the end (default: %(default)s)",
-    )  # fmt: skip
+    )
     parser.add_argument(
         "--model-config-name", metavar="NAME", help="serve configs/NAME.pbtxt of each model that has one"
     )
@@ -94,9 +94,11 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--log", choices=("warning", "info", "verbose"), default="warning", help="how much tritonserver tells"
     )
     parser.add_argument(
-        "--tritonserver", default="auto", metavar="auto|path|wheel|FILE",
+        "--tritonserver",
+        default="auto",
+        metavar="auto|path|wheel|FILE",
         help="which one: that on the PATH, else the nvidia-pytriton wheel's (auto); or this executable",
-    )  # fmt: skip
+    )
     parser.add_argument(
         "--triton-argument",
         action="append",

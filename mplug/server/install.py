@@ -183,18 +183,12 @@ def _linked(executable: Path, environment: dict[str, str] | None = None) -> str:
 
 def _require_libraries(executables: tuple[Path, ...], environment: dict[str, str]) -> None:
     missing = sorted(
-        {
-            name
-            for path in executables
-            for name in re.findall(r"(\S+) => not found", _linked(path, environment))
-        }
+        {name for path in executables for name in re.findall(r"(\S+) => not found", _linked(path, environment))}
     )
     if missing:
         packages = [PACKAGE_OF_LIBRARY[name] for name in missing if name in PACKAGE_OF_LIBRARY]
         advice = f"; on Debian or Ubuntu: apt-get install {' '.join(packages)}" if packages else ""
-        raise ServerError(
-            f"tritonserver needs shared libraries that are missing: {', '.join(missing)}{advice}"
-        )
+        raise ServerError(f"tritonserver needs shared libraries that are missing: {', '.join(missing)}{advice}")
 
 
 def _require_same_python(stub: Path) -> None:

@@ -145,9 +145,7 @@ class TritonServer:
             self._wait_ready(install, cancelled)
         except BaseException as error:
             self._end()
-            if isinstance(
-                error, OSError
-            ):  # not an executable of this machine, no space for the scratch folder …
+            if isinstance(error, OSError):  # not an executable of this machine, no space for the scratch folder …
                 raise ServerError(f"cannot start tritonserver: {error}") from error
             raise
 
@@ -184,20 +182,26 @@ class TritonServer:
         options = self.options
         levels = ("warning", "info", "verbose").index(options.log)
         command = [
-            str(install.executable), *install.arguments,
+            str(install.executable),
+            *install.arguments,
             f"--model-repository={self.repository.resolve()}",
-            f"--http-address={options.host}", f"--http-port={options.http_port}",
-            f"--grpc-address={options.host}", f"--grpc-port={options.grpc_port}",
-            f"--metrics-address={options.host}", f"--metrics-port={options.metrics_port}",
+            f"--http-address={options.host}",
+            f"--http-port={options.http_port}",
+            f"--grpc-address={options.host}",
+            f"--grpc-port={options.grpc_port}",
+            f"--metrics-address={options.host}",
+            f"--metrics-port={options.metrics_port}",
             # A model that fails leaves the server up and not ready, so that we can ask it for the reason.
-            "--exit-on-error=false", "--strict-readiness=true",
+            "--exit-on-error=false",
+            "--strict-readiness=true",
             f"--exit-timeout-secs={EXIT_SECONDS}",
-            f"--log-info={'true' if levels >= 1 else 'false'}", f"--log-verbose={1 if levels >= 2 else 0}",
+            f"--log-info={'true' if levels >= 1 else 'false'}",
+            f"--log-verbose={1 if levels >= 2 else 0}",
             f"--backend-config=python,thread-pool-size={THREADS}",
             f"--backend-config=python,shm-region-prefix-name={self._shm_prefix}",
             f"--backend-config=python,shm-default-byte-size={SHM_DEFAULT}",
             f"--backend-config=python,shm-growth-byte-size={SHM_GROWTH}",
-        ]  # fmt: skip
+        ]
         if not _completes_configs(self.repository):
             # Asking a model to complete its config costs a process with all its imports: most of a start.
             command += ["--disable-auto-complete-config"]
@@ -289,9 +293,7 @@ class _Log:
         self._thread: threading.Thread | None = None
 
     def follow(self, process: subprocess.Popen[str]) -> None:
-        self._thread = threading.Thread(
-            target=self._pump, args=(process,), name="tritonserver-log", daemon=True
-        )
+        self._thread = threading.Thread(target=self._pump, args=(process,), name="tritonserver-log", daemon=True)
         self._thread.start()
 
     def _pump(self, process: subprocess.Popen[str]) -> None:
@@ -383,8 +385,6 @@ def _with_ports(options: Options) -> Options:
             port = next(p for p in candidates if p not in chosen.values() and _is_free(options.host, p))
         elif not _is_free(options.host, port):
             flag = f"--{name.replace('_', '-')}"
-            raise ServerError(
-                f"port {port} on {options.host} is occupied: end what uses it or choose another {flag}"
-            )
+            raise ServerError(f"port {port} on {options.host} is occupied: end what uses it or choose another {flag}")
         chosen[name] = port
     return replace(options, **chosen)

@@ -32,8 +32,9 @@ def has_projections(config: MPlugConfig) -> bool:
     return any(task.endswith("retrieval") for task in config.tasks)
 
 
-async def encode_images(call_stage: CallStage, config: MPlugConfig, pixels: np.ndarray
-                        ) -> tuple[np.ndarray, np.ndarray | None]:
+async def encode_images(
+    call_stage: CallStage, config: MPlugConfig, pixels: np.ndarray
+) -> tuple[np.ndarray, np.ndarray | None]:
     """Pixels `[F, 3, R, R]` → states `[F, N, W]` and, of retrieval checkpoints, projections `[F, E]`."""
     outputs = ["IMAGE_STATES", *(["IMAGE_PROJECTION"] if has_projections(config) else [])]
     found = await call_stage("vision_encoder", {"PIXEL_VALUES": pixels}, outputs)
@@ -52,15 +53,17 @@ async def encode_texts(call_stage: CallStage, config: MPlugConfig, ids: np.ndarr
     return EncodedText(found["TEXT_STATES"], mask, found.get("TEXT_PROJECTION"))
 
 
-async def fuse(call_stage: CallStage, image_states: np.ndarray, text: EncodedText, outputs: Sequence[str]
-               ) -> dict[str, np.ndarray]:
+async def fuse(
+    call_stage: CallStage, image_states: np.ndarray, text: EncodedText, outputs: Sequence[str]
+) -> dict[str, np.ndarray]:
     """Image states `[B, A, W]` and texts → the named outputs of the fusion encoder."""
     inputs = {"IMAGE_STATES": image_states, "TEXT_STATES": text.states, "ATTENTION_MASK": text.mask}
     return await call_stage("fusion_encoder", inputs, outputs)
 
 
-async def fuse_for_decoder(call_stage: CallStage, image_states: np.ndarray, text: EncodedText
-                           ) -> tuple[np.ndarray | DeviceArray, np.ndarray]:
+async def fuse_for_decoder(
+    call_stage: CallStage, image_states: np.ndarray, text: EncodedText
+) -> tuple[np.ndarray | DeviceArray, np.ndarray]:
     """One image and one text → what the decoder reads of both: states `[A + L, W]` and mask `[A + L]`.
 
     The states stay on the GPU where the stages are there.

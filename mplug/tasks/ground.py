@@ -75,10 +75,15 @@ class GroundTask:
         text = await encode_texts(call_stage, self.config, request.ids, request.mask)
         read = encoder_inputs(*await fuse_for_decoder(call_stage, side_by_side(states), text))
         greedy = SearchOptions(1, 0, BOX_TOKENS, 1, 0.0, self.tokenizer.sep_id)
-        found = await decode(call_stage, {
-            **read, **search_inputs(greedy), "PROMPT_IDS": np.array([self.start], np.int32),
-            "TOKEN_RANGE": np.array([self.first, self.first + self.scale + 1], np.int32),
-        })  # fmt: skip
+        found = await decode(
+            call_stage,
+            {
+                **read,
+                **search_inputs(greedy),
+                "PROMPT_IDS": np.array([self.start], np.int32),
+                "TOKEN_RANGE": np.array([self.first, self.first + self.scale + 1], np.int32),
+            },
+        )
         tokens = found["TOKEN_IDS"][0, 1:]  # behind the start
         box = request.letterbox.to_image((tokens - self.first) / self.scale)
         return {"BOX": np.array(box, np.float32), "BOX_TOKENS": np.ascontiguousarray(tokens, np.int32)}

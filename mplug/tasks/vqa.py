@@ -76,9 +76,10 @@ class VqaTask:
         question = one_text(inputs, "QUESTION")
         check_tokens("QUESTION", len(self.tokenizer.pieces(question)), self.config.max_text_length - 2)
         behind = [
-            " ".join(many_texts(inputs, name, MAX_WORDS).values()) for name in ("OCR", "OBJECTS")
+            " ".join(many_texts(inputs, name, MAX_WORDS).values())
+            for name in ("OCR", "OBJECTS")
             if name in inputs and len(inputs[name])
-        ]  # fmt: skip
+        ]
         return VqaRequest(
             pixels=visual(inputs, self.config.vision.image_size),
             question=self.tokenizer.encode(question, self.config.max_text_length, behind),

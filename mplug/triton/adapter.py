@@ -118,9 +118,7 @@ def to_error_response(error: BaseException, lead_with_code: bool = False) -> Any
         code, message = "INTERNAL", f"internal error: {_one_line(error)}"
     if lead_with_code:
         message = f"[{code}] {message}"
-    return pb_utils.InferenceResponse(
-        error=pb_utils.TritonError(message, getattr(pb_utils.TritonError, code))
-    )
+    return pb_utils.InferenceResponse(error=pb_utils.TritonError(message, getattr(pb_utils.TritonError, code)))
 
 
 def _one_line(error: BaseException) -> str:
@@ -131,9 +129,7 @@ def _one_line(error: BaseException) -> str:
 # Calls to stages
 
 
-async def call_stage(
-    name: str, inputs: Mapping[str, Value], outputs: Sequence[str], *, on_gpu: bool = False
-) -> Values:
+async def call_stage(name: str, inputs: Mapping[str, Value], outputs: Sequence[str], *, on_gpu: bool = False) -> Values:
     """Run another model of this server on `inputs` and return the named outputs, by choice in the memory of the GPU.
 
     Raises the stage's error with its code, its message led by the stage's name.

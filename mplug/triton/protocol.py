@@ -20,7 +20,6 @@ Values = dict[str, Value]
 CallStage = Callable[[str, Mapping[str, Value], Sequence[str]], Awaitable[Values]]
 
 
-
 class Forwarded(tuple[str, ...]):
     """Names of outputs that only go on to another stage: they may come as a `DeviceArray`, where a GPU has them."""
 

@@ -189,13 +189,13 @@ def caption_server(built: Callable[..., Path], serve: Callable[..., TritonServer
 
 
 @pytest.fixture(scope="session")
-def several_server(
-    tmp_path_factory: pytest.TempPathFactory, serve: Callable[..., TritonServer]
-) -> TritonServer:
+def several_server(tmp_path_factory: pytest.TempPathFactory, serve: Callable[..., TritonServer]) -> TritonServer:
     """Four golden checkpoints in one repository, and the captioner once more, under the name `again`."""
     repository = tmp_path_factory.mktemp("several") / "repository"
-    named = [*(Source(GOLDEN / case) for case in ("caption", "vqa", "retrieval", "grounding")),
-             Source(GOLDEN / "caption", "again")]  # fmt: skip
+    named = [
+        *(Source(GOLDEN / case) for case in ("caption", "vqa", "retrieval", "grounding")),
+        Source(GOLDEN / "caption", "again"),
+    ]
     build_repository(named, repository, target="torch")
     return serve(repository)
 

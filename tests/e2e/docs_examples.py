@@ -33,8 +33,9 @@ SECONDS = 120
 
 _BLOCK = re.compile(
     r"^<!-- tested -->\n```(?P<language>sh|python)\n(?P<code>.*?)^```\n"
-    r"(?:\n?```text\n(?P<output>.*?)^```$)?", re.M | re.S,
-)  # fmt: skip
+    r"(?:\n?```text\n(?P<output>.*?)^```$)?",
+    re.M | re.S,
+)
 _ERROR_ROW = re.compile(r"^\| `(?P<change>\{.*\})` \| `(?P<message>.*)` \|$", re.M)
 _NUMBER = re.compile(r"[-−+]?\d+(\.\d+)?%?")
 #: A command line of ours takes the server's address, which a reader's server has by default.
@@ -59,6 +60,7 @@ class Example:
         code = self.code.replace("localhost:8000", server.http_url).replace("localhost:8001", server.grpc_url)
         code = code.replace(" build/", f" {scratch}/").replace(".venv/bin/python", "python")
         if self.language == "sh":
+
             def with_url(command: re.Match[str]) -> str:
                 line = code[command.end() :].split("\n", 1)[0]
                 return f"{command[1]} --url {server.http_url if '--protocol http' in line else server.grpc_url}"
@@ -119,9 +121,10 @@ def _column_fits(printed: str, shown: str) -> bool:
 def _value_fits(printed: object, shown: object) -> bool:
     if isinstance(shown, dict):
         return (
-            isinstance(printed, dict) and list(printed) == list(shown)
+            isinstance(printed, dict)
+            and list(printed) == list(shown)
             and all(_value_fits(printed[key], shown[key]) for key in shown)
-        )  # fmt: skip
+        )
     if isinstance(shown, list):
         if not isinstance(printed, list) or bool(printed) != bool(shown):
             return False

@@ -226,9 +226,7 @@ def huge_jpeg(side: int) -> bytes:
     return bytes(data)
 
 
-def test_too_large_by_its_header_is_refused_before_it_is_decoded(
-    wire: Wire, caption_server: TritonServer
-) -> None:
+def test_too_large_by_its_header_is_refused_before_it_is_decoded(wire: Wire, caption_server: TritonServer) -> None:
     """20,000 × 20,000 pixels are 400 MB at least once decoded: the models' memory must show none of it."""
     before = peak_memory(caption_server)
     for data in (huge_png(20_000, whole=True), huge_png(20_000, whole=False), huge_jpeg(20_000)):

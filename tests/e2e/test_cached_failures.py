@@ -46,8 +46,11 @@ class TritonPythonModel(StageModel):
         return {"Y": inputs["X"] + 1, "RUNS": np.full(inputs["X"].shape, self.runs[x], np.int32)}
 """
 # As published stages of other backends are: cached, and nothing but their own inputs.
-PLAIN_CONFIG = FLAKY_CONFIG.replace("""[1] },
-  { name: "RETRY" data_type: TYPE_INT32 dims: [1] optional: true }""", "[1] }")
+PLAIN_CONFIG = FLAKY_CONFIG.replace(
+    """[1] },
+  { name: "RETRY" data_type: TYPE_INT32 dims: [1] optional: true }""",
+    "[1] }",
+)
 CALLER_CONFIG = """
 backend: "python"
 max_batch_size: 0

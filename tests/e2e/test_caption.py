@@ -31,9 +31,12 @@ def options_of(search: dict[str, Any]) -> dict[str, Any]:
     """A golden search as the inputs of a request for its whole n-best list."""
     beams = search["num_beams"]
     return {
-        "NUM_BEAMS": beams, "NUM_RETURN": beams, "MIN_LENGTH": search["min_length"],
-        "MAX_LENGTH": search["max_length"], "LENGTH_PENALTY": float(search["length_penalty_alpha"]),
-    }  # fmt: skip
+        "NUM_BEAMS": beams,
+        "NUM_RETURN": beams,
+        "MIN_LENGTH": search["min_length"],
+        "MAX_LENGTH": search["max_length"],
+        "LENGTH_PENALTY": float(search["length_penalty_alpha"]),
+    }
 
 
 def assert_golden(found: list[tuple[list[int], float]], reference: list[dict[str, Any]]) -> None:
@@ -114,10 +117,15 @@ def mixed_requests() -> list[dict[str, Any]]:
     for index in range(CLIENTS):
         beams = [1, 3, 5, 8, 16][index % 5]
         shortest, longest = sorted(random.integers(1, 41, 2).tolist())
-        requests.append({
-            "IMAGE": IMAGES[index % len(IMAGES)], "NUM_BEAMS": beams, "NUM_RETURN": beams,
-            "MIN_LENGTH": shortest, "MAX_LENGTH": longest,
-        })  # fmt: skip
+        requests.append(
+            {
+                "IMAGE": IMAGES[index % len(IMAGES)],
+                "NUM_BEAMS": beams,
+                "NUM_RETURN": beams,
+                "MIN_LENGTH": shortest,
+                "MAX_LENGTH": longest,
+            }
+        )
     return requests
 
 

@@ -66,10 +66,20 @@ def test_a_caption_is_all_that_is_printed(address: list[str], tmp_path: Path) ->
 def test_options_reach_the_search(caption_server: TritonServer) -> None:
     search = SEARCHES[3]
     done = run(
-        GOLDEN / "image1.png", GOLDEN / "image5.png", "--url", caption_server.grpc_url,
-        "--num-beams", str(search["num_beams"]), "--min-length", str(search["min_length"]),
-        "--max-length", str(search["max_length"]), "--num-return", str(search["num_beams"]), "--json",
-    )  # fmt: skip
+        GOLDEN / "image1.png",
+        GOLDEN / "image5.png",
+        "--url",
+        caption_server.grpc_url,
+        "--num-beams",
+        str(search["num_beams"]),
+        "--min-length",
+        str(search["min_length"]),
+        "--max-length",
+        str(search["max_length"]),
+        "--num-return",
+        str(search["num_beams"]),
+        "--json",
+    )
     assert (done.returncode, done.stderr) == (0, "")
     for index, line in zip((1, 5), done.stdout.splitlines(), strict=True):
         answer = json.loads(line)
@@ -117,9 +127,7 @@ def test_json_tells_of_failures_too(address: list[str], tmp_path: Path) -> None:
         (["--num-beams", "99999999999"], "num_beams is 99999999999"),
     ],
 )
-def test_a_wrong_option_is_one_line(
-    caption_server: TritonServer, arguments: list[str], complaint: str
-) -> None:
+def test_a_wrong_option_is_one_line(caption_server: TritonServer, arguments: list[str], complaint: str) -> None:
     done = run(GOLDEN / "image0.png", *arguments, "--url", caption_server.grpc_url)
     assert (done.returncode, done.stdout) == (1, "")
     assert_one_error(done.stderr, complaint)

@@ -118,17 +118,29 @@ def test_broken_files_harm_nobody(every_task_server: TritonServer, tmp_path: Pat
 def test_a_table_of_questions(every_task_server: TritonServer, tmp_path: Path) -> None:
     client_files.fill(tmp_path, 2)
     table, output = tmp_path / "table.csv", tmp_path / "answers.jsonl"
-    rows = ["image,question,prompt,other", "001.jpg,what is it,,x", "001.jpg,what is it,,y",
-            '"below/000.png",,how many,', "001.jpg,,,", ",what,,", "absent.jpg,what,,",
-            "001.jpg,what,how,"]  # fmt: skip
+    rows = [
+        "image,question,prompt,other",
+        "001.jpg,what is it,,x",
+        "001.jpg,what is it,,y",
+        '"below/000.png",,how many,',
+        "001.jpg,,,",
+        ",what,,",
+        "absent.jpg,what,,",
+        "001.jpg,what,how,",
+    ]
     table.write_text("\ufeff" + "\r\n".join(rows) + "\r\n", encoding="utf-8")
     command = [str(table), "--output", str(output), "--url", every_task_server.grpc_url, "--num-beams", "1"]
     assert batch.main(command) == 1
     found = lines_of(output)
     assert [(entry["image"], entry.get("question"), entry.get("prompt")) for entry in found] == [
-        ("001.jpg", "what is it", None), ("001.jpg", "what is it", None), ("below/000.png", None, "how many"),
-        ("001.jpg", None, None), ("", "what", None), ("absent.jpg", "what", None), ("001.jpg", "what", "how"),
-    ]  # fmt: skip
+        ("001.jpg", "what is it", None),
+        ("001.jpg", "what is it", None),
+        ("below/000.png", None, "how many"),
+        ("001.jpg", None, None),
+        ("", "what", None),
+        ("absent.jpg", "what", None),
+        ("001.jpg", "what", "how"),
+    ]
     kinds = ["answers", "answers", "captions", "captions", "error", "error", "error"]
     assert [next(kind for kind in ("answers", "captions", "error") if kind in entry) for entry in found] == kinds
     reasons = [entry["error"] for entry in found[4:]]
@@ -139,9 +151,7 @@ def test_a_table_of_questions(every_task_server: TritonServer, tmp_path: Path) -
     assert found[0]["answers"][0]["text"] == found[1]["answers"][0]["text"] == answer.text
 
 
-def test_other_options_do_not_mix(
-    every_task_server: TritonServer, tmp_path: Path, capsys: Capture
-) -> None:
+def test_other_options_do_not_mix(every_task_server: TritonServer, tmp_path: Path, capsys: Capture) -> None:
     names = client_files.fill(tmp_path / "photos", 3)
     output = tmp_path / "out.jsonl"
     command = [str(tmp_path / "photos"), "--output", str(output), "--url", every_task_server.grpc_url]
@@ -258,9 +268,12 @@ def test_words_find_pictures_in_two_steps(
 
 
 def test_a_picture_finds_pictures_and_texts(
-    every_task_server: TritonServer, indexed: Indexed, capsys: Capture, tmp_path: Path,
+    every_task_server: TritonServer,
+    indexed: Indexed,
+    capsys: Capture,
+    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+) -> None:
     photos, path, names = indexed
     image = str(photos / names[5])
     found = search(capsys, every_task_server, path, "--image", image, "--top", "3")

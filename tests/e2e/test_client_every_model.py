@@ -78,8 +78,10 @@ def questions(clip: Path) -> dict[str, tuple[str, tuple[Any, ...], dict[str, Any
 def wanted(every_task_server: TritonServer, clip: Path) -> dict[str, Any]:
     """All answers, by the plainest of the clients."""
     with Client(every_task_server.grpc_url) as client:
-        return {name: getattr(client, method)(*arguments, **options)
-                for name, (method, arguments, options) in questions(clip).items()}  # fmt: skip
+        return {
+            name: getattr(client, method)(*arguments, **options)
+            for name, (method, arguments, options) in questions(clip).items()
+        }
 
 
 def assert_same(found: dict[str, Any], wanted: dict[str, Any]) -> None:
@@ -93,8 +95,10 @@ def assert_same(found: dict[str, Any], wanted: dict[str, Any]) -> None:
                 assert getattr(one, "text", None) == getattr(other, "text", None)
                 assert one.score == pytest.approx(other.score, abs=1e-4)
         else:
-            assert vars(found[name]) == {key: pytest.approx(value, abs=1e-4) if key.startswith("prob") else value
-                                         for key, value in vars(answer).items()}  # fmt: skip
+            assert vars(found[name]) == {
+                key: pytest.approx(value, abs=1e-4) if key.startswith("prob") else value
+                for key, value in vars(answer).items()
+            }
 
 
 def test_answers_are_of_the_right_kind(wanted: dict[str, Any]) -> None:
@@ -117,8 +121,13 @@ def test_every_model_blocking(
     every_task_server: TritonServer, clip: Path, wanted: dict[str, Any], protocol: str, shared: bool
 ) -> None:
     with Client(url_of(every_task_server, protocol), protocol, shared_memory=shared) as client:
-        assert_same({name: getattr(client, method)(*arguments, **options)
-                     for name, (method, arguments, options) in questions(clip).items()}, wanted)  # fmt: skip
+        assert_same(
+            {
+                name: getattr(client, method)(*arguments, **options)
+                for name, (method, arguments, options) in questions(clip).items()
+            },
+            wanted,
+        )
 
 
 @pytest.mark.parametrize("shared", [False, True], ids=["sent", "shared"])
@@ -218,8 +227,10 @@ def test_who_does_not_wait_cleans_up(
 ) -> None:
     """The server reads a region while its client has given up: it is asked again to forget it."""
     frames = [large(40 + seed) for seed in range(16)]  # no server decodes so many within the time
-    with (Client(url_of(every_task_server, protocol), protocol, timeout=0.02, shared_memory=True) as client,
-          pytest.raises(ClientError, match=r"no answer from .* within 0\.02 s") as caught):  # fmt: skip
+    with (
+        Client(url_of(every_task_server, protocol), protocol, timeout=0.02, shared_memory=True) as client,
+        pytest.raises(ClientError, match=r"no answer from .* within 0\.02 s") as caught,
+    ):
         client.embed_image(frames)
     assert caught.value.status == "DEADLINE_EXCEEDED"
 
@@ -246,8 +257,12 @@ def test_a_killed_client_leaves_no_file(every_task_server: TritonServer) -> None
     data = picture.read_bytes()
     padded = Path(os.environ.get("TMPDIR", "/tmp")) / f"padded-{os.getpid()}.jpg"
     padded.write_bytes(data + bytes(shared_memory.SHARED_FROM))  # what follows a JPEG's end is not looked at
-    process = subprocess.Popen([sys.executable, "-c", program, every_task_server.grpc_url, padded], cwd=CHECKOUT,
-                               stdout=subprocess.PIPE, text=True)  # fmt: skip
+    process = subprocess.Popen(
+        [sys.executable, "-c", program, every_task_server.grpc_url, padded],
+        cwd=CHECKOUT,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
     try:
         assert process.stdout is not None and process.stdout.readline() == "asked\n"
         process.send_signal(signal.SIGKILL)
@@ -274,8 +289,10 @@ def test_memory_of_another_host_is_told(every_task_server: TritonServer, monkeyp
 
     monkeypatch.setattr(shared_memory.Regions, "create", staticmethod(create))
     for protocol in PROTOCOLS:
-        with (Client(url_of(every_task_server, protocol), protocol, shared_memory=True) as client,
-              pytest.raises(ClientError, match="is it on this host, in containers") as caught):  # fmt: skip
+        with (
+            Client(url_of(every_task_server, protocol), protocol, shared_memory=True) as client,
+            pytest.raises(ClientError, match="is it on this host, in containers") as caught,
+        ):
             client.embed_image(large(60))
         assert caught.value.status == "FAILED_PRECONDITION" and "\n" not in str(caught.value)
     assert files() == []

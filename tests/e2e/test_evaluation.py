@@ -60,8 +60,10 @@ def test_figures_are_the_same_through_either(results: dict[str, Path]) -> None:
     server, pytorch = (json.loads((folder / "scores.json").read_text()) for folder in results.values())
     assert (server["through"], pytorch["through"]) == ("a server over grpc", "PyTorch, fp32")
     for one, other in zip(server["outcomes"], pytorch["outcomes"], strict=True):
-        numbers = [{name: value for name, value in outcome["metrics"].items() if not isinstance(value, str)}
-                   for outcome in (one, other)]  # fmt: skip
+        numbers = [
+            {name: value for name, value in outcome["metrics"].items() if not isinstance(value, str)}
+            for outcome in (one, other)
+        ]
         assert numbers[0] == pytest.approx(numbers[1], abs=1e-6)
         assert one["first_mistakes"] == other["first_mistakes"] or one["task"] == "grounding"
 

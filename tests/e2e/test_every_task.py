@@ -41,8 +41,9 @@ class Reference:
         """Image states `[1, F·N, W]`."""
         size = self.config.vision.image_size
         images = [decode_image(picture) for picture in pictures]
-        pixels = [letterbox_pixel_values(image, size)[0] if letterboxed else pixel_values(image, size)
-                  for image in images]  # fmt: skip
+        pixels = [
+            letterbox_pixel_values(image, size)[0] if letterboxed else pixel_values(image, size) for image in images
+        ]
         return self.network.vision_encoder(torch.from_numpy(np.stack(pixels))).reshape(1, -1, 192)
 
     def text(self, text: str, length: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -50,8 +51,17 @@ class Reference:
         ids, mask = (torch.from_numpy(array)[None] for array in self.tokenizer.encode(text, length))
         return self.network.text_encoder(ids, mask), mask
 
-    def greedy(self, image: torch.Tensor, text: str, length: int, *, start: int, shortest: int, longest: int,
-               allowed: range | None = None) -> list[int]:  # fmt: skip
+    def greedy(
+        self,
+        image: torch.Tensor,
+        text: str,
+        length: int,
+        *,
+        start: int,
+        shortest: int,
+        longest: int,
+        allowed: range | None = None,
+    ) -> list[int]:
         """Ids from the start token on."""
         states, mask = self.text(text, length)
         fused = self.network.fusion_encoder(image, states, mask)
@@ -105,9 +115,13 @@ def test_captions_from_fused_states(wire: Wire, reference: Reference, images: li
         answer = wire.ask("caption", IMAGE=images, NUM_BEAMS=1, MIN_LENGTH=2, MAX_LENGTH=12, **extra)
         text = asked or prompt
         wanted = reference.greedy(
-            reference.states(images), text, len(tokenizer.pieces(text)) + 2,
-            start=tokenizer.cls_id, shortest=2, longest=12,
-        )  # fmt: skip
+            reference.states(images),
+            text,
+            len(tokenizer.pieces(text)) + 2,
+            start=tokenizer.cls_id,
+            shortest=2,
+            longest=12,
+        )
         assert answer["TOKEN_IDS"][0].tolist() == wanted
         scores.append(float(answer["SCORE"][0]))
     assert abs(scores[0] - scores[1]) > TOLERANCE  # the prompt is read
@@ -118,9 +132,13 @@ def test_answers(wire: Wire, reference: Reference, images: list[bytes]) -> None:
     """The lengths of answers are the published ones, not those of captions, whose lengths the YAML gives."""
     answer = wire.ask("vqa", IMAGE=images, QUESTION=TEXT, NUM_BEAMS=1)
     wanted = reference.greedy(
-        reference.states(images), TEXT, reference.config.max_text_length,
-        start=reference.tokenizer.cls_id, shortest=1, longest=10,
-    )  # fmt: skip
+        reference.states(images),
+        TEXT,
+        reference.config.max_text_length,
+        start=reference.tokenizer.cls_id,
+        shortest=1,
+        longest=10,
+    )
     assert answer["TOKEN_IDS"][0].tolist() == wanted
 
 
@@ -133,9 +151,14 @@ def test_boxes(wire: Wire, reference: Reference) -> None:
     for image in PICTURES:
         answer = wire.ask("ground", IMAGE=image, EXPRESSION=TEXT)
         wanted = reference.greedy(
-            reference.states([image], letterboxed=True), TEXT, reference.config.max_text_length,
-            start=tokenizer.token_id("[unused339]"), shortest=0, longest=4, allowed=allowed,
-        )  # fmt: skip
+            reference.states([image], letterboxed=True),
+            TEXT,
+            reference.config.max_text_length,
+            start=tokenizer.token_id("[unused339]"),
+            shortest=0,
+            longest=4,
+            allowed=allowed,
+        )
         assert answer["BOX_TOKENS"].tolist() == wanted[1:]
         width, height = Image.open(io.BytesIO(image)).size
         left, top, right, bottom = answer["BOX"]
@@ -165,8 +188,9 @@ def test_judgements(wire: Wire, reference: Reference) -> None:
     assert answer["LABEL"].tolist() == [[b"false", b"true"][pair.argmax()]]
     np.testing.assert_allclose(answer["PROBABILITY"], [pair.max()], atol=TOLERANCE)
     wanted = network.entail_head(tops[0]).softmax(-1)[0].numpy()
-    np.testing.assert_allclose(wire.ask("entail", IMAGE=PICTURES[0], HYPOTHESIS=TEXT)["PROBABILITY"], wanted,
-                               atol=TOLERANCE)  # fmt: skip
+    np.testing.assert_allclose(
+        wire.ask("entail", IMAGE=PICTURES[0], HYPOTHESIS=TEXT)["PROBABILITY"], wanted, atol=TOLERANCE
+    )
 
 
 def test_what_was_built_is_told(every_task_server: TritonServer) -> None:

@@ -65,13 +65,25 @@ BEYOND: list[tuple[str, str, str, dict[str, Tensor]]] = [
     ("entail", "HYPOTHESIS", "31 tokens are more than the 30", {"HYPOTHESIS": words(READ + 1)}),
     *[
         (model, name, complaint, {name: text})
-        for model, name in (("vqa", "QUESTION"), ("embed_text", "TEXT"), ("match", "TEXT"), ("ground", "EXPRESSION"),
-                            ("nlvr", "STATEMENT"), ("entail", "HYPOTHESIS"))
-        for text, complaint in (("", "is empty"), (" \n", "is empty"), (b"\xff", "not UTF-8"),
-                                ("a" * 2001, "2,001 characters"))
+        for model, name in (
+            ("vqa", "QUESTION"),
+            ("embed_text", "TEXT"),
+            ("match", "TEXT"),
+            ("ground", "EXPRESSION"),
+            ("nlvr", "STATEMENT"),
+            ("entail", "HYPOTHESIS"),
+        )
+        for text, complaint in (
+            ("", "is empty"),
+            (" \n", "is empty"),
+            (b"\xff", "not UTF-8"),
+            ("a" * 2001, "2,001 characters"),
+        )
     ],
-    *[(model, name, "holds no words", {name: "?!"}) for model, name in
-      (("embed_text", "TEXT"), ("match", "TEXT"), ("nlvr", "STATEMENT"), ("entail", "HYPOTHESIS"))],
+    *[
+        (model, name, "holds no words", {name: "?!"})
+        for model, name in (("embed_text", "TEXT"), ("match", "TEXT"), ("nlvr", "STATEMENT"), ("entail", "HYPOTHESIS"))
+    ],
     # How many there are.
     ("match", "TEXT", "holds 0 texts, but must hold 1 to 256", {"TEXT": NOTHING}),
     ("match", "TEXT", "holds 257 texts", {"TEXT": [b"a dog"] * 257}),
@@ -92,17 +104,22 @@ BEYOND: list[tuple[str, str, str, dict[str, Tensor]]] = [
     *[(model, "IMAGE", "holds 17 elements", {"IMAGE": [IMAGE] * 17}) for model in ("caption", "vqa", "embed_image")],
     *[(model, "IMAGE", "holds 0 elements", {"IMAGE": NOTHING}) for model in ("caption", "vqa", "embed_image")],
     *[(model, "VIDEO", "beside IMAGE", {"VIDEO": b"x"}) for model in ("caption", "vqa", "embed_image")],
-    *[(model, "FRAMES", "not one number between 1 and 16", {"FRAMES": frames})
-      for model in ("caption", "vqa", "embed_image") for frames in (0, 17, -1)],
+    *[
+        (model, "FRAMES", "not one number between 1 and 16", {"FRAMES": frames})
+        for model in ("caption", "vqa", "embed_image")
+        for frames in (0, 17, -1)
+    ],
     # Options of a search for an answer, and those that mean nothing beside CANDIDATES.
     ("vqa", "NUM_BEAMS", "17 is not between 1 and 16", {"NUM_BEAMS": 17}),
     ("vqa", "NUM_RETURN", "3 is not between 1 and 2", {"NUM_BEAMS": 2, "NUM_RETURN": 3}),
     ("vqa", "MAX_LENGTH", f"{POSITIONS} positions", {"MAX_LENGTH": POSITIONS}),
     ("vqa", "LENGTH_PENALTY", "nan is not between", {"LENGTH_PENALTY": float("nan")}),
     ("vqa", "NUM_RETURN", "between 1 and the 2 CANDIDATES", {"CANDIDATES": [b"yes", b"no"], "NUM_RETURN": 3}),
-    *[("vqa", name, "no meaning beside CANDIDATES", {"CANDIDATES": [b"yes"], name: value})
-      for name, value in (("NUM_BEAMS", 2), ("MIN_LENGTH", 1), ("MAX_LENGTH", 4), ("LENGTH_PENALTY", 1.0))],
-]  # fmt: skip
+    *[
+        ("vqa", name, "no meaning beside CANDIDATES", {"CANDIDATES": [b"yes"], name: value})
+        for name, value in (("NUM_BEAMS", 2), ("MIN_LENGTH", 1), ("MAX_LENGTH", 4), ("LENGTH_PENALTY", 1.0))
+    ],
+]
 
 GOOD: dict[str, dict[str, Tensor]] = {
     "caption": {"IMAGE": IMAGE},
@@ -133,8 +150,15 @@ def test_what_is_missing_is_named(wire: Wire) -> None:
 
 def test_texts_as_long_as_they_may_be(wire: Wire) -> None:
     longest = words(READ)
-    for model, name in (("caption", "PROMPT"), ("vqa", "QUESTION"), ("embed_text", "TEXT"), ("match", "TEXT"),
-                        ("ground", "EXPRESSION"), ("nlvr", "STATEMENT"), ("entail", "HYPOTHESIS")):  # fmt: skip
+    for model, name in (
+        ("caption", "PROMPT"),
+        ("vqa", "QUESTION"),
+        ("embed_text", "TEXT"),
+        ("match", "TEXT"),
+        ("ground", "EXPRESSION"),
+        ("nlvr", "STATEMENT"),
+        ("entail", "HYPOTHESIS"),
+    ):
         answer = wire.ask(model, **{**GOOD[model], name: longest})
         shorter = wire.ask(model, **{**GOOD[model], name: words(READ - 1)})
         number = next(value for value in answer.values() if value.dtype == np.float32)
@@ -174,12 +198,23 @@ def test_stages_refuse_what_they_cannot_read(wire: Wire) -> None:
         ("vision_encoder", "PIXEL_VALUES", "shape", {"PIXEL_VALUES": np.zeros((1, 3, 96, 128), np.float32)}),
         ("text_encoder", "INPUT_IDS", "ids must be", {"INPUT_IDS": ids * 100, "ATTENTION_MASK": ids // 101}),
         ("text_encoder", "ATTENTION_MASK", "shape", {"INPUT_IDS": ids, "ATTENTION_MASK": ids[:, :7]}),
-        ("text_encoder", "INPUT_IDS", "33 tokens", {name: np.ones((1, 33), np.int32)
-                                                    for name in ("INPUT_IDS", "ATTENTION_MASK")}),
-        ("fusion_encoder", "IMAGE_STATES", "shape", {
-            "IMAGE_STATES": np.zeros((1, 65, 100), np.float32), "TEXT_STATES": np.zeros((1, 8, 192), np.float32),
-            "ATTENTION_MASK": ids // 101}),
-    ]:  # fmt: skip
+        (
+            "text_encoder",
+            "INPUT_IDS",
+            "33 tokens",
+            {name: np.ones((1, 33), np.int32) for name in ("INPUT_IDS", "ATTENTION_MASK")},
+        ),
+        (
+            "fusion_encoder",
+            "IMAGE_STATES",
+            "shape",
+            {
+                "IMAGE_STATES": np.zeros((1, 65, 100), np.float32),
+                "TEXT_STATES": np.zeros((1, 8, 192), np.float32),
+                "ATTENTION_MASK": ids // 101,
+            },
+        ),
+    ]:
         wire.assert_refused(name, complaint, model=stage, **inputs)
     assert wire.ask("text_encoder", INPUT_IDS=ids, ATTENTION_MASK=ids // 101)["TEXT_STATES"].shape == (1, 8, 192)
 
@@ -217,9 +252,15 @@ def test_frames_at_their_limits(wire: Wire) -> None:
 def test_a_box_is_in_pixels_of_the_picture_as_viewers_show_it(wire: Wire, orientation: int) -> None:
     """A camera stores pixels as it was held and says in EXIF how to turn them; nobody sees them unturned."""
     shown = noise(120, 64)
-    undo = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
-            5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_90, 7: Image.Transpose.TRANSVERSE,
-            8: Image.Transpose.ROTATE_270}[orientation]  # fmt: skip
+    undo = {
+        2: Image.Transpose.FLIP_LEFT_RIGHT,
+        3: Image.Transpose.ROTATE_180,
+        4: Image.Transpose.FLIP_TOP_BOTTOM,
+        5: Image.Transpose.TRANSPOSE,
+        6: Image.Transpose.ROTATE_90,
+        7: Image.Transpose.TRANSVERSE,
+        8: Image.Transpose.ROTATE_270,
+    }[orientation]
     exif = Image.Exif()
     exif[0x0112] = orientation
     stored = encoded(shown.transpose(undo), exif=exif)

@@ -108,10 +108,15 @@ def test_golden_answers(vqa: Wire) -> None:
         beams = search["num_beams"]
         for image, question, reference in zip(pictures("vqa"), golden["questions"], search["nbest"], strict=True):
             answer = vqa.ask(
-                "vqa", IMAGE=image, QUESTION=question, NUM_BEAMS=beams, NUM_RETURN=beams,
-                MIN_LENGTH=search["min_length"], MAX_LENGTH=search["max_length"],
+                "vqa",
+                IMAGE=image,
+                QUESTION=question,
+                NUM_BEAMS=beams,
+                NUM_RETURN=beams,
+                MIN_LENGTH=search["min_length"],
+                MAX_LENGTH=search["max_length"],
                 LENGTH_PENALTY=float(search["length_penalty_alpha"]),
-            )  # fmt: skip
+            )
             assert_golden(answer, reference)
 
 

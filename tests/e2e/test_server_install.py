@@ -60,9 +60,7 @@ def test_an_installed_server_for_another_python(tmp_path: Path) -> None:
         find_triton(tmp_path, str(programs / "tritonserver"))
 
 
-def test_missing_libraries_are_named_with_their_package(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_missing_libraries_are_named_with_their_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     loader = f"\t{LIBPYTHON} => not found\n\tlibc.so.6 => /lib/x86_64-linux-gnu/libc.so.6 (0x00007f)\n"
     monkeypatch.setattr(triton_install, "_linked", lambda *_: loader)
     with pytest.raises(ServerError, match=rf"missing: {LIBPYTHON}; .*apt-get install libpython{PYTHON}$"):

@@ -182,9 +182,7 @@ def test_a_killed_tritonserver_is_told_and_its_port_can_be_served_again(scratch_
         server.wait_ready()
         http_port = server.http_url.rpartition(":")[2]
         served = server.served_by()
-        tritonserver = next(
-            pid for pid in served if Path(f"/proc/{pid}/comm").read_text() == "tritonserver\n"
-        )
+        tritonserver = next(pid for pid in served if Path(f"/proc/{pid}/comm").read_text() == "tritonserver\n")
         os.kill(tritonserver, signal.SIGKILL)
         code, errors = server.end()
         assert code == 1

@@ -33,9 +33,12 @@ def test_golden_answers(wire: Wire, model: str, case: str) -> None:
     questions = golden.get("questions", [None] * len(images))
     for search in golden["beam_search"]:
         limits = {
-            "NUM_BEAMS": search["num_beams"], "NUM_RETURN": search["num_beams"], "MIN_LENGTH": search["min_length"],
-            "MAX_LENGTH": search["max_length"], "LENGTH_PENALTY": float(search["length_penalty_alpha"]),
-        }  # fmt: skip
+            "NUM_BEAMS": search["num_beams"],
+            "NUM_RETURN": search["num_beams"],
+            "MIN_LENGTH": search["min_length"],
+            "MAX_LENGTH": search["max_length"],
+            "LENGTH_PENALTY": float(search["length_penalty_alpha"]),
+        }
         for image, question, reference in zip(images, questions, search["nbest"], strict=True):
             asked = {"IMAGE": image} if question is None else {"IMAGE": image, "QUESTION": question}
             found = hypotheses(wire.ask(model, **asked, **limits))

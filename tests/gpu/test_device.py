@@ -29,21 +29,28 @@ def test_memory_goes_there_and_back(device):
 def test_the_kernel_writes_rows_to_positions_that_lie_on_the_device(device):
     """As the decoder's step writes keys: `[2, S, H, M·D]` to columns of `[2, S, H, T, C·D]`."""
     arrays, slots, heads, beams, positions, columns, width = 2, 3, 4, 2, 8, 5, 64
-    whole = Block(device, {
-        "WRITTEN": ((arrays, slots, heads, beams * width), np.dtype(np.float16)),
-        "CACHE": ((arrays, slots, heads, positions, columns * width), np.dtype(np.float16)),
-        "POSITIONS": ((slots,), np.dtype(np.int32)),
-    })
+    whole = Block(
+        device,
+        {
+            "WRITTEN": ((arrays, slots, heads, beams * width), np.dtype(np.float16)),
+            "CACHE": ((arrays, slots, heads, positions, columns * width), np.dtype(np.float16)),
+            "POSITIONS": ((slots,), np.dtype(np.int32)),
+        },
+    )
     written = np.random.default_rng(0).standard_normal(whole.arrays["WRITTEN"].shape).astype(np.float16)
     at = np.array([0, 7, 3])
     whole.arrays["WRITTEN"][...], whole.arrays["CACHE"][...], whole.arrays["POSITIONS"][...] = written, 0, at
     whole.upload()
     row = width * 2
     device.copy_rows(
-        whole.addresses["CACHE"], whole.addresses["WRITTEN"], rows=(arrays, slots, heads), row_bytes=beams * row,
+        whole.addresses["CACHE"],
+        whole.addresses["WRITTEN"],
+        rows=(arrays, slots, heads),
+        row_bytes=beams * row,
         target_strides=tuple(n * positions * columns * row for n in (slots * heads, heads, 1)),
         source_strides=tuple(n * beams * row for n in (slots * heads, heads, 1)),
-        positions=whole.addresses["POSITIONS"], position_bytes=columns * row,
+        positions=whole.addresses["POSITIONS"],
+        position_bytes=columns * row,
     )
     whole.download()
     device.synchronize()
@@ -59,8 +66,14 @@ def test_a_recording_reads_its_addresses_each_time(device):
 
     def work():
         block.upload()
-        device.copy_rows(target.address, block.addresses["A"], rows=(1, 1, 1), row_bytes=256,
-                         target_strides=(0, 0, 0), source_strides=(0, 0, 0))
+        device.copy_rows(
+            target.address,
+            block.addresses["A"],
+            rows=(1, 1, 1),
+            row_bytes=256,
+            target_strides=(0, 0, 0),
+            source_strides=(0, 0, 0),
+        )
         device.copy(block.addresses["A"], target.address, 256)
         block.download()
 

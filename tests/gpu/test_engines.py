@@ -70,14 +70,17 @@ def search(decoder, network):
 
     try:
         for index in range(24):
-            loop.submit(DecodeRequest(
-                encoder_states=states[index % len(states)], encoder_mask=np.ones(states.shape[1], np.int32),
-                prefix=[CLS],
-                options=SearchOptions(1 + index % 5, 2, 4 + index % 9, 1, 0.6, SEP),
-                token_range=(0, network.config.text.vocab_size),
-                done=lambda value, index=index: answer(index, value),
-                failed=lambda error, index=index: answer(index, error),
-            ))
+            loop.submit(
+                DecodeRequest(
+                    encoder_states=states[index % len(states)],
+                    encoder_mask=np.ones(states.shape[1], np.int32),
+                    prefix=[CLS],
+                    options=SearchOptions(1 + index % 5, 2, 4 + index % 9, 1, 0.6, SEP),
+                    token_range=(0, network.config.text.vocab_size),
+                    done=lambda value, index=index: answer(index, value),
+                    failed=lambda error, index=index: answer(index, error),
+                )
+            )
         assert all(event.wait(120) for event in events)
     finally:
         loop.stop()
@@ -105,7 +108,11 @@ def timed(decoder, slots):
     """Seconds of one step."""
     started = time.perf_counter()
     decoder.step(
-        np.full((slots, 5), 200, np.int32), np.zeros(slots, np.int32), np.full((slots, 5, 24), -1, np.int32),
-        np.ones((slots, 17), np.int32), np.zeros(slots, np.int32), np.array([[0, 900]] * slots, np.int32),
+        np.full((slots, 5), 200, np.int32),
+        np.zeros(slots, np.int32),
+        np.full((slots, 5, 24), -1, np.int32),
+        np.ones((slots, 17), np.int32),
+        np.zeros(slots, np.int32),
+        np.array([[0, 900]] * slots, np.int32),
     )
     return time.perf_counter() - started

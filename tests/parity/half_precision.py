@@ -22,10 +22,14 @@ _FOLDER = tempfile.TemporaryDirectory(prefix="mplug-half-precision-")
 
 #: Each graph of every kind once: with and without heads, with and without connected fusion layers.
 GRAPHS = (
-    ("caption", "vision_encoder"), ("caption", "text_decoder_prefill"), ("caption", "text_decoder_step"),
-    ("retrieval", "vision_encoder"), ("retrieval", "text_encoder"), ("retrieval", "fusion_encoder"),
+    ("caption", "vision_encoder"),
+    ("caption", "text_decoder_prefill"),
+    ("caption", "text_decoder_step"),
+    ("retrieval", "vision_encoder"),
+    ("retrieval", "text_encoder"),
+    ("retrieval", "fusion_encoder"),
     ("vqa", "fusion_encoder"),
-)  # fmt: skip
+)
 
 
 @cache

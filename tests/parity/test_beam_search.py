@@ -25,8 +25,12 @@ class EagerDecoder(HostDecoder):
 
     def __init__(self, network) -> None:
         text = network.config.text
-        super().__init__(layers=text.text_decode_layers, heads=text.heads, head_width=text.head_width,
-                         cache_dtype=np.dtype(np.float32))
+        super().__init__(
+            layers=text.text_decode_layers,
+            heads=text.heads,
+            head_width=text.head_width,
+            cache_dtype=np.dtype(np.float32),
+        )
         self.prefill, self.graph = DecoderPrefillGraph(network), DecoderStepGraph(network, SEP)
         self.batches: list[int] = []
 
@@ -64,16 +68,26 @@ def search_all(network, requests: list[SimpleNamespace]) -> tuple[list, EagerDec
     try:
         for index, request in enumerate(requests):
             search = request.search
-            loop.submit(DecodeRequest(
-                encoder_states=request.states, encoder_mask=np.ones(len(request.states), np.int32)
-                if getattr(request, "mask", None) is None else request.mask,
-                prefix=[getattr(request, "start", CLS)],
-                options=SearchOptions(search["num_beams"], search["min_length"], search["max_length"],
-                                      search["num_beams"], search.get("length_penalty_alpha", 0.6), SEP),
-                token_range=getattr(request, "token_range", (0, network.config.text.vocab_size)),
-                done=lambda value, index=index: answer(index, value),
-                failed=lambda error, index=index: answer(index, error),
-            ))
+            loop.submit(
+                DecodeRequest(
+                    encoder_states=request.states,
+                    encoder_mask=np.ones(len(request.states), np.int32)
+                    if getattr(request, "mask", None) is None
+                    else request.mask,
+                    prefix=[getattr(request, "start", CLS)],
+                    options=SearchOptions(
+                        search["num_beams"],
+                        search["min_length"],
+                        search["max_length"],
+                        search["num_beams"],
+                        search.get("length_penalty_alpha", 0.6),
+                        SEP,
+                    ),
+                    token_range=getattr(request, "token_range", (0, network.config.text.vocab_size)),
+                    done=lambda value, index=index: answer(index, value),
+                    failed=lambda error, index=index: answer(index, error),
+                )
+            )
         for event in events:
             assert event.wait(60)
     finally:
@@ -134,8 +148,13 @@ def test_grounding_tokens():
     first = vocabulary.index(golden["first_bin_token"])
     search = {"num_beams": 1, "min_length": 0, "max_length": 4}
     requests = [
-        SimpleNamespace(states=s, mask=m, search=search, start=vocabulary.index(golden["prefix_token"]),
-                        token_range=(first, first + golden["bins"]))
+        SimpleNamespace(
+            states=s,
+            mask=m,
+            search=search,
+            start=vocabulary.index(golden["prefix_token"]),
+            token_range=(first, first + golden["bins"]),
+        )
         for s, m in zip(*fused_states("grounding"), strict=True)
     ]
     answers, _ = search_all(network_of("grounding"), requests)

@@ -104,8 +104,10 @@ def test_a_repository_is_built_from_a_checkpoint(tmp_path, capsys):
     information = json.loads((output / "build_info.json").read_text())
     assert (information["target"], information["precision"]) == ("tensorrt-rtx", "fp16")
     assert {engine["graph"] for engine in information["engines"]} == {
-        "vision_encoder", "text_decoder_prefill", "text_decoder_step",
-    }  # fmt: skip
+        "vision_encoder",
+        "text_decoder_prefill",
+        "text_decoder_step",
+    }
     assert set(information["relative_errors"]) == {"vision_encoder.IMAGE_STATES", "text_decoder.LOG_PROBABILITIES"}
     assert (output / "text_decoder/1/text_decoder_step.tensorrt-rtx.plan").exists()
     assert not (output / "vision_encoder/configs/tensorrt.pbtxt").exists()  # these engines are not for that backend
@@ -130,19 +132,35 @@ def test_wrong_graphs_and_shapes_are_refused_in_words(compilers, tmp_path):
         check_report(looping, spec, shapes)
 
 
-@pytest.mark.parametrize("depth", [
-    pytest.param(FEW_LAYERS, id="few layers"),
-    pytest.param(ALL_LAYERS, id="all layers", marks=pytest.mark.skipif(
-        not os.environ.get(BASE_VARIABLE), reason=f"takes minutes and 6 GB: set {BASE_VARIABLE}=1")),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "depth",
+    [
+        pytest.param(FEW_LAYERS, id="few layers"),
+        pytest.param(
+            ALL_LAYERS,
+            id="all layers",
+            marks=pytest.mark.skipif(
+                not os.environ.get(BASE_VARIABLE), reason=f"takes minutes and 6 GB: set {BASE_VARIABLE}=1"
+            ),
+        ),
+    ],
+)
 def test_a_checkpoint_of_base_size_compiles(tmp_path, depth):
     """Random weights in the sizes of the published base checkpoint, at 384 pixels; its layers are all alike."""
     config = read_config(ARCHITECTURE / "config.yaml", ARCHITECTURE / "config_bert.json")
     vision = replace(config.vision, image_size=384, patch_size=16, width=768, layers=depth["vision"])
     text = replace(
-        config.text, vocab_size=30522, hidden_size=768, intermediate_size=3072, heads=12, max_positions=512,
-        num_hidden_layers=depth["fusion"], text_encoder_layers=depth["text"], fusion_layers=depth["fusion"],
-        stride_layer=3, text_decode_layers=depth["decoder"],
+        config.text,
+        vocab_size=30522,
+        hidden_size=768,
+        intermediate_size=3072,
+        heads=12,
+        max_positions=512,
+        num_hidden_layers=depth["fusion"],
+        text_encoder_layers=depth["text"],
+        fusion_layers=depth["fusion"],
+        stride_layer=3,
+        text_decode_layers=depth["decoder"],
     )
     parts = ("vision_encoder", "text_encoder", "fusion_encoder", "text_decoder")
     network = MPlug(replace(config, vision=vision, text=text), parts=parts).eval()

@@ -9,9 +9,20 @@ from importlib.metadata import packages_distributions
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-COMMANDS = ("builders.build", "mplug.server", "clients.caption", "clients.retrieve", "mplug.triton.protocol",
-            "mplug.tasks.caption", "mplug.tasks.vqa", "mplug.tasks.retrieval", "mplug.tasks.ground",
-            "mplug.tasks.judgement", "mplug.runtime.openvino", "mplug.runtime.torch")  # fmt: skip
+COMMANDS = (
+    "builders.build",
+    "mplug.server",
+    "clients.caption",
+    "clients.retrieve",
+    "mplug.triton.protocol",
+    "mplug.tasks.caption",
+    "mplug.tasks.vqa",
+    "mplug.tasks.retrieval",
+    "mplug.tasks.ground",
+    "mplug.tasks.judgement",
+    "mplug.runtime.openvino",
+    "mplug.runtime.torch",
+)
 
 
 def pinned(name: str) -> dict[str, str]:
@@ -36,9 +47,10 @@ def test_the_page_has_the_same_pins_but_for_its_pillow() -> None:
 def test_what_builds_serves_and_asks_imports_nothing_else() -> None:
     others = {name.lower().replace("_", "-") for name in pinned("requirements.txt")}
     blocked = sorted(
-        module for module, distributions in packages_distributions().items()
+        module
+        for module, distributions in packages_distributions().items()
         if {name.lower().replace("_", "-") for name in distributions} <= others
-    )  # fmt: skip
+    )
     assert {"pytest", "nncf", "cv2", "onnxruntime"} <= set(blocked)
     code = f"import sys\nfor name in {blocked!r}: sys.modules[name] = None\n"
     code += "".join(f"import {name}\n" for name in COMMANDS)

@@ -89,9 +89,7 @@ class HypothesisRecord:
     label: str
 
 
-Record = (
-    CaptionRecord | QuestionRecord | VideoQuestionRecord | ExpressionRecord | PairRecord | HypothesisRecord
-)
+Record = CaptionRecord | QuestionRecord | VideoQuestionRecord | ExpressionRecord | PairRecord | HypothesisRecord
 
 
 def open_picture(picture: Picture) -> Image.Image:

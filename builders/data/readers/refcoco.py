@@ -60,5 +60,6 @@ def _tuples(path: Path) -> list[Entry]:
     for index, row in enumerate(rows):
         if not isinstance(row, list | tuple) or len(row) != len(KEYS_OF_SPLITS):
             raise DatasetError(f"{path}, entry {index}: is not ({', '.join(KEYS_OF_SPLITS)})")
-    return [Entry(dict(zip(KEYS_OF_SPLITS, row, strict=True)), f"{path}, entry {index}")
-            for index, row in enumerate(rows)]
+    return [
+        Entry(dict(zip(KEYS_OF_SPLITS, row, strict=True)), f"{path}, entry {index}") for index, row in enumerate(rows)
+    ]

@@ -17,9 +17,13 @@ WEIGHTS = {"vqa": 1.0, "vg": 0.5, "gqa": 0.5}
 
 
 def read(
-    annotations: Path, images: Path, split: str | None = None, *, questions: Path | None = None,
+    annotations: Path,
+    images: Path,
+    split: str | None = None,
+    *,
+    questions: Path | None = None,
     other_images: dict[str, Path] | None = None,
-) -> list[QuestionRecord]:  # fmt: skip
+) -> list[QuestionRecord]:
     """Questions in the file's order; `kind` is the official answer type (yes/no, number, other) where it is known.
 
     `questions`: the official file of questions; `annotations` may then be the same file, for a split without
@@ -92,11 +96,13 @@ def _official(questions: Path, annotations: Path, folder: Images) -> list[Questi
         except (TypeError, ValueError):
             raise entry.wrong("image_id", "a number") from None
         name = f"COCO_{subtype}_{number:012d}.jpg"
-        records.append(QuestionRecord(
-            key=key,
-            image=folder.find(entry, f"{subtype}/{name}", name),
-            question=entry.text("question"),
-            answers=tuple(each.text("answer") for each in answers.entries("answers")) if answers else (),
-            kind=answers.text("answer_type") if answers and "answer_type" in answers else "",
-        ))  # fmt: skip
+        records.append(
+            QuestionRecord(
+                key=key,
+                image=folder.find(entry, f"{subtype}/{name}", name),
+                question=entry.text("question"),
+                answers=tuple(each.text("answer") for each in answers.entries("answers")) if answers else (),
+                kind=answers.text("answer_type") if answers and "answer_type" in answers else "",
+            )
+        )
     return records

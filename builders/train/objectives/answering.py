@@ -14,8 +14,12 @@ from mplug.network import MPlug
 
 
 def _source(
-    network: MPlug, image_states: Tensor, question_ids: Tensor, question_mask: Tensor | None,
-    image_index: Tensor | None, question_index: Tensor | None,
+    network: MPlug,
+    image_states: Tensor,
+    question_ids: Tensor,
+    question_mask: Tensor | None,
+    image_index: Tensor | None,
+    question_index: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """What the decoder reads for each answer."""
     fused = fuse(network, image_states, question_ids, question_mask, image_index)

@@ -79,7 +79,12 @@ def self_critical_loss(
         raise ValueError(f"{samples} samples per picture have no peers to be compared with; at least 2 are needed")
     repeated = source[0].repeat_interleave(samples, 0), source[1].repeat_interleave(samples, 0)
     ids = generate(
-        network, repeated, start_id=tokenizer.cls_id, end_id=tokenizer.sep_id, length=length, sampled=True,
+        network,
+        repeated,
+        start_id=tokenizer.cls_id,
+        end_id=tokenizer.sep_id,
+        length=length,
+        sampled=True,
         generator=generator,
     )
     scores = reward(texts_of(network, ids, tokenizer), [texts for texts in references for _ in range(samples)])
@@ -104,8 +109,13 @@ class CiderLearner(CaptionLearner):
     def forward(self, batch: Batch, done: float) -> dict[str, Tensor]:
         """See `Learner`."""
         loss, _ = self_critical_loss(
-            self.network, self.source(batch), batch["references"], self.reward, self.tokenizer,
-            length=self.network.config.generation.max_length + 1, samples=self.samples,
+            self.network,
+            self.source(batch),
+            batch["references"],
+            self.reward,
+            self.tokenizer,
+            length=self.network.config.generation.max_length + 1,
+            samples=self.samples,
         )
         return {"self-critical": loss}
 
@@ -114,7 +124,10 @@ class CiderLearner(CaptionLearner):
         batches, scores = list(batches), []
         for batch in batches:
             ids = generate(
-                self.network, self.source(batch), start_id=self.tokenizer.cls_id, end_id=self.tokenizer.sep_id,
+                self.network,
+                self.source(batch),
+                start_id=self.tokenizer.cls_id,
+                end_id=self.tokenizer.sep_id,
                 length=self.network.config.generation.max_length + 1,
             )
             scores += self.reward(texts_of(self.network, ids, self.tokenizer), batch["references"])

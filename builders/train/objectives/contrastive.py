@@ -44,8 +44,13 @@ class ImageTextContrast(nn.Module):
     """Momentum copies, queues, temperature, and the loss. The network itself is passed in and not kept."""
 
     def __init__(
-        self, network: MPlug, *, queue_size: int = QUEUE_SIZE, momentum: float = MOMENTUM,
-        temperature: float = TEMPERATURE, alpha: float = ALPHA,
+        self,
+        network: MPlug,
+        *,
+        queue_size: int = QUEUE_SIZE,
+        momentum: float = MOMENTUM,
+        temperature: float = TEMPERATURE,
+        alpha: float = ALPHA,
     ) -> None:
         super().__init__()
         self.queue_size, self.momentum, self.alpha = queue_size, momentum, alpha
@@ -135,15 +140,20 @@ class ImageTextContrast(nn.Module):
             text_to_image = text_feature @ image_columns.T / self.temperature
             losses = []
             for similarity, key, columns in (
-                (image_to_text, image_key, text_columns), (text_to_image, text_key, image_columns)
+                (image_to_text, image_key, text_columns),
+                (text_to_image, text_key, image_columns),
             ):
                 taught = torch.softmax(key @ columns.T / self.temperature.detach(), dim=1)
                 targets = share * taught + (1 - share) * truth
                 losses.append(-(torch.log_softmax(similarity, dim=1) * targets).sum(1).mean())
         own = slice(rank() * len(ids), (rank() + 1) * len(ids))
         return Contrast(
-            sum(losses) / 2, image_to_text[:, own].detach(), text_to_image[:, own].detach(),
-            image_keys, text_keys, all_ids,
+            sum(losses) / 2,
+            image_to_text[:, own].detach(),
+            text_to_image[:, own].detach(),
+            image_keys,
+            text_keys,
+            all_ids,
         )
 
     @staticmethod

@@ -46,7 +46,11 @@ class MaskedLanguageHead(nn.Module):
 
 
 def mask_tokens(
-    input_ids: Tensor, special: SpecialIds, vocab_size: int, *, share: float = MASKED_SHARE,
+    input_ids: Tensor,
+    special: SpecialIds,
+    vocab_size: int,
+    *,
+    share: float = MASKED_SHARE,
     generator: torch.Generator | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Ids `[T, L]` → ids with tokens masked, and which places `[T, L]` (bool) have to be named."""

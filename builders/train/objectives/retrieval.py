@@ -48,7 +48,13 @@ def retrieval_loss(
         network, image_states, text_states, pixel_values, input_ids, attention_mask, kept=kept, ids=ids, alpha=alpha
     )
     matching = matching_loss(
-        network, image_states, text_states, attention_mask, result.image_to_text, result.text_to_image,
-        ids=ids, generator=generator,
+        network,
+        image_states,
+        text_states,
+        attention_mask,
+        result.image_to_text,
+        result.text_to_image,
+        ids=ids,
+        generator=generator,
     )
     return RetrievalLosses(result, matching)

@@ -50,9 +50,7 @@ class TritonPythonModel(DeferredModel):
             pending.send({"TOKEN_IDS": candidates, "SCORE": scores})
 
         cancelled = self.cancellation(pending)
-        self.loop.submit_job(
-            CandidateScores(self.score_graph, states, mask, candidates, done, pending.fail, cancelled)
-        )
+        self.loop.submit_job(CandidateScores(self.score_graph, states, mask, candidates, done, pending.fail, cancelled))
 
     def cancellation(self, pending):
         """Whether nobody waits any more. What the work needs of the inputs must have been taken from them."""

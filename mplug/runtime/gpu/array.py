@@ -79,8 +79,9 @@ class DeviceArray:
             raise IndexError(f"{index} of an array of shape {self.shape} on the device")
         rest = self.shape[1:]
         shape = rest if isinstance(index, int) else (max(0, stop - start), *rest)
-        return DeviceArray(self._device, self._memory, shape, self.dtype,
-                           self._offset + start * prod(rest) * self.dtype.itemsize)
+        return DeviceArray(
+            self._device, self._memory, shape, self.dtype, self._offset + start * prod(rest) * self.dtype.itemsize
+        )
 
     def __array__(self, dtype: np.dtype | None = None, copy: bool | None = None) -> np.ndarray:
         """On the host."""

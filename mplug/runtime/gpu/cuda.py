@@ -181,9 +181,18 @@ class Device:
         self.check("cudaGraphDestroy", graph)
         return Graph(self, executable)
 
-    def copy_rows(self, target: int, source: int, *, rows: tuple[int, int, int], row_bytes: int,
-                  target_strides: tuple[int, int, int], source_strides: tuple[int, int, int],
-                  positions: int = 0, position_bytes: int = 0) -> None:
+    def copy_rows(
+        self,
+        target: int,
+        source: int,
+        *,
+        rows: tuple[int, int, int],
+        row_bytes: int,
+        target_strides: tuple[int, int, int],
+        source_strides: tuple[int, int, int],
+        positions: int = 0,
+        position_bytes: int = 0,
+    ) -> None:
         """Copy rows of `row_bytes` between two arrays; strides in bytes. See `COPY_ROWS`.
 
         `positions` is the address of int32 numbers on the device, one per index of the second dimension: the
@@ -198,7 +207,7 @@ class Device:
         blocks = min(max(1, -(-rows[0] * rows[1] * rows[2] * words // THREADS_PER_BLOCK)), MOST_BLOCKS)
         values = (target, source, positions, shift, *rows, words, *strides)
         types = (ctypes.c_void_p,) * 3 + (ctypes.c_longlong,) * (len(values) - 3)
-        error, = self._driver.cuLaunchKernel(
+        (error,) = self._driver.cuLaunchKernel(
             self._copy_rows, blocks, 1, 1, THREADS_PER_BLOCK, 1, 1, 0, self._stream, (values, types), 0
         )
         if int(error) != 0:

@@ -72,7 +72,9 @@ class Room:
         those that are not in use; positions, columns and states are all read, masked or not."""
         cache = held if 1 <= held.positions * held.columns <= SPARE_ROOM * self.positions * self.columns else self
         return Room(
-            max(self.slots, held.slots), max(self.positions, cache.positions), max(self.columns, cache.columns),
+            max(self.slots, held.slots),
+            max(self.positions, cache.positions),
+            max(self.columns, cache.columns),
             held.states if self.states <= held.states <= SPARE_ROOM * self.states else self.states,
         )
 
@@ -148,11 +150,18 @@ class TensorRTDecoder:
             return of.slots * self._past_slot(of), of.positions * of.columns * row, of.columns * row
 
         self._device.copy_rows(
-            past.address, old_past.address, rows=(self._arrays, heads, kept.positions), row_bytes=kept.columns * row,
-            target_strides=strides(room), source_strides=strides(old),
+            past.address,
+            old_past.address,
+            rows=(self._arrays, heads, kept.positions),
+            row_bytes=kept.columns * row,
+            target_strides=strides(room),
+            source_strides=strides(old),
         )
         self._device.copy_rows(
-            cross.address, old_cross.address, rows=(self._arrays, heads, 1), row_bytes=kept.states * row,
+            cross.address,
+            old_cross.address,
+            rows=(self._arrays, heads, 1),
+            row_bytes=kept.states * row,
             target_strides=(room.slots * self._cross_slot(room), room.states * row, 0),
             source_strides=(old.slots * self._cross_slot(old), old.states * row, 0),
         )
@@ -187,8 +196,10 @@ class TensorRTDecoder:
     def _take(self, borrowed: Borrowed) -> None:
         assert self._states is not None
         if borrowed.dtype != "float32" or borrowed.shape[-1] != self._width:
-            raise ValueError(f"ENCODER_STATES: {borrowed.dtype} {list(borrowed.shape)} on the device instead of "
-                             f"float32 [A, {self._width}]")
+            raise ValueError(
+                f"ENCODER_STATES: {borrowed.dtype} {list(borrowed.shape)} on the device instead of "
+                f"float32 [A, {self._width}]"
+            )
         address = self._states.addresses["ENCODER_STATES"]
         self._device.copy(address, borrowed.address, borrowed.size)
         self._device.zero(address + borrowed.size, self._room.states * self._width * 4 - borrowed.size)
@@ -199,12 +210,23 @@ class TensorRTDecoder:
         for buffer, slot in ((self._past, self._past_slot(self._room)), (self._cross, self._cross_slot(self._room))):
             layer = self._room.slots * slot
             self._device.copy_rows(
-                buffer.address + target * slot, buffer.address + source * slot, rows=(self._arrays, 1, 1),
-                row_bytes=slot, target_strides=(layer, 0, 0), source_strides=(layer, 0, 0),
+                buffer.address + target * slot,
+                buffer.address + source * slot,
+                rows=(self._arrays, 1, 1),
+                row_bytes=slot,
+                target_strides=(layer, 0, 0),
+                source_strides=(layer, 0, 0),
             )
 
-    def step(self, tokens: np.ndarray, positions: np.ndarray, ancestry: np.ndarray, encoder_mask: np.ndarray,
-             end_blocked: np.ndarray, token_range: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def step(
+        self,
+        tokens: np.ndarray,
+        positions: np.ndarray,
+        ancestry: np.ndarray,
+        encoder_mask: np.ndarray,
+        end_blocked: np.ndarray,
+        token_range: np.ndarray,
+    ) -> tuple[np.ndarray, np.ndarray]:
         """See `Decoder.step`; `ancestry` and `encoder_mask` may be narrower than the room reserved."""
         slots, beams = tokens.shape
         step = self._step_for(min(1 << (slots - 1).bit_length(), self._room.slots), beams)
@@ -261,20 +283,30 @@ class TensorRTDecoder:
         room, row, heads = self._room, self._row, self._heads
         head = room.positions * room.columns * row
         self._device.copy_rows(
-            self._past.address, written, rows=(self._arrays, slots, heads), row_bytes=beams * row,
+            self._past.address,
+            written,
+            rows=(self._arrays, slots, heads),
+            row_bytes=beams * row,
             target_strides=(room.slots * self._past_slot(room), self._past_slot(room), head),
             source_strides=(slots * heads * beams * row, heads * beams * row, beams * row),
-            positions=positions, position_bytes=room.columns * row,
+            positions=positions,
+            position_bytes=room.columns * row,
         )
 
     def new_step(self, slots: int, beams: int) -> tuple[Context, Block, Block, Buffer]:
         """A context for steps of a size, with the memory of what goes in and comes out."""
         room, whole = self._room, np.dtype(np.int32)
-        inputs = Block(self._device, {
-            "TOKENS": ((slots, beams), whole), "POSITIONS": ((slots,), whole),
-            "ANCESTRY": ((slots, beams, room.positions), whole), "ENCODER_MASK": ((slots, room.states), whole),
-            "END_BLOCKED": ((slots,), whole), "TOKEN_RANGE": ((slots, 2), whole),
-        })
+        inputs = Block(
+            self._device,
+            {
+                "TOKENS": ((slots, beams), whole),
+                "POSITIONS": ((slots,), whole),
+                "ANCESTRY": ((slots, beams, room.positions), whole),
+                "ENCODER_MASK": ((slots, room.states), whole),
+                "END_BLOCKED": ((slots,), whole),
+                "TOKEN_RANGE": ((slots, 2), whole),
+            },
+        )
         profile = self._profile(room, slots, beams)
         if profile is None:
             raise ValueError(f"the engine was not built for {slots} slots of {room}")
@@ -284,9 +316,10 @@ class TensorRTDecoder:
             context.set_address(name, inputs.addresses[name])
         self.bind_caches(context, slots)
         tensors = self._step_engine.tensors
-        outputs = Block(self._device, {
-            name: (context.shape(name), tensors[name].numpy) for name in ("NEXT_TOKENS", "LOG_PROBABILITIES")
-        })
+        outputs = Block(
+            self._device,
+            {name: (context.shape(name), tensors[name].numpy) for name in ("NEXT_TOKENS", "LOG_PROBABILITIES")},
+        )
         for name, address in outputs.addresses.items():
             context.set_address(name, address)
         written = self._device.allocate(self._arrays * slots * self._heads * beams * self._row)

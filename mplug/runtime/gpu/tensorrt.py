@@ -87,8 +87,10 @@ class Engine:
         self._engine = self._runtime.deserialize_cuda_engine(path.read_bytes())
         if self._engine is None:
             built = _about(path).get("version", "an unknown version")
-            raise RuntimeUnavailable(f"{path} was built with TensorRT {built} and does not load with {trt.__version__} "
-                                     "on this GPU: build it again here")
+            raise RuntimeUnavailable(
+                f"{path} was built with TensorRT {built} and does not load with {trt.__version__} "
+                "on this GPU: build it again here"
+            )
         self._strategy = trt.ExecutionContextAllocationStrategy.USER_MANAGED
         names = [self._engine.get_tensor_name(index) for index in range(self._engine.num_io_tensors)]
         self.tensors = {name: self._type(trt, name) for name in names}
@@ -144,8 +146,10 @@ class Context:
     def set_shape(self, name: str, shape: tuple[int, ...]) -> None:
         """Set an input's shape. Raises ValueError for one that the engine was not compiled for."""
         if not self._context.set_input_shape(name, tuple(shape)):
-            raise ValueError(f"{self._engine.name}: {name} of shape {list(shape)} is not within what the engine was "
-                             f"built for, at most {list(self._engine.largest(name))}")
+            raise ValueError(
+                f"{self._engine.name}: {name} of shape {list(shape)} is not within what the engine was "
+                f"built for, at most {list(self._engine.largest(name))}"
+            )
 
     def shape(self, name: str) -> tuple[int, ...]:
         """A tensor's shape, once those of all inputs are set."""
@@ -251,8 +255,9 @@ class TensorRTGraph:
             device.download(view, self._buffers[name].address)
         staying = {
             name: DeviceArray.copied(device, self._buffers[name].address, shapes[name], tensor.numpy)
-            for name, tensor in self._engine.tensors.items() if name in self._stay and not tensor.is_input
-        }  # fmt: skip
+            for name, tensor in self._engine.tensors.items()
+            if name in self._stay and not tensor.is_input
+        }
         device.synchronize()
         return {name: view.copy() for name, view in views.items()} | staying
 
@@ -291,8 +296,10 @@ def _package(target: str) -> ModuleType:
     try:
         return importlib.import_module(PACKAGES[target])
     except ImportError as error:
-        raise RuntimeUnavailable(f"this repository was built for {target} and needs the package {PACKAGES[target]}: "
-                                 f"pip install -r requirements-gpu.txt ({error})") from error
+        raise RuntimeUnavailable(
+            f"this repository was built for {target} and needs the package {PACKAGES[target]}: "
+            f"pip install -r requirements-gpu.txt ({error})"
+        ) from error
 
 
 def _about(plan: Path) -> dict[str, Any]:

@@ -10,16 +10,17 @@ import random
 import numpy as np
 import pytest
 
-from benchmarks import decode_steps, one_caption, report, soak, tasks, throughput
-from benchmarks.figures import Answered, growth, in_window, load_figures, percentile, summary
-from benchmarks.load import Load, run_load
-from benchmarks.machine import Limits
-from benchmarks.mixed_requests import BAD, KINDS, OK, draw, good_options
-from benchmarks.part import PARTS
-from benchmarks.pictures import Pictures, picture
+from benchmarks import report
+from benchmarks.measure.figures import Answered, growth, in_window, load_figures, percentile, summary
+from benchmarks.measure.load import Load, run_load
+from benchmarks.measure.machine import Limits
+from benchmarks.measure.mixed_requests import BAD, KINDS, OK, draw, good_options
+from benchmarks.measure.pictures import Pictures, picture
+from benchmarks.measure.server_metrics import Metrics, mean_batch
+from benchmarks.parts import decode_steps, one_caption, soak, tasks, throughput
+from benchmarks.parts.part import PARTS
 from benchmarks.presets import PRESETS
 from benchmarks.run import run_limited
-from benchmarks.server_metrics import Metrics, mean_batch
 from benchmarks.workspace import ROOT, with_parameter
 from mplug.inputs.images import decode_image
 
@@ -31,10 +32,22 @@ nv_cache_num_hits_per_model{model="vision_encoder",version="1"} 7
 nv_cache_num_hits_per_model{model="text_encoder",version="1"} 2
 nv_energy_consumption 1.5e+03
 """
-MACHINE = {"date": "2026-01-02T03:04:05+00:00", "cpu": "A CPU", "cores": 2, "memory_gib": 23.5, "python": "3.11.7",
-           "cpu_features": ["avx2"], "versions": {"openvino": "1", "torch": "2"}}
-HEAD = {"machine": MACHINE, "precision": "bf16", "preset": "base", "seconds": 12.0,
-        "settings": json.loads(json.dumps(PRESETS["base"].settings()))}
+MACHINE = {
+    "date": "2026-01-02T03:04:05+00:00",
+    "cpu": "A CPU",
+    "cores": 2,
+    "memory_gib": 23.5,
+    "python": "3.11.7",
+    "cpu_features": ["avx2"],
+    "versions": {"openvino": "1", "torch": "2"},
+}
+HEAD = {
+    "machine": MACHINE,
+    "precision": "bf16",
+    "preset": "base",
+    "seconds": 12.0,
+    "settings": json.loads(json.dumps(PRESETS["base"].settings())),
+}
 
 
 def answers(*times: float, sent: float = 0.0, tokens: int = 10) -> list[Answered]:
@@ -164,21 +177,35 @@ def test_outcomes_that_are_wrong_are_told() -> None:
 
 
 def caption_document() -> dict:
-    taken = {"triton": [0.4, 0.41, 0.42], "in_process": [0.4, 0.4, 0.4], "triton_int8": [0.3, 0.3, 0.3],
-             "blip": [1.2, 1.3, 1.1], "uncached": [13.0]}
+    taken = {
+        "triton": [0.4, 0.41, 0.42],
+        "in_process": [0.4, 0.4, 0.4],
+        "triton_int8": [0.3, 0.3, 0.3],
+        "blip": [1.2, 1.3, 1.1],
+        "uncached": [13.0],
+    }
     return HEAD | {"part": "one_caption"} | one_caption.outcome(taken)
 
 
 def throughput_document() -> dict:
     def at(clients: int, rate: float, latency: float, batch: float | None = None) -> dict:
-        figures = {"clients": clients, "captions": 9, "captions_per_second": rate, "tokens_per_second": rate * 14,
-                   "latency_p50": latency, "latency_p95": latency * 1.5}
+        figures = {
+            "clients": clients,
+            "captions": 9,
+            "captions_per_second": rate,
+            "tokens_per_second": rate * 14,
+            "latency_p50": latency,
+            "latency_p95": latency * 1.5,
+        }
         return figures if batch is None else figures | {"mean_decode_batch": batch}
 
-    series = {"ours": [at(1, 2.0, 0.5, 1.0), at(16, 5.0, 3.0, 9.0)], "ours_one_slot": [],
-              "ours_int8": [at(1, 3.0, 0.3, 1.0), at(16, 2.0, 8.0, 9.0)],
-              "ours_repeated_pictures": [at(32, 7.0, 4.0, 25.0)],
-              "litserve_blip": [at(1, 1.25, 1.0), at(16, 0.5, 20.0)]}
+    series = {
+        "ours": [at(1, 2.0, 0.5, 1.0), at(16, 5.0, 3.0, 9.0)],
+        "ours_one_slot": [],
+        "ours_int8": [at(1, 3.0, 0.3, 1.0), at(16, 2.0, 8.0, 9.0)],
+        "ours_repeated_pictures": [at(32, 7.0, 4.0, 25.0)],
+        "litserve_blip": [at(1, 1.25, 1.0), at(16, 0.5, 20.0)],
+    }
     return HEAD | {"part": "throughput"} | throughput.outcome(series, ["LitServe, 32 clients: out of time"])
 
 
@@ -194,8 +221,17 @@ def steps_document() -> dict:
 def soak_document() -> dict:
     requests = draw(50, 3, [picture(0)])
     outcomes = [{"status": request.expected[0], "message": request.names, "seconds": 0.1} for request in requests]
-    samples = [{"second": float(second), "resident_mib": 100.0, "processes": {"text_decoder 7": 100.0},
-                "decode_batch": 3.0, "waiting": 0.0, "in_flight": 4.0} for second in range(8)]
+    samples = [
+        {
+            "second": float(second),
+            "resident_mib": 100.0,
+            "processes": {"text_decoder 7": 100.0},
+            "decode_batch": 3.0,
+            "waiting": 0.0,
+            "in_flight": 4.0,
+        }
+        for second in range(8)
+    ]
     after = Metrics.parse(METRICS + 'nv_inference_request_success{model="caption"} 50\n')
     found = soak.outcome(requests, outcomes, samples, Metrics(()), after, 5.0)
     return HEAD | {"part": "soak", "repository": "demo"} | found
@@ -203,15 +239,23 @@ def soak_document() -> dict:
 
 def tasks_document() -> dict:
     taken = {name: {"ours": [0.2, 0.21, 0.2], "pytorch": [0.8, 0.9, 0.7]} for name in tasks.REQUESTS}
-    further = {"first": [0.3, 0.3], "further": [0.1, 0.1],
-               "runs": {"vision_encoder": 0, "text_encoder": 2, "fusion_encoder": 2}}
+    further = {
+        "first": [0.3, 0.3],
+        "further": [0.1, 0.1],
+        "runs": {"vision_encoder": 0, "text_encoder": 2, "fusion_encoder": 2},
+    }
     batched = {"vision_encoder": 1.0, "text_encoder": 1.0, "fusion_encoder": 1.0, "seconds": 0.3}
     return HEAD | {"part": "tasks"} | tasks.outcome(taken, further, batched, 2.0)
 
 
 def documents() -> dict[str, dict]:
-    return {"one_caption": caption_document(), "decode_steps": steps_document(), "throughput": throughput_document(),
-            "soak": soak_document(), "tasks": tasks_document()}
+    return {
+        "one_caption": caption_document(),
+        "decode_steps": steps_document(),
+        "throughput": throughput_document(),
+        "soak": soak_document(),
+        "tasks": tasks_document(),
+    }
 
 
 def goals_of(document: dict) -> dict[str, tuple[float, bool]]:
@@ -257,7 +301,8 @@ def test_stages_stand_beside_their_floors() -> None:
     assert results["stages"]["step"]["bound_by"] == "memory" and results["stages"]["vision_encoder"]["floor"] > 0
     assert "floor" not in results["stages"]["parse"]
     assert results["stages"]["whole"]["floor"] == pytest.approx(
-        sum(results["stages"][name]["floor"] for name in ("vision_encoder", "prefill", "step")), rel=1e-3)
+        sum(results["stages"][name]["floor"] for name in ("vision_encoder", "prefill", "step")), rel=1e-3
+    )
     assert results["steps"][1]["per_sequence"] == pytest.approx(0.006)
 
 
@@ -265,8 +310,13 @@ def test_page_is_filled_and_its_text_kept() -> None:
     page = report.PAGE.read_text()
     filled = report.fill(page, documents())
     assert "Not measured yet" not in filled
-    for text in ("| one caption, times faster than BLIP | at least 2.5 | 2.927 | yes |", "A CPU (avx2), 2 cores",
-                 "Failed: LitServe, 32 clients: out of time", "| 16 | 20 | 96.0 ms | 6.00 ms |", "## Run them again"):
+    for text in (
+        "| one caption, times faster than BLIP | at least 2.5 | 2.927 | yes |",
+        "A CPU (avx2), 2 cores",
+        "Failed: LitServe, 32 clients: out of time",
+        "| 16 | 20 | 96.0 ms | 6.00 ms |",
+        "## Run them again",
+    ):
         assert text in filled
     assert report.fill(filled, documents()) == filled
     assert report.fill(filled, {}) == filled
@@ -313,7 +363,7 @@ def test_seconds_have_three_digits() -> None:
 
 
 def test_lengths_in_turn_meet_every_length() -> None:
-    from benchmarks.load import _in_turn
+    from benchmarks.measure.load import _in_turn
 
     for lengths in (tuple(range(8, 21)), (1,), (1, 2, 3, 4, 5)):
         assert set(itertools.islice(_in_turn(lengths), len(lengths))) == set(lengths)

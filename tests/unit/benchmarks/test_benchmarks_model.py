@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from torch import nn
 
-from benchmarks import floors
 from benchmarks.base_checkpoint import vocabulary, write_checkpoint
-from benchmarks.machine import Limits, describe, measure_limits
+from benchmarks.contenders.uncached import Uncached
+from benchmarks.measure import floors
+from benchmarks.measure.machine import Limits, describe, measure_limits
 from benchmarks.presets import CLS_ID, PRESETS, SEP_ID, TOKENS
-from benchmarks.uncached import Uncached
 from mplug.checkpoint import load_checkpoint
 from mplug.decoding.beam_search import SearchOptions
 from mplug.inputs.tokenizer import Tokenizer

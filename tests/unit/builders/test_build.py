@@ -26,9 +26,12 @@ CHECKOUT = Path(__file__).resolve().parents[3]
 DATA = CHECKOUT / "tests" / "parity" / "data"
 GOLDEN = DATA / "caption"
 SERVED_BY_CASE = {
-    "caption": {"caption"}, "vqa": {"vqa"}, "video": {"caption", "vqa"}, "grounding": {"ground"},
+    "caption": {"caption"},
+    "vqa": {"vqa"},
+    "video": {"caption", "vqa"},
+    "grounding": {"ground"},
     "retrieval": {"embed_image", "embed_text", "match"},
-}  # fmt: skip
+}
 STAGES = {"vision_encoder", "text_encoder", "fusion_encoder", "text_decoder"}
 
 
@@ -118,8 +121,10 @@ SPOILT: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "no YAML": (lambda folder: (folder / "config.yaml").unlink(), "a YAML is missing"),
     "two YAMLs": (
-        lambda folder: [shutil.copy(folder / "config.yaml", folder / name) for name in ("a.yaml", "b.yaml")]
-        + [(folder / "config.yaml").unlink()],
+        lambda folder: (
+            [shutil.copy(folder / "config.yaml", folder / name) for name in ("a.yaml", "b.yaml")]
+            + [(folder / "config.yaml").unlink()]
+        ),
         "several files could be a YAML: a.yaml, b.yaml",
     ),
     "a YAML without a task": (change_yaml(task=...), "names no task; pass --task with one of"),

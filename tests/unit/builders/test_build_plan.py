@@ -36,11 +36,14 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 # -------------------------------------------------------------------------------------------------- names
 
 
-@pytest.mark.parametrize(("argument", "name", "folder"), [
-    ("path/to/mplug", "", "path/to/mplug"),
-    ("large=path/to/mplug", "large", "path/to/mplug"),
-    ("b-16_384=a=b", "b-16_384", "a=b"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("argument", "name", "folder"),
+    [
+        ("path/to/mplug", "", "path/to/mplug"),
+        ("large=path/to/mplug", "large", "path/to/mplug"),
+        ("b-16_384=a=b", "b-16_384", "a=b"),
+    ],
+)
 def test_names_on_the_command_line(argument: str, name: str, folder: str) -> None:
     source = Source.parse(argument)
     assert (source.name, source.folder) == (name, Path(folder))
@@ -88,15 +91,27 @@ def test_equal_stages_are_built_once_for_all_who_read_them(tmp_path: Path, capsy
     assert capsys.readouterr().err == ""
     served = {path.name for path in (tmp_path / "new").iterdir() if path.is_dir()}
     assert served == {
-        "caption", "vqa", "again_vqa", "other_caption", "vision_encoder", "vision_encoder_2", "text_encoder",
-        "fusion_encoder", "text_decoder", "text_decoder_2",
-    }  # fmt: skip
-    stages = {name: json.loads((tmp_path / "new" / name / "1" / STAGES_FILE).read_text()) for name in
-              ("caption", "vqa", "again_vqa", "other_caption")}  # fmt: skip
-    assert stages["caption"] == {"vision_encoder": "vision_encoder", "text_decoder": "text_decoder"}
-    assert stages["vqa"] == stages["again_vqa"] == {
-        name: name for name in ("vision_encoder", "text_encoder", "fusion_encoder", "text_decoder")
+        "caption",
+        "vqa",
+        "again_vqa",
+        "other_caption",
+        "vision_encoder",
+        "vision_encoder_2",
+        "text_encoder",
+        "fusion_encoder",
+        "text_decoder",
+        "text_decoder_2",
     }
+    stages = {
+        name: json.loads((tmp_path / "new" / name / "1" / STAGES_FILE).read_text())
+        for name in ("caption", "vqa", "again_vqa", "other_caption")
+    }
+    assert stages["caption"] == {"vision_encoder": "vision_encoder", "text_decoder": "text_decoder"}
+    assert (
+        stages["vqa"]
+        == stages["again_vqa"]
+        == {name: name for name in ("vision_encoder", "text_encoder", "fusion_encoder", "text_decoder")}
+    )
     assert stages["other_caption"] == {"vision_encoder": "vision_encoder_2", "text_decoder": "text_decoder_2"}
     sizes = StageInfo.read(tmp_path / "new" / "text_decoder" / "1").sizes
     alone = plan([Checkpoint.read(Source(VQA))]).stages[-1]
@@ -105,8 +120,11 @@ def test_equal_stages_are_built_once_for_all_who_read_them(tmp_path: Path, capsy
 
     info = json.loads((tmp_path / "new" / builder.BUILD_INFO).read_text())
     assert [entry["public_models"] for entry in info["checkpoints"]] == [
-        ["caption"], ["vqa"], ["again_vqa"], ["other_caption"],
-    ]  # fmt: skip
+        ["caption"],
+        ["vqa"],
+        ["again_vqa"],
+        ["other_caption"],
+    ]
     assert [entry["reads_stages"] for entry in info["checkpoints"]] == [
         stages[name] for name in ("caption", "vqa", "again_vqa", "other_caption")
     ]
@@ -131,8 +149,13 @@ def test_what_makes_stages_differ(tmp_path: Path) -> None:
     assert vqa.fingerprint("fusion_encoder") == larger.fingerprint("fusion_encoder")
     shared = plan([vqa, Checkpoint.read(Source(VQA, "large", image_size=96))])
     sizes = {stage.model: stage.config.vision.image_size for stage in shared.stages}
-    assert sizes == {"vision_encoder": 64, "vision_encoder_2": 96, "text_encoder": 96, "fusion_encoder": 96,
-                     "text_decoder": 96}  # fmt: skip
+    assert sizes == {
+        "vision_encoder": 64,
+        "vision_encoder_2": 96,
+        "text_encoder": 96,
+        "fusion_encoder": 96,
+        "text_decoder": 96,
+    }
     retrieval = Checkpoint.read(Source(RETRIEVAL))
     assert retrieval.parts("vision_encoder") == ("vision_encoder", "vision_projection")
     assert retrieval.parts("fusion_encoder") == ("fusion_encoder", "match_head")
@@ -141,8 +164,22 @@ def test_what_makes_stages_differ(tmp_path: Path) -> None:
 def test_tasks_and_sizes_of_each(tmp_path: Path) -> None:
     output = tmp_path / "new"
     arguments = [str(CAPTION), str(VQA), "--output", str(output), "--target", "torch"]
-    assert builder.main([*arguments, "--task", "auto", "--task", "visual-question-answering",
-                         "--image-size", "80", "--image-size", "64"]) == 0  # fmt: skip
+    assert (
+        builder.main(
+            [
+                *arguments,
+                "--task",
+                "auto",
+                "--task",
+                "visual-question-answering",
+                "--image-size",
+                "80",
+                "--image-size",
+                "64",
+            ]
+        )
+        == 0
+    )
     info = json.loads((output / builder.BUILD_INFO).read_text())
     assert [entry["image_size"] for entry in info["checkpoints"]] == [80, 64]
     assert builder.main([*arguments, "--image-size", "80"]) == 0

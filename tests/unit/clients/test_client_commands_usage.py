@@ -72,9 +72,13 @@ def test_nothing_given(command: str, capsys: pytest.CaptureFixture[str]) -> None
     ],
 )
 def test_wrong_usage(
-    command: str, arguments: list[str], complaint: str, capsys: pytest.CaptureFixture[str],
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+    command: str,
+    arguments: list[str],
+    complaint: str,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.chdir(tmp_path)
     assert complaint in usage(command, arguments, capsys)
     assert list(tmp_path.iterdir()) == []  # nothing was begun
@@ -97,9 +101,7 @@ def test_a_picture_is_not_drawn_over_itself(tmp_path: Path, capsys: pytest.Captu
         (b'image\n"a.png\n', "cannot be read as CSV: unexpected end of data"),
     ],
 )
-def test_a_csv_that_is_none(
-    content: bytes, complaint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_csv_that_is_none(content: bytes, complaint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     table = tmp_path / "table.csv"
     table.write_bytes(content)
     line = usage("batch", [str(table), "--output", str(tmp_path / "out"), *NOWHERE], capsys)

@@ -187,12 +187,15 @@ def test_boxes_are_drawn_where_they_are() -> None:
 
 
 def test_a_page_shows_everything_and_runs_nothing(tmp_path: Path) -> None:
-    evil = '<script>alert(1)</script>"\' onerror=x & {braces}'
+    evil = "<script>alert(1)</script>\"' onerror=x & {braces}"
     picture = tmp_path / 'a"><b>.png'
     Image.new("RGB", (1000, 500), "red").save(picture)
     page = tmp_path / "page.html"
-    shown = [result_page.Shown(str(picture), "score 1", str(picture)), result_page.Shown("absent", "", "/nowhere.png"),
-             result_page.Shown(evil, evil)]  # fmt: skip
+    shown = [
+        result_page.Shown(str(picture), "score 1", str(picture)),
+        result_page.Shown("absent", "", "/nowhere.png"),
+        result_page.Shown(evil, evil),
+    ]
     result_page.write(page, evil, shown, str(picture))
     text = page.read_text()
     assert "<script" not in text and "<b>" not in text and 'onerror="' not in text

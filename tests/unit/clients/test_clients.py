@@ -326,9 +326,7 @@ def photos(tmp_path: Path) -> list[str]:
     return [str(tmp_path / "one.jpg"), str(tmp_path / "two.jpg")]
 
 
-def test_one_caption(
-    fake: Fake, protocol: str, photos: list[str], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_one_caption(fake: Fake, protocol: str, photos: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert command.main([photos[0], "--url", fake.url, "--protocol", protocol]) == 0
     assert capsys.readouterr().out == "a cat\n"
 
@@ -387,9 +385,7 @@ def test_server_away_is_said_once(nobody: str, protocol: str, photos: list[str])
         (["a.jpg", "--timeout", "-1"], "timeout is -1.0 s, it must be positive"),
     ],
 )
-def test_wrong_usage_is_one_line(
-    arguments: list[str], complaint: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_wrong_usage_is_one_line(arguments: list[str], complaint: str, capsys: pytest.CaptureFixture[str]) -> None:
     try:
         code = command.main(arguments)
     except SystemExit as left:
@@ -407,9 +403,7 @@ def test_help_shows_an_example_from_any_folder(tmp_path: Path) -> None:
 
 
 def test_clients_import_nothing_of_the_server() -> None:
-    probe = (
-        "import sys, clients.client, clients.caption; print([m for m in sys.modules if m.split('.')[0] in "
-    )
+    probe = "import sys, clients.client, clients.caption; print([m for m in sys.modules if m.split('.')[0] in "
     probe += "('mplug', 'builders', 'torch', 'transformers')])"
     done = subprocess.run([sys.executable, "-c", probe], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.stdout == "[]\n", done.stderr

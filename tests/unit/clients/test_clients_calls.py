@@ -25,9 +25,7 @@ def test_what_is_left_out_is_not_sent() -> None:
 
 
 def test_every_option_has_its_type() -> None:
-    call = calls.caption(
-        b"\0\0", "a café", num_beams=3, min_length=2, max_length=9, num_return=2, length_penalty=0.5
-    )
+    call = calls.caption(b"\0\0", "a café", num_beams=3, min_length=2, max_length=9, num_return=2, length_penalty=0.5)
     assert call.inputs["IMAGE"][0] == b"\0\0"
     assert call.inputs["PROMPT"].tolist() == ["a café".encode()]
     sent = {name: (tensor.dtype.name, tensor.tolist()) for name, tensor in call.inputs.items()}

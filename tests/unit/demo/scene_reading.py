@@ -22,8 +22,15 @@ def _nouns() -> dict[str, tuple[str, str | None]]:
 
 NOUNS = _nouns()
 CATEGORIES = {c.name: c.category for c in load_classes()}
-WHOLE = {"object": None, "thing": None, "animal": "animal", "vehicle": "vehicle", "shape": "shape",
-         "fruit": "fruit", "vegetable": "vegetable"}  # fmt: skip
+WHOLE = {
+    "object": None,
+    "thing": None,
+    "animal": "animal",
+    "vehicle": "vehicle",
+    "shape": "shape",
+    "fruit": "fruit",
+    "vegetable": "vegetable",
+}
 
 
 def objects_of(scene, phrase):

@@ -43,14 +43,22 @@ def test_variants_start_equal_and_look_through_one_frozen_encoder(demo):
 
 def test_the_report_puts_the_table_between_its_marks(tmp_path, capsys):
     variant = {
-        "parameters": 700_000, "training samples per second, ratio": 1.5, "inference time, ratio": 0.9,
-        "answers right": 0.5, "answers standard error": 0.02, "captions right": 0.25, "captions standard error": 0.03,
-        "looks": [{"step": 10, "answers": 0.5, "captions": 0.25}], "losses": [2.0, 1.0],
+        "parameters": 700_000,
+        "training samples per second, ratio": 1.5,
+        "inference time, ratio": 0.9,
+        "answers right": 0.5,
+        "answers standard error": 0.02,
+        "captions right": 0.25,
+        "captions standard error": 0.03,
+        "looks": [{"step": 10, "answers": 0.5, "captions": 0.25}],
+        "losses": [2.0, 1.0],
     }
     document = {
-        "steps": 10, "variants": {"1": variant, "never": variant},
+        "steps": 10,
+        "variants": {"1": variant, "never": variant},
         "base size, fusion encoder alone": {
-            "1": {"training": 4.0, "inference": 1.0}, "never": {"training": 1.0, "inference": 0.5},
+            "1": {"training": 4.0, "inference": 1.0},
+            "never": {"training": 1.0, "inference": 0.5},
         },
     }
     (tmp_path / "ablation.json").write_text(json.dumps(document))

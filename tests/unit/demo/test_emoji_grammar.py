@@ -57,9 +57,7 @@ def test_every_phrase_of_the_grammar_reads_back():
 
 
 def test_no_two_phrases_are_the_same():
-    phrases = [
-        noun_phrase(c, d.colour, count) for c in load_classes() for d in c.drawings for count in range(1, 5)
-    ]
+    phrases = [noun_phrase(c, d.colour, count) for c in load_classes() for d in c.drawings for count in range(1, 5)]
     drawings = {(c.name, d.colour) for c in load_classes() for d in c.drawings}
     assert len(set(phrases)) == 4 * len(drawings)
 
@@ -100,8 +98,10 @@ def test_three_and_four_groups_are_listed_from_left_to_right():
 
 def test_the_parser_prefers_the_longest_name():
     assert [g.name for g in parse_caption("a hot dog, a police car and a christmas tree")] == [
-        "hot dog", "police car", "christmas tree",
-    ]  # fmt: skip
+        "hot dog",
+        "police car",
+        "christmas tree",
+    ]
     assert parse_caption("Wine glasses above 2 teddy bears.") == [
         NamedGroup("wine glass", None, None),
         NamedGroup("teddy bear", None, None),

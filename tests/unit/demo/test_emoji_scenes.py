@@ -22,9 +22,7 @@ MAGENTA = np.array((255, 0, 255))
 @pytest.fixture
 def on_magenta(monkeypatch):
     """Draw all scenes on one colour, so that a test can tell sprite from background by itself."""
-    monkeypatch.setattr(
-        Backgrounds, "draw", lambda self: np.full((self.size, self.size, 3), MAGENTA, np.uint8)
-    )
+    monkeypatch.setattr(Backgrounds, "draw", lambda self: np.full((self.size, self.size, 3), MAGENTA, np.uint8))
     monkeypatch.setattr(sprite_bank, "CONTRAST_SHARE", 0.0)
     monkeypatch.setattr(sprite_bank, "BODY_CONTRAST_SHARE", 0.0)
 
@@ -78,10 +76,12 @@ def test_patch_labels_lie_under_objects_of_their_class():
             label = scene.patch_labels[row, column] - 1
             assert any(
                 o.class_index == label
-                and o.box[0] < (column + 1) * PATCH and o.box[2] > column * PATCH
-                and o.box[1] < (row + 1) * PATCH and o.box[3] > row * PATCH
+                and o.box[0] < (column + 1) * PATCH
+                and o.box[2] > column * PATCH
+                and o.box[1] < (row + 1) * PATCH
+                and o.box[3] > row * PATCH
                 for o in scene.objects
-            )  # fmt: skip
+            )
 
 
 @pytest.mark.parametrize("augment", [False, True])

@@ -36,9 +36,14 @@ def test_every_style_has_every_class_its_vendor_drew(sprites):
         expected = [c for c in load_classes() if SOURCES[style].vendor in c.vendors]
         assert drawn == expected, style
     assert {style: len(drawings) for style, drawings in sprites.items()} == {
-        "noto": 289, "noto-v1": 224, "fluent-flat": 289, "fluent-3d": 289, "fxemoji": 177, "streamline": 147,
+        "noto": 289,
+        "noto-v1": 224,
+        "fluent-flat": 289,
+        "fluent-3d": 289,
+        "fxemoji": 177,
+        "streamline": 147,
         "twemoji": 289,
-    }  # fmt: skip
+    }
 
 
 def test_sprites_are_tight_and_72_pixels_long(sprites):

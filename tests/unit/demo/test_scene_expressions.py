@@ -15,8 +15,18 @@ from demo.scenes.sprites import TRAIN_STYLES
 from demo.texts.expressions import expressions_of
 from demo.texts.vocabulary import build_vocabulary
 
-EXTREMES = {"left": (0, -1), "leftmost": (0, -1), "right": (0, 1), "rightmost": (0, 1), "upper": (1, -1),
-            "topmost": (1, -1), "top": (1, -1), "lower": (1, 1), "bottommost": (1, 1), "bottom": (1, 1)}  # fmt: skip
+EXTREMES = {
+    "left": (0, -1),
+    "leftmost": (0, -1),
+    "right": (0, 1),
+    "rightmost": (0, 1),
+    "upper": (1, -1),
+    "topmost": (1, -1),
+    "top": (1, -1),
+    "lower": (1, 1),
+    "bottommost": (1, 1),
+    "bottom": (1, 1),
+}
 
 
 @pytest.fixture(scope="module")
@@ -84,11 +94,21 @@ def test_the_box_is_where_the_text_points(expressed):
 def test_all_kinds_of_texts_occur(expressed):
     texts = [expression.text for _, expression in expressed]
     for pattern in (
-        r"the \w+", rf"the ({'|'.join(COLOURS)}) \w+", r"the left .+", r"the upper .+", r"the upper left .+",
-        r"the topmost .+", r"the middle .+", r".+ to the left of the .+", r".+ on the right of the .+",
-        r".+ above the .+", r".+ in the middle", r"the three .+", r"the biggest (object|thing)",
+        r"the \w+",
+        rf"the ({'|'.join(COLOURS)}) \w+",
+        r"the left .+",
+        r"the upper .+",
+        r"the upper left .+",
+        r"the topmost .+",
+        r"the middle .+",
+        r".+ to the left of the .+",
+        r".+ on the right of the .+",
+        r".+ above the .+",
+        r".+ in the middle",
+        r"the three .+",
+        r"the biggest (object|thing)",
         rf"the (left|right|upper|lower) ({'|'.join(COLOURS)}) \w+",
-    ):  # fmt: skip
+    ):
         assert any(re.fullmatch(pattern, text) for text in texts), pattern
 
 

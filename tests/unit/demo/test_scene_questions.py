@@ -34,8 +34,13 @@ def judged(asked):
 
 
 def answer_what(scene, text):
-    if text in ("what is in the picture?", "what is shown in the picture?", "what can you see?", "what is this?",
-                "what are these?"):  # fmt: skip
+    if text in (
+        "what is in the picture?",
+        "what is shown in the picture?",
+        "what can you see?",
+        "what is this?",
+        "what are these?",
+    ):
         assert len(scene.groups) == 1
         assert ("these" not in text) or scene.groups[0].count > 1
         return {o.name for o in scene.objects}
@@ -125,8 +130,14 @@ def answer_compare(scene, text):
     return {"yes" if first else "no"}
 
 
-READERS = {"what": answer_what, "colour": answer_colour, "count": answer_count, "where": answer_where,
-           "yes-no": answer_yes_no, "compare": answer_compare}  # fmt: skip
+READERS = {
+    "what": answer_what,
+    "colour": answer_colour,
+    "count": answer_count,
+    "where": answer_where,
+    "yes-no": answer_yes_no,
+    "compare": answer_compare,
+}
 
 
 @pytest.mark.parametrize("kind", QUESTION_KINDS)
@@ -149,11 +160,22 @@ def test_yes_is_as_likely_as_no(asked):
         assert 0.45 < answers["yes"] / answers.total() < 0.55, kind
 
 
-@pytest.mark.parametrize("start", [
-    r"is there (a|an) ", r"are there any", r"are there more .* than", r"are there fewer", r"are there as many",
-    r"is there the same", r"(is|are) there (exactly )?one", r"are there (exactly )?two", r"are there (exactly )?three",
-    r"(is|are) the .* (left of|right of|above|below)", r"(is|are) the \w+ (red|green|blue)",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "start",
+    [
+        r"is there (a|an) ",
+        r"are there any",
+        r"are there more .* than",
+        r"are there fewer",
+        r"are there as many",
+        r"is there the same",
+        r"(is|are) there (exactly )?one",
+        r"are there (exactly )?two",
+        r"are there (exactly )?three",
+        r"(is|are) the .* (left of|right of|above|below)",
+        r"(is|are) the \w+ (red|green|blue)",
+    ],
+)
 def test_the_words_of_a_question_do_not_tell_the_answer(judged, start):
     answers = Counter(q.answer for q in judged if re.match(start, q.text))
     assert answers.total() > 40 and 0.27 < answers["yes"] / answers.total() < 0.73, answers

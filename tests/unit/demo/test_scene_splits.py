@@ -60,9 +60,11 @@ def test_an_item_depends_on_its_index_alone():
 
 def test_splits_hold_the_styles_and_pairs_that_their_names_say():
     for name, styles, pairs in (
-        ("test", TRAIN_STYLES, "seen"), ("test-twemoji", (HELD_OUT_STYLE,), "seen"),
-        ("test-pairs", TRAIN_STYLES, "held-out"), ("test-pairs-twemoji", (HELD_OUT_STYLE,), "held-out"),
-    ):  # fmt: skip
+        ("test", TRAIN_STYLES, "seen"),
+        ("test-twemoji", (HELD_OUT_STYLE,), "seen"),
+        ("test-pairs", TRAIN_STYLES, "held-out"),
+        ("test-pairs-twemoji", (HELD_OUT_STYLE,), "held-out"),
+    ):
         for item in scene_items(SPLITS[name], 40):
             assert {o.style for o in item.scene.objects} <= set(styles)
             names = {o.name for o in item.scene.objects}

@@ -154,9 +154,14 @@ def test_a_flawed_caption_is_wrong_in_one_thing(pairs, flaw):
             continue
         (first, second), *more = [(a, b) for a, b in zip(right, wrong, strict=True) if a != b]
         assert not more
-        assert [a == b for a, b in (
-            (first.name, second.name), (first.count, second.count), (first.colour, second.colour),
-        )] == [flaw != "class", flaw != "count", flaw != "colour"], (scene.caption, text)  # fmt: skip
+        assert [
+            a == b
+            for a, b in (
+                (first.name, second.name),
+                (first.count, second.count),
+                (first.colour, second.colour),
+            )
+        ] == [flaw != "class", flaw != "count", flaw != "colour"], (scene.caption, text)
     assert flawed > 40
 
 

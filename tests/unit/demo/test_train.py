@@ -21,8 +21,9 @@ from mplug.inputs.images import pixel_values
 from mplug.network import MPlug
 from mplug.network.fusion_encoder import FusionEncoder
 
-FEW = Mixture(captions=4, questions=6, expressions=4, hypotheses=4, statements=4, contrasted=6, matches=4, masked=4,
-              prefixes=4)  # fmt: skip
+FEW = Mixture(
+    captions=4, questions=6, expressions=4, hypotheses=4, statements=4, contrasted=6, matches=4, masked=4, prefixes=4
+)
 
 
 @pytest.fixture(scope="module")
@@ -44,8 +45,15 @@ def model() -> DemoModel:
 
 def test_texts_are_the_vocabulary_s_own_words(batch):
     texts = SceneTexts(1)
-    for name in ("captions", "question_ids", "expression_ids", "hypothesis_ids", "statement_ids", "wrong_ids",
-                 "answer_ids"):
+    for name in (
+        "captions",
+        "question_ids",
+        "expression_ids",
+        "hypothesis_ids",
+        "statement_ids",
+        "wrong_ids",
+        "answer_ids",
+    ):
         rows = batch[name]
         assert (rows[:, 0] == texts.tokenizer.cls_id).all() and (rows == texts.tokenizer.sep_id).sum(1).eq(1).all()
         assert not (rows == texts.tokenizer.unk_id).any(), name
@@ -69,8 +77,10 @@ def test_what_words_name_is_counted_and_found(batch, scenes):
     names = {tuple(pieces): index for pieces, index in SceneTexts(1).names.items()}
     rows = FEW.rows()
     assert sum(part.stop - part.start for part in rows.values()) == len(batch["row_ids"])
-    assert torch.equal(batch["row_ids"][rows["questions"], : batch["question_ids"].shape[1]].count_nonzero(1),
-                       batch["question_ids"].count_nonzero(1))  # fmt: skip
+    assert torch.equal(
+        batch["row_ids"][rows["questions"], : batch["question_ids"].shape[1]].count_nonzero(1),
+        batch["question_ids"].count_nonzero(1),
+    )
     named = batch["row_words"] > 0
     assert torch.equal(named, batch["row_counts"] >= 0) and named[rows["captions"]].any(1).all()
     for row, place in named.nonzero().tolist():

@@ -15,11 +15,19 @@ ROOT = Path(__file__).parents[3]
 DASHBOARD = ROOT / "deploy" / "grafana" / "dashboards" / "mplug.json"
 #: Metrics of Triton's that the dashboard may use; names from Triton's metrics documentation.
 TRITON = {
-    "nv_inference_request_success", "nv_inference_request_failure", "nv_inference_count", "nv_inference_exec_count",
-    "nv_inference_request_duration_us", "nv_inference_queue_duration_us", "nv_cache_num_hits_per_model",
-    "nv_cache_num_misses_per_model", "nv_gpu_utilization", "nv_gpu_memory_used_bytes", "nv_gpu_memory_total_bytes",
+    "nv_inference_request_success",
+    "nv_inference_request_failure",
+    "nv_inference_count",
+    "nv_inference_exec_count",
+    "nv_inference_request_duration_us",
+    "nv_inference_queue_duration_us",
+    "nv_cache_num_hits_per_model",
+    "nv_cache_num_misses_per_model",
+    "nv_gpu_utilization",
+    "nv_gpu_memory_used_bytes",
+    "nv_gpu_memory_total_bytes",
     "nv_cpu_utilization",
-}  # fmt: skip
+}
 
 
 def test_the_dashboard_shows_every_metric_of_the_decoder_and_no_other():

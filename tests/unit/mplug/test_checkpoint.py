@@ -87,32 +87,43 @@ def prefixed(prefix: str) -> Callable[[dict[str, Tensor]], dict[str, Tensor]]:
 
 def without_infix(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Text and fusion encoder as some checkpoints name them: without `.bert.` and `.fusion.`."""
-    return {key.replace("encoder.bert.", "encoder.").replace("encoder.fusion.", "encoder."): tensor
-            for key, tensor in state.items()}
+    return {
+        key.replace("encoder.bert.", "encoder.").replace("encoder.fusion.", "encoder."): tensor
+        for key, tensor in state.items()
+    }
 
 
 def with_infix(state: dict[str, Tensor]) -> dict[str, Tensor]:
     plain = without_infix(state)
-    return {key.replace("text_encoder.", "text_encoder.bert.").replace("fusion_encoder.", "fusion_encoder.fusion."):
-            tensor for key, tensor in plain.items()}
+    return {
+        key.replace("text_encoder.", "text_encoder.bert.").replace("fusion_encoder.", "fusion_encoder.fusion."): tensor
+        for key, tensor in plain.items()
+    }
 
 
 def with_left_overs(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """What pre-training leaves in a checkpoint."""
-    momentum = {f"{stage}_m.{rest}": tensor for key, tensor in state.items()
-                for stage, _, rest in [key.partition(".")] if rest}
+    momentum = {
+        f"{stage}_m.{rest}": tensor for key, tensor in state.items() for stage, _, rest in [key.partition(".")] if rest
+    }
     extra = {
-        "temp": torch.tensor(0.07), "image_queue": torch.ones(4, 8), "text_queue": torch.ones(4, 8),
-        "idx_queue": torch.ones(1, 8), "queue_ptr": torch.zeros(1, dtype=torch.long),
-        "text_encoder.cls.predictions.bias": torch.ones(900), "fusion_encoder.cls.predictions.bias": torch.ones(900),
+        "temp": torch.tensor(0.07),
+        "image_queue": torch.ones(4, 8),
+        "text_queue": torch.ones(4, 8),
+        "idx_queue": torch.ones(1, 8),
+        "queue_ptr": torch.zeros(1, dtype=torch.long),
+        "text_encoder.cls.predictions.bias": torch.ones(900),
+        "fusion_encoder.cls.predictions.bias": torch.ones(900),
         "text_encoder.bert.embeddings.position_ids": torch.arange(64)[None],
-        "visual_encoder.visual.proj": torch.ones(128, 64), "visual_encoder.ln_final.weight": torch.ones(64),
+        "visual_encoder.visual.proj": torch.ones(128, 64),
+        "visual_encoder.ln_final.weight": torch.ones(64),
         "visual_encoder.transformer.resblocks.0.ln_1.weight": torch.ones(64),
         "text_encoder.bert.encoder.layer.11.attention.self.query.weight": torch.ones(128, 128),
         "text_encoder.bert.pooler.dense.weight": torch.ones(128, 128),
         "text_decoder.cls.predictions.decoder.weight": torch.ones(900, 128),
-        "vision_proj_m.weight": torch.ones(48, 128), "visn_fc_m.weight": torch.ones(3),
-    }  # fmt: skip
+        "vision_proj_m.weight": torch.ones(48, 128),
+        "visn_fc_m.weight": torch.ones(3),
+    }
     return {**momentum, **extra, **state}
 
 
@@ -129,14 +140,19 @@ LAYOUTS: dict[str, Callable[[dict[str, Tensor]], Any]] = {
     "without infixes": without_infix,
     "with left-overs of pre-training": with_left_overs,
     "beside an optimiser": lambda state: {
-        "model": state, "optimizer": {"state": {0: {"step": torch.tensor(3)}}, "param_groups": [{"lr": 1e-5}]},
-        "lr_scheduler": {"base_values": [1e-5]}, "config": AUTHORS_CONFIG, "epoch": 7,
+        "model": state,
+        "optimizer": {"state": {0: {"step": torch.tensor(3)}}, "param_groups": [{"lr": 1e-5}]},
+        "lr_scheduler": {"base_values": [1e-5]},
+        "config": AUTHORS_CONFIG,
+        "epoch": 7,
     },
     "beside arguments and numbers of NumPy": lambda state: {
-        "model": state, "args": argparse.Namespace(lr=1e-5, output=Path("out")), "best": np.float64(137.5),
+        "model": state,
+        "args": argparse.Namespace(lr=1e-5, output=Path("out")),
+        "best": np.float64(137.5),
         "curve": np.arange(3.0),
     },
-}  # fmt: skip
+}
 AUTHORS_CONFIG = {"image_res": 384, "optimizer": {"opt": "adamW", "lr1": 1e-5}, "train_file": ["a.json"]}
 
 

@@ -15,20 +15,44 @@ GOLDEN = Path(__file__).parents[2] / "parity" / "data" / "caption"
 
 #: The captioning YAML of the authors, in what matters: no task, no sizes of CLIP but its name, keys of training.
 AUTHORS_YAML = {
-    "train_file": ["train.json"], "val_file": "val.json", "bert_config": "configs/config_bert.json",
-    "image_res": 384, "batch_size_train": 32, "alpha": 0.4, "distill": True, "warm_up": True, "eos": "[SEP]",
-    "clip_name": "ViT-B-16", "beam_size": 5, "min_length": 8, "max_length": 25, "add_object": False,
+    "train_file": ["train.json"],
+    "val_file": "val.json",
+    "bert_config": "configs/config_bert.json",
+    "image_res": 384,
+    "batch_size_train": 32,
+    "alpha": 0.4,
+    "distill": True,
+    "warm_up": True,
+    "eos": "[SEP]",
+    "clip_name": "ViT-B-16",
+    "beam_size": 5,
+    "min_length": 8,
+    "max_length": 25,
+    "add_object": False,
     "optimizer": {"opt": "adamW", "lr1": 1e-5, "lr2": 1e-6, "weight_decay": 0.02},
     "schedular": {"sched": "cosine", "epochs": 5, "warmup_epochs": 0},
-}  # fmt: skip
+}
 #: The base model's BERT JSON.
 AUTHORS_BERT = {
-    "architectures": ["BertForMaskedLM"], "hidden_act": "gelu", "hidden_dropout_prob": 0.1, "hidden_size": 768,
-    "initializer_range": 0.02, "intermediate_size": 3072, "layer_norm_eps": 1e-12,
-    "max_position_embeddings": 512, "num_attention_heads": 12, "num_hidden_layers": 12, "type_vocab_size": 2,
-    "vocab_size": 30522, "fusion_layer": 6, "encoder_width": 768, "text_encoder_layers": 6, "fusion_layers": 6,
-    "text_decode_layers": 12, "stride_layer": 3,
-}  # fmt: skip
+    "architectures": ["BertForMaskedLM"],
+    "hidden_act": "gelu",
+    "hidden_dropout_prob": 0.1,
+    "hidden_size": 768,
+    "initializer_range": 0.02,
+    "intermediate_size": 3072,
+    "layer_norm_eps": 1e-12,
+    "max_position_embeddings": 512,
+    "num_attention_heads": 12,
+    "num_hidden_layers": 12,
+    "type_vocab_size": 2,
+    "vocab_size": 30522,
+    "fusion_layer": 6,
+    "encoder_width": 768,
+    "text_encoder_layers": 6,
+    "fusion_layers": 6,
+    "text_decode_layers": 12,
+    "stride_layer": 3,
+}
 ABSENT = object()
 
 

@@ -28,9 +28,12 @@ NAMED_CONFIGS = sorted(REPOSITORY.glob("*/configs/*.pbtxt"))
 Tensors = dict[str, tuple[str, list[int]]]
 VIDEO: Tensors = {"IMAGE?": ("BYTES", [-1]), "VIDEO?": ("BYTES", [1]), "FRAMES?": ("INT32", [1])}
 SEARCH: Tensors = {
-    "NUM_BEAMS?": ("INT32", [1]), "MIN_LENGTH?": ("INT32", [1]), "MAX_LENGTH?": ("INT32", [1]),
-    "NUM_RETURN?": ("INT32", [1]), "LENGTH_PENALTY?": ("FP32", [1]),
-}  # fmt: skip
+    "NUM_BEAMS?": ("INT32", [1]),
+    "MIN_LENGTH?": ("INT32", [1]),
+    "MAX_LENGTH?": ("INT32", [1]),
+    "NUM_RETURN?": ("INT32", [1]),
+    "LENGTH_PENALTY?": ("FP32", [1]),
+}
 #: What clients are promised: inputs and outputs of each public model, optional inputs with a question mark.
 PUBLIC: dict[str, tuple[Tensors, Tensors]] = {
     "caption": (
@@ -38,7 +41,9 @@ PUBLIC: dict[str, tuple[Tensors, Tensors]] = {
         {"CAPTION": ("BYTES", [-1]), "SCORE": ("FP32", [-1]), "TOKEN_IDS": ("INT32", [-1, -1])},
     ),
     "vqa": (
-        VIDEO | SEARCH | {"QUESTION": ("BYTES", [1]), "CANDIDATES?": ("BYTES", [-1])}
+        VIDEO
+        | SEARCH
+        | {"QUESTION": ("BYTES", [1]), "CANDIDATES?": ("BYTES", [-1])}
         | {"OCR?": ("BYTES", [-1]), "OBJECTS?": ("BYTES", [-1])},
         {"ANSWER": ("BYTES", [-1]), "SCORE": ("FP32", [-1]), "TOKEN_IDS": ("INT32", [-1, -1])},
     ),
@@ -60,7 +65,7 @@ PUBLIC: dict[str, tuple[Tensors, Tensors]] = {
         {"IMAGE": ("BYTES", [1]), "HYPOTHESIS": ("BYTES", [1])},
         {"LABEL": ("BYTES", [1]), "PROBABILITY": ("FP32", [3])},
     ),
-}  # fmt: skip
+}
 
 
 def read(path: Path) -> model_config_pb2.ModelConfig:

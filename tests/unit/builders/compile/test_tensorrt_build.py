@@ -19,14 +19,17 @@ ENTRY = re.compile(r'^(input|output) \{ name: "(\w+)" data_type: TYPE_(\w+) dims
 BATCH = re.compile(r"^max_batch_size: (\d+)", re.MULTILINE)
 
 
-@pytest.mark.parametrize(("settings", "message"), [
-    ({"target": "cuda"}, "unknown target 'cuda'; known: tensorrt, tensorrt-rtx"),
-    ({"precision": "int8"}, "fp16, bf16, fp32, not int8"),
-    ({"compute_capabilities": ("9.0",)}, "9.0.*build on the GPU itself with --target tensorrt"),
-    ({"target": "tensorrt", "compute_capabilities": ("8.9",)}, "is for --target tensorrt-rtx"),
-    ({"hardware_compatible": True}, "are for --target tensorrt"),
-    ({"precision": "bf16", "compute_capabilities": ("7.5", "8.6")}, "7.5 computes in fp16 alone"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"target": "cuda"}, "unknown target 'cuda'; known: tensorrt, tensorrt-rtx"),
+        ({"precision": "int8"}, "fp16, bf16, fp32, not int8"),
+        ({"compute_capabilities": ("9.0",)}, "9.0.*build on the GPU itself with --target tensorrt"),
+        ({"target": "tensorrt", "compute_capabilities": ("8.9",)}, "is for --target tensorrt-rtx"),
+        ({"hardware_compatible": True}, "are for --target tensorrt"),
+        ({"precision": "bf16", "compute_capabilities": ("7.5", "8.6")}, "7.5 computes in fp16 alone"),
+    ],
+)
 def test_options_that_do_not_go_together_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         EngineOptions(**settings)
@@ -52,11 +55,14 @@ def test_profiles_name_every_dynamic_input_and_hold_what_is_asked(case):
 def test_the_step_has_room_for_many_and_for_long():
     network = load_checkpoint(DATA / "caption")[0]
     spec = decoder_step(network.config.text.text_decode_layers)
-    many, few = (input_shapes(spec, network, ranges)["PAST_KEY_0"][2] for ranges in
-                 profiles(spec, network, Limits(32, 1000)))
+    many, few = (
+        input_shapes(spec, network, ranges)["PAST_KEY_0"][2] for ranges in profiles(spec, network, Limits(32, 1000))
+    )
     assert many[0] == 32 and few[0] == 4 and few[2] == network.config.text.max_positions >= many[2]
-    states = [input_shapes(spec, network, ranges)["ENCODER_MASK"][2][1] for ranges in
-              profiles(spec, network, Limits(32, 1000))]
+    states = [
+        input_shapes(spec, network, ranges)["ENCODER_MASK"][2][1]
+        for ranges in profiles(spec, network, Limits(32, 1000))
+    ]
     assert states[0] >= network.config.vision.tokens and states[1] >= 1000
 
 

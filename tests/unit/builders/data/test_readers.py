@@ -69,10 +69,14 @@ def test_karpathys_file_holds_all_splits(tmp_path):
     names = ("000000000042", "000000000007")
     images = {name: put_image(tmp_path / "val2014" / f"COCO_val2014_{name}.jpg") for name in names}
     entries = [
-        {"filepath": "val2014", "filename": f"COCO_val2014_{name}.jpg", "split": split,
-         "sentences": [{"raw": f"A dog {index}."} for index in range(5)]}
+        {
+            "filepath": "val2014",
+            "filename": f"COCO_val2014_{name}.jpg",
+            "split": split,
+            "sentences": [{"raw": f"A dog {index}."} for index in range(5)],
+        }
         for name, split in zip(names, ("test", "restval"), strict=True)
-    ]  # fmt: skip
+    ]
     path = put_json(tmp_path / "dataset_coco.json", {"images": entries, "dataset": "coco"})
     (record,) = coco.read(path, tmp_path, "test")
     assert (record.key, record.image, len(record.captions)) == ("42", images["000000000042"], 5)
@@ -101,10 +105,15 @@ def test_vqa_in_the_layout_of_albef(tmp_path):
     put_image(tmp_path / "val2014" / "a.jpg")
     put_image(tmp_path / "genome" / "b.jpg")
     entries = [
-        {"question_id": 1, "image": "val2014/a.jpg", "question": "what?", "dataset": "vqa",
-         "answer": ["dog"] * 7 + ["cat"] * 3},
+        {
+            "question_id": 1,
+            "image": "val2014/a.jpg",
+            "question": "what?",
+            "dataset": "vqa",
+            "answer": ["dog"] * 7 + ["cat"] * 3,
+        },
         {"question_id": 2, "image": "b.jpg", "question": "where?", "dataset": "vg", "answer": "left"},
-    ]  # fmt: skip
+    ]
     path = put_json(tmp_path / "vqa_train.json", entries)
     first, second = vqa.read(path, tmp_path, other_images={"vg": tmp_path / "genome"})
     assert first.weighted_answers == pytest.approx({"dog": 0.7, "cat": 0.3})

@@ -19,27 +19,37 @@ from builders.evaluation.retrieval_ranks import ranks, recalls, shortlist
 from builders.evaluation.vqa_accuracy import accuracy, normalised
 
 
-@pytest.mark.parametrize(("same", "wanted"), [
-    (0, 0.0),
-    (1, 0.3),  # 9 of 10 subsets hold it once: 9 × 1/3 / 10
-    (2, 0.6),  # 8 hold it twice, 2 once: (8 × 2/3 + 2 × 1/3) / 10
-    (3, 0.9),  # 7 hold it three times, 3 twice: (7 + 3 × 2/3) / 10
-    (4, 1.0), (10, 1.0),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("same", "wanted"),
+    [
+        (0, 0.0),
+        (1, 0.3),  # 9 of 10 subsets hold it once: 9 × 1/3 / 10
+        (2, 0.6),  # 8 hold it twice, 2 once: (8 × 2/3 + 2 × 1/3) / 10
+        (3, 0.9),  # 7 hold it three times, 3 twice: (7 + 3 × 2/3) / 10
+        (4, 1.0),
+        (10, 1.0),
+    ],
+)
 def test_vqa_accuracy_leaves_one_person_out(same, wanted):
     assert accuracy("dog", ["dog"] * same + [f"other {n}" for n in range(10 - same)]) == pytest.approx(wanted)
 
 
-@pytest.mark.parametrize(("answer", "wanted"), [
-    ("The Dog!", "dog"),
-    ("two dogs, a cat", "2 dogs cat"),
-    ("red/blue", "red blue"),
-    ("t-shirt", "t shirt"),
-    ("1,000", "1000"),
-    ("3.5", "3.5"), ("U.S.", "us"),
-    ("dont know", "don't know"), ("shouldntve", "shouldntve"), ("couldn'tve", "couldn't've"),
-    ("None of the ten", "0 of 10"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("answer", "wanted"),
+    [
+        ("The Dog!", "dog"),
+        ("two dogs, a cat", "2 dogs cat"),
+        ("red/blue", "red blue"),
+        ("t-shirt", "t shirt"),
+        ("1,000", "1000"),
+        ("3.5", "3.5"),
+        ("U.S.", "us"),
+        ("dont know", "don't know"),
+        ("shouldntve", "shouldntve"),
+        ("couldn'tve", "couldn't've"),
+        ("None of the ten", "0 of 10"),
+    ],
+)
 def test_answers_are_made_alike(answer, wanted):
     assert normalised(answer) == wanted
 
@@ -116,13 +126,22 @@ def put(path: Path, content) -> Path:
 
 def test_a_file_of_answers_is_scored(tmp_path, capsys):
     given = [{"answer": answer, "answer_id": n} for n, answer in enumerate(["red"] * 3 + ["blue"] * 7)]
-    references = put(tmp_path / "annotations.json", {"annotations": [
-        {"question_id": 1, "answers": given, "answer_type": "other"},
-        {"question_id": 2, "answers": given, "answer_type": "number"},
-    ]})  # fmt: skip
-    predictions = put(tmp_path / "answers.json", [
-        {"question_id": 1, "answer": "red"}, {"question_id": 2, "answer": "The blue."},
-    ])  # fmt: skip
+    references = put(
+        tmp_path / "annotations.json",
+        {
+            "annotations": [
+                {"question_id": 1, "answers": given, "answer_type": "other"},
+                {"question_id": 2, "answers": given, "answer_type": "number"},
+            ]
+        },
+    )
+    predictions = put(
+        tmp_path / "answers.json",
+        [
+            {"question_id": 1, "answer": "red"},
+            {"question_id": 2, "answer": "The blue."},
+        ],
+    )
     output, table = tmp_path / "scores.json", tmp_path / "scores.md"
     command = ["--data", "vqa", "--predictions", str(predictions), "--annotations", str(references)]
     assert evaluate.main([*command, "--output", str(output), "--markdown", str(table)]) == 0
@@ -146,37 +165,61 @@ def test_a_file_of_answers_is_scored(tmp_path, capsys):
 
 def test_a_file_of_captions_is_scored(tmp_path, monkeypatch):
     monkeypatch.setattr(caption_metrics.shutil, "which", lambda _: None)
-    references = put(tmp_path / "gt.json", {
-        "images": [{"id": 42}, {"id": 7}],
-        "annotations": [{"image_id": 42, "caption": "a dog on a mat"}, {"image_id": 42, "caption": "a dog"},
-                        {"image_id": 7, "caption": "two red apples on a table"}],
-    })  # fmt: skip
-    karpathy = put(tmp_path / "karpathy.json", [
-        {"image": "val2014/COCO_val2014_000000000042.jpg", "caption": ["a dog on a mat", "a dog"]},
-        {"image": "val2014/COCO_val2014_000000000007.jpg", "caption": ["two red apples on a table"]},
-    ])  # fmt: skip
-    predictions = put(tmp_path / "captions.json", [
-        {"image_id": 42, "caption": "a dog on a mat"}, {"image_id": 7, "caption": "two red apples on a table"},
-    ])  # fmt: skip
+    references = put(
+        tmp_path / "gt.json",
+        {
+            "images": [{"id": 42}, {"id": 7}],
+            "annotations": [
+                {"image_id": 42, "caption": "a dog on a mat"},
+                {"image_id": 42, "caption": "a dog"},
+                {"image_id": 7, "caption": "two red apples on a table"},
+            ],
+        },
+    )
+    karpathy = put(
+        tmp_path / "karpathy.json",
+        [
+            {"image": "val2014/COCO_val2014_000000000042.jpg", "caption": ["a dog on a mat", "a dog"]},
+            {"image": "val2014/COCO_val2014_000000000007.jpg", "caption": ["two red apples on a table"]},
+        ],
+    )
+    predictions = put(
+        tmp_path / "captions.json",
+        [
+            {"image_id": 42, "caption": "a dog on a mat"},
+            {"image_id": 7, "caption": "two red apples on a table"},
+        ],
+    )
     for path in (references, karpathy):
         outcome = score_file("coco", predictions, path, None)
         assert (outcome.items, outcome.mistakes) == (2, [])
         assert outcome.metrics["BLEU-4"] == pytest.approx(1.0, abs=1e-6)
     with pytest.raises(DatasetError, match=r"captions\.json: nothing for image_id 9"):
-        score_file("coco", predictions, put(tmp_path / "more.json", {
-            "images": [{"id": 42}, {"id": 7}, {"id": 9}],
-            "annotations": [{"image_id": key, "caption": "a"} for key in (42, 7, 9)],
-        }), None)  # fmt: skip
+        score_file(
+            "coco",
+            predictions,
+            put(
+                tmp_path / "more.json",
+                {
+                    "images": [{"id": 42}, {"id": 7}, {"id": 9}],
+                    "annotations": [{"image_id": key, "caption": "a"} for key in (42, 7, 9)],
+                },
+            ),
+            None,
+        )
 
 
-@pytest.mark.parametrize(("options", "complaint"), [
-    (["--data", "coco"], "needs --annotations and --images"),
-    (["--data", "vqa", "--task", "nlvr"], "--data vqa is for vqa, not for nlvr"),
-    (["--split", "mars"], "'mars' is none of"),
-    (["--data", "easy-vqa", "--split", "val"], "easy-vqa has no split 'val'"),
-    (["--checkpoint", "nowhere", "--items", "2"], "nowhere: no such folder"),
-    (["--url", "localhost:1", "--items", "2"], "does not answer"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        (["--data", "coco"], "needs --annotations and --images"),
+        (["--data", "vqa", "--task", "nlvr"], "--data vqa is for vqa, not for nlvr"),
+        (["--split", "mars"], "'mars' is none of"),
+        (["--data", "easy-vqa", "--split", "val"], "easy-vqa has no split 'val'"),
+        (["--checkpoint", "nowhere", "--items", "2"], "nowhere: no such folder"),
+        (["--url", "localhost:1", "--items", "2"], "does not answer"),
+    ],
+)
 def test_what_cannot_be_evaluated_is_one_line(options, complaint, capsys):
     assert evaluate.main(options) == 1
     error = capsys.readouterr().err

@@ -60,8 +60,9 @@ def test_samples_follow_the_probabilities(vocabulary):
         network.text_decoder.head_bias[:] = -30.0
         network.text_decoder.head_bias[[7, 8]] = torch.tensor([1.0, 0.0])
     source = torch.randn(1, 2, 64).expand(400, -1, -1), torch.ones(400, 2)
-    drawn = generate(network, source, start_id=2, end_id=3, length=2, sampled=True,
-                     generator=torch.Generator().manual_seed(0))[:, 1]
+    drawn = generate(
+        network, source, start_id=2, end_id=3, length=2, sampled=True, generator=torch.Generator().manual_seed(0)
+    )[:, 1]
     assert (drawn == 7).float().mean() == pytest.approx(0.73, abs=0.1) and ((drawn == 7) | (drawn == 8)).all()
 
 
@@ -94,5 +95,6 @@ def test_following_the_reward_raises_it(vocabulary):
     measured = CiderLearner(network, maker.tokenizer, reward=reward).eval().validate([batch])
     assert measured["CIDEr"] > rewards[0]
     with pytest.raises(ValueError, match="no peers"):
-        self_critical_loss(network, learner.source(batch), batch["references"], reward, maker.tokenizer, length=8,
-                           samples=1)
+        self_critical_loss(
+            network, learner.source(batch), batch["references"], reward, maker.tokenizer, length=8, samples=1
+        )

@@ -22,19 +22,42 @@ from mplug.network import MPlug
 CLS, SEP, MASK, VOCABULARY = 1, 2, 3, 90
 SPECIAL = SpecialIds(CLS, SEP, MASK)
 BOXES = BoxIds(start=40, first_bin=41, bins=33)
-PARTS = ("vision_encoder", "text_encoder", "fusion_encoder", "text_decoder", "vision_projection",
-         "text_projection", "match_head", "nlvr_head", "entail_head")
+PARTS = (
+    "vision_encoder",
+    "text_encoder",
+    "fusion_encoder",
+    "text_decoder",
+    "vision_projection",
+    "text_projection",
+    "match_head",
+    "nlvr_head",
+    "entail_head",
+)
 
 
 def small_network(seed: int = 0) -> MPlug:
     text = TextConfig(
-        vocab_size=VOCABULARY, hidden_size=64, intermediate_size=128, heads=2, max_positions=24, type_vocab_size=2,
-        layer_norm_eps=1e-12, dropout=0.0, num_hidden_layers=3, text_encoder_layers=1, fusion_layers=3,
-        stride_layer=2, text_decode_layers=1,
+        vocab_size=VOCABULARY,
+        hidden_size=64,
+        intermediate_size=128,
+        heads=2,
+        max_positions=24,
+        type_vocab_size=2,
+        layer_norm_eps=1e-12,
+        dropout=0.0,
+        num_hidden_layers=3,
+        text_encoder_layers=1,
+        fusion_layers=3,
+        stride_layer=2,
+        text_decode_layers=1,
     )
     config = MPlugConfig(
-        vision=VisionConfig(image_size=32, patch_size=16, width=64, layers=1), text=text,
-        generation=GenerationConfig(5, 1, 10), tasks=("visual-question-answering",), embed_dim=16, max_text_length=12,
+        vision=VisionConfig(image_size=32, patch_size=16, width=64, layers=1),
+        text=text,
+        generation=GenerationConfig(5, 1, 10),
+        tasks=("visual-question-answering",),
+        embed_dim=16,
+        max_text_length=12,
     )
     network = MPlug(config, PARTS)
     network.initialise(seed)
@@ -189,8 +212,9 @@ def test_a_batch_of_one_caption_has_no_wrong_pairs(network, pixels):
     assert len(rows) == len(partners) == 0
     ids = texts(1).expand(3, -1)
     states = network.vision_encoder(pixels[:3]), network.text_encoder(ids, token_mask(ids))
-    loss = matching_loss(network, *states, token_mask(ids), torch.zeros(3, 3), torch.zeros(3, 3),
-                         ids=torch.tensor([5, 5, 5]))
+    loss = matching_loss(
+        network, *states, token_mask(ids), torch.zeros(3, 3), torch.zeros(3, 3), ids=torch.tensor([5, 5, 5])
+    )
     logits = match_logits(network, *states, token_mask(ids))
     assert loss.item() == pytest.approx(functional.cross_entropy(logits, torch.ones(3).long()).item(), rel=1e-5)
 
@@ -310,8 +334,9 @@ def test_answers_are_learnt(network, pixels):
 
 
 def test_boxes_are_learnt_and_read_back(network, pixels):
-    boxes = torch.tensor([[0, 0, 10, 20], [5, 5, 31, 31], [2, 10, 8, 30], [16, 0, 32, 16], [0, 0, 32, 32],
-                          [7, 9, 12, 13]])
+    boxes = torch.tensor(
+        [[0, 0, 10, 20], [5, 5, 31, 31], [2, 10, 8, 30], [16, 0, 32, 16], [0, 0, 32, 32], [7, 9, 12, 13]]
+    )
     ids = BOXES.tokens(boxes)
     assert ids[0].tolist() == [40, 41 + 5, 41 + 10, 41 + 10, 41 + 20]
     assert (overlap(BOXES.boxes(ids), boxes.float()) > 0.8).all()

@@ -35,8 +35,13 @@ def configuration(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("configuration")
     demo = Path(pretrain.CONFIGS / "demo")
     bert = json.loads((demo / "config_bert.json").read_text())
-    bert |= {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 2, "text_encoder_layers": 1,
-             "text_decode_layers": 1}
+    bert |= {
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_attention_heads": 2,
+        "text_encoder_layers": 1,
+        "text_decode_layers": 1,
+    }
     document = yaml.safe_load((demo / "config.yaml").read_text())
     document |= {"clip_vision_width": 64, "clip_vision_layers": 1, "image_res": 64, "embed_dim": 16}
     (folder / "config_bert.json").write_text(json.dumps(bert))
@@ -109,8 +114,23 @@ def test_a_captioner_s_least_length_does_not_forbid_the_answer_yes():
 
 
 def test_easy_vqa_is_trained_on_and_a_run_goes_on(pretrained, tmp_path):
-    options = [*QUICK, "--init", pretrained / "checkpoint", "--data", "easy-vqa", "--validation-split", "test",
-               "--output", tmp_path, "--steps", "2", "--save-every", "1", "--alpha", "0"]
+    options = [
+        *QUICK,
+        "--init",
+        pretrained / "checkpoint",
+        "--data",
+        "easy-vqa",
+        "--validation-split",
+        "test",
+        "--output",
+        tmp_path,
+        "--steps",
+        "2",
+        "--save-every",
+        "1",
+        "--alpha",
+        "0",
+    ]
     assert call(finetune, "vqa", *options) == 0
     whole = (tmp_path / "checkpoint/model.safetensors").read_bytes()
     records = (tmp_path / "log.jsonl").read_text()
@@ -162,6 +182,8 @@ def test_a_new_network_needs_a_vocabulary(tmp_path, capsys):
     assert call(pretrain, "--config", "huge", "--data", "emoji", "--output", tmp_path, "--steps", "1") == 1
     assert "neither one of base, demo, large nor a folder" in capsys.readouterr().err
     write_vocabulary(tmp_path)
-    assert call(pretrain, "--vocabulary", tmp_path / "vocab.txt", "--data", "emoji", "--output", tmp_path,
-                "--steps", "1") == 1
+    assert (
+        call(pretrain, "--vocabulary", tmp_path / "vocab.txt", "--data", "emoji", "--output", tmp_path, "--steps", "1")
+        == 1
+    )
     assert "vocab" in capsys.readouterr().err

@@ -90,8 +90,10 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(vocabulary, tmp_path
     for first, second in zip(one["optimiser"]["state"].values(), other["optimiser"]["state"].values(), strict=True):
         assert_equal(first, second)
     assert all(torch.equal(a, b) for a, b in zip(one["generators"], other["generators"], strict=True))
-    logs = [[json.loads(line) for line in (tmp_path / name / "log.jsonl").read_text().splitlines()]
-            for name in ("whole", "parts")]
+    logs = [
+        [json.loads(line) for line in (tmp_path / name / "log.jsonl").read_text().splitlines()]
+        for name in ("whole", "parts")
+    ]
     assert logs[0] == logs[1] and {"losses", "metrics"} <= {key for record in logs[0] for key in record}
     assert set(logs[0][0]["losses"]) == {"contrast", "matching", "masked language", "prefix language"}
     for artefact in ("training.png", "tensorboard"):

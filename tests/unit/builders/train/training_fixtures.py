@@ -32,14 +32,29 @@ def write_vocabulary(folder: Path) -> Path:
 def small_config(vocab_size: int, dropout: float = 0.0) -> MPlugConfig:
     """One or two layers each; three of fusion, one of them connected."""
     text = TextConfig(
-        vocab_size=vocab_size, hidden_size=64, intermediate_size=128, heads=2, max_positions=24, type_vocab_size=2,
-        layer_norm_eps=1e-12, dropout=dropout, num_hidden_layers=3, text_encoder_layers=1, fusion_layers=3,
-        stride_layer=2, text_decode_layers=1,
+        vocab_size=vocab_size,
+        hidden_size=64,
+        intermediate_size=128,
+        heads=2,
+        max_positions=24,
+        type_vocab_size=2,
+        layer_norm_eps=1e-12,
+        dropout=dropout,
+        num_hidden_layers=3,
+        text_encoder_layers=1,
+        fusion_layers=3,
+        stride_layer=2,
+        text_decode_layers=1,
     )
     return MPlugConfig(
-        vision=VisionConfig(image_size=SIZE, patch_size=16, width=64, layers=1), text=text,
-        generation=GenerationConfig(5, 1, 10), tasks=SERVED_TASKS["pretrain"], embed_dim=16, max_text_length=12,
-        caption_states="fused", prompt="a picture of",
+        vision=VisionConfig(image_size=SIZE, patch_size=16, width=64, layers=1),
+        text=text,
+        generation=GenerationConfig(5, 1, 10),
+        tasks=SERVED_TASKS["pretrain"],
+        embed_dim=16,
+        max_text_length=12,
+        caption_states="fused",
+        prompt="a picture of",
     )
 
 
@@ -68,16 +83,33 @@ def pictures(count: int, seed: int = 0) -> list[tuple[np.ndarray, str, str]]:
 
 
 def caption_records(count: int) -> list[CaptionRecord]:
-    return [CaptionRecord(str(i), image, (f"a {shade} {colour} picture",))
-            for i, (image, colour, shade) in enumerate(pictures(count))]
+    return [
+        CaptionRecord(str(i), image, (f"a {shade} {colour} picture",))
+        for i, (image, colour, shade) in enumerate(pictures(count))
+    ]
 
 
 def question_records(count: int) -> list[QuestionRecord]:
-    return [QuestionRecord(str(i), image, "what colour is it", (colour,))
-            for i, (image, colour, _) in enumerate(pictures(count))]
+    return [
+        QuestionRecord(str(i), image, "what colour is it", (colour,))
+        for i, (image, colour, _) in enumerate(pictures(count))
+    ]
 
 
 def settings(**changes: object) -> Settings:
     """A few steps in fp32, without processes beside."""
-    return replace(Settings(steps=6, batch_size=4, learning_rate=1e-3, vision_learning_rate=1e-3, warmup=1,
-                            precision="fp32", log_every=2, validate_every=0, save_every=0, workers=0), **changes)
+    return replace(
+        Settings(
+            steps=6,
+            batch_size=4,
+            learning_rate=1e-3,
+            vision_learning_rate=1e-3,
+            warmup=1,
+            precision="fp32",
+            log_every=2,
+            validate_every=0,
+            save_every=0,
+            workers=0,
+        ),
+        **changes,
+    )

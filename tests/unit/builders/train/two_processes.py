@@ -1,6 +1,6 @@
 """Run by torchrun in a test: train the contrast for three steps, and write the weights of process 0.
 
-    torchrun --nproc-per-node 2 tests/unit/builders/train/two_processes.py VOCABULARY OUTPUT BATCH_SIZE
+torchrun --nproc-per-node 2 tests/unit/builders/train/two_processes.py VOCABULARY OUTPUT BATCH_SIZE
 """
 
 from __future__ import annotations
@@ -27,7 +27,12 @@ class ContrastLearner(PairLearner):
         ids = batch["text_ids"]
         mask = token_mask(ids)
         found = self.contrast(
-            self.network, image_states, self.network.text_encoder(ids, mask), batch["pixel_values"], ids, mask,
+            self.network,
+            image_states,
+            self.network.text_encoder(ids, mask),
+            batch["pixel_values"],
+            ids,
+            mask,
             ids=batch["pair_ids"],
         )
         self._waiting.append(found)

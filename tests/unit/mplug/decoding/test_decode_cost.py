@@ -27,8 +27,9 @@ class CountingDecoder(HostDecoder):
     LAYERS, HEADS, HEAD_WIDTH, CANDIDATES = 2, 2, 4, 16
 
     def __init__(self) -> None:
-        super().__init__(layers=self.LAYERS, heads=self.HEADS, head_width=self.HEAD_WIDTH,
-                         cache_dtype=np.dtype(np.float32))
+        super().__init__(
+            layers=self.LAYERS, heads=self.HEADS, head_width=self.HEAD_WIDTH, cache_dtype=np.dtype(np.float32)
+        )
         self.bindings: list[list[tuple[int, ...]]] = []
         self.prefills: list[tuple[int, ...]] = []
         self.steps: list[dict[str, tuple[int, ...]]] = []
@@ -94,8 +95,12 @@ class MeasuredDecoder(HostDecoder):
 
     def __init__(self, network: MPlug) -> None:
         text = network.config.text
-        super().__init__(layers=text.text_decode_layers, heads=text.heads, head_width=text.head_width,
-                         cache_dtype=np.dtype(np.float32))
+        super().__init__(
+            layers=text.text_decode_layers,
+            heads=text.heads,
+            head_width=text.head_width,
+            cache_dtype=np.dtype(np.float32),
+        )
         self.graphs = DecoderPrefillGraph(network), DecoderStepGraph(network, SEP)
         self.prefill_flops: list[int] = []
         self.step_flops: list[int] = []
@@ -132,8 +137,14 @@ def test_a_step_multiplies_as_much_at_position_3_as_at_20(network: MPlug) -> Non
     ancestry = np.full((1, beams, room), -1, np.int32)
     for position in range(STEPS):
         tokens = random.integers(0, text.vocab_size, (1, beams), np.int32)
-        decoder.step(tokens, np.array([position], np.int32), ancestry, np.ones((1, len(states)), np.int32),
-                     np.zeros(1, np.int32), np.array([[0, text.vocab_size]], np.int32))
+        decoder.step(
+            tokens,
+            np.array([position], np.int32),
+            ancestry,
+            np.ones((1, len(states)), np.int32),
+            np.zeros(1, np.int32),
+            np.array([[0, text.vocab_size]], np.int32),
+        )
         ancestry[:, :, position] = np.arange(beams)
     assert len(decoder.prefill_flops) == 1
     assert decoder.step_flops[3] == decoder.step_flops[20] > 0

@@ -84,9 +84,7 @@ def test_a_crowd_gets_what_each_would_get_alone(start, slots: int) -> None:
     loop, decoder = start(max_slots=slots, max_queue=1000)
     dice = random.Random(slots)
     asked = [(name, dice.randint(1, 30), dice.choice([1, 2, 5]), dice.randint(0, 3)) for name in range(120)]
-    outcomes = [
-        ask(loop, name, length, beams=beams, prompt=(7,) * prompt) for name, length, beams, prompt in asked
-    ]
+    outcomes = [ask(loop, name, length, beams=beams, prompt=(7,) * prompt) for name, length, beams, prompt in asked]
     for outcome, (name, length, _, prompt) in zip(outcomes, asked, strict=True):
         assert outcome.tokens() == script(name, length, behind=1 + prompt)
     assert max(map(len, decoder.batches)) == slots
@@ -277,9 +275,7 @@ def test_room_follows_those_in_the_house(start) -> None:
     loop, decoder = start()
     for name, length, beams in ((1, 8, 2), (2, 400, 8), (3, 8, 2)):
         assert ask(loop, name, length, beams=beams).tokens() == script(name, length)
-    small, giant, after = (
-        next(room for room in decoder.rooms[index:]) for index in (0, 1, len(decoder.rooms) - 1)
-    )
+    small, giant, after = (next(room for room in decoder.rooms[index:]) for index in (0, 1, len(decoder.rooms) - 1))
     assert giant[1] >= 400 and giant[2] == 8
     assert after == small
 

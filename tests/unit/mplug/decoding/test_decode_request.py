@@ -55,10 +55,15 @@ def test_defaults_are_the_checkpoints() -> None:
 
 def test_every_option_is_taken() -> None:
     request = parse(
-        ENCODER_MASK=integers(1, 1, 0), PROMPT_IDS=integers(START, 7, 8), NUM_BEAMS=integers(3),
-        MIN_LENGTH=integers(2), MAX_LENGTH=integers(9), NUM_RETURN=integers(2),
-        LENGTH_PENALTY=np.array([-1.5], np.float32), TOKEN_RANGE=integers(10, 20),
-    )  # fmt: skip
+        ENCODER_MASK=integers(1, 1, 0),
+        PROMPT_IDS=integers(START, 7, 8),
+        NUM_BEAMS=integers(3),
+        MIN_LENGTH=integers(2),
+        MAX_LENGTH=integers(9),
+        NUM_RETURN=integers(2),
+        LENGTH_PENALTY=np.array([-1.5], np.float32),
+        TOKEN_RANGE=integers(10, 20),
+    )
     search = request.options
     assert (search.num_beams, search.min_length, search.max_length) == (3, 2, 9)
     assert (search.num_return, search.length_penalty) == (2, -1.5)

@@ -201,9 +201,7 @@ def test_truncated_progressive_jpeg() -> None:
 
 
 @pytest.mark.parametrize("size", [(20_000, 20_000), (9_000, 9_000), (11_000, 10_000), (16_385, 1)])
-def test_declared_size_is_refused_before_decoding(
-    size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_declared_size_is_refused_before_decoding(size: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
     def decode(*_: object) -> None:
         raise AssertionError("decoded an image that is too large")
 

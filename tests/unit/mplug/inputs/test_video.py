@@ -42,9 +42,15 @@ def test_frames_are_sampled_as_published(count: int, wanted: int) -> None:
     assert indices == sorted(set(indices)) and indices[-1] < count
 
 
-@pytest.mark.parametrize(("kind", "codec"), [
-    ("mp4", "mpeg4"), ("matroska", "mpeg4"), ("avi", "mpeg4"), ("mpegts", "mpeg2video"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("kind", "codec"),
+    [
+        ("mp4", "mpeg4"),
+        ("matroska", "mpeg4"),
+        ("avi", "mpeg4"),
+        ("mpegts", "mpeg2video"),
+    ],
+)
 def test_the_frames_that_were_meant(kind: str, codec: str) -> None:
     pictures = decode_video(encoded(24, kind, codec), 6)
     assert levels(pictures) == pytest.approx([0, 4, 8, 12, 16, 20], abs=1)
@@ -61,26 +67,33 @@ def test_a_video_that_is_cut_off_gives_what_came_before() -> None:
     assert decode_video(data[: len(data) // 2], 4)
 
 
-@pytest.mark.parametrize(("data", "complaint"), [
-    (b"", "empty"),
-    (b"nonsense" * 50, "cannot be decoded"),
-    (encoded(5)[:200], "cannot be decoded"),
-    (b"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\nhttp://localhost:1/a.ts\n", "cannot be decoded"),
-    (b"ffconcat version 1.0\nfile /etc/hostname\n", "cannot be decoded"),
-], ids=["empty", "nonsense", "truncated", "playlist", "list of files"])  # fmt: skip
+@pytest.mark.parametrize(
+    ("data", "complaint"),
+    [
+        (b"", "empty"),
+        (b"nonsense" * 50, "cannot be decoded"),
+        (encoded(5)[:200], "cannot be decoded"),
+        (b"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\nhttp://localhost:1/a.ts\n", "cannot be decoded"),
+        (b"ffconcat version 1.0\nfile /etc/hostname\n", "cannot be decoded"),
+    ],
+    ids=["empty", "nonsense", "truncated", "playlist", "list of files"],
+)
 def test_what_is_no_video_is_refused(data: bytes, complaint: str) -> None:
     with pytest.raises(InvalidRequest, match=f"VIDEO.*{complaint}") as refused:
         decode_video(data, 4)
     assert "\n" not in str(refused.value)
 
 
-@pytest.mark.parametrize(("limit", "value", "complaint"), [
-    ("MAX_VIDEO_BYTES", 100, "bytes"),
-    ("MAX_VIDEO_SECONDS", 1, "longer"),
-    ("MAX_VIDEO_FRAMES", 10, "longer"),
-    ("MAX_VIDEO_SIDE", 80, "pixels"),
-    ("MAX_VIDEO_PIXELS", 96 * 63, "pixels"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("limit", "value", "complaint"),
+    [
+        ("MAX_VIDEO_BYTES", 100, "bytes"),
+        ("MAX_VIDEO_SECONDS", 1, "longer"),
+        ("MAX_VIDEO_FRAMES", 10, "longer"),
+        ("MAX_VIDEO_SIDE", 80, "pixels"),
+        ("MAX_VIDEO_PIXELS", 96 * 63, "pixels"),
+    ],
+)
 def test_limits(monkeypatch: pytest.MonkeyPatch, limit: str, value: int, complaint: str) -> None:
     data = encoded(24)
     decode_video(data, 2)

@@ -219,8 +219,14 @@ def compiled_copy_rows(folder: Path) -> Callable[..., None]:
     run = ctypes.CDLL(str(library)).run
 
     def launch(blocks: int, threads: int, to: int, source: int, positions: int, *numbers: int) -> None:
-        run(blocks, threads, ctypes.c_void_p(to), ctypes.c_void_p(source), ctypes.c_void_p(positions),
-            (ctypes.c_longlong * 11)(*numbers))
+        run(
+            blocks,
+            threads,
+            ctypes.c_void_p(to),
+            ctypes.c_void_p(source),
+            ctypes.c_void_p(positions),
+            (ctypes.c_longlong * 11)(*numbers),
+        )
 
     return launch
 
@@ -241,8 +247,14 @@ class FakeTensorRT:
     TensorIOMode = SimpleNamespace(INPUT="input", OUTPUT="output")
     ExecutionContextAllocationStrategy = SimpleNamespace(USER_MANAGED="user")
 
-    def __init__(self, cuda: FakeCuda, graphs: dict[str, tuple[GraphSpec, torch.nn.Module]],
-                 most: dict[str, int], sizes: dict[str, int], caches: str = "FLOAT") -> None:
+    def __init__(
+        self,
+        cuda: FakeCuda,
+        graphs: dict[str, tuple[GraphSpec, torch.nn.Module]],
+        most: dict[str, int],
+        sizes: dict[str, int],
+        caches: str = "FLOAT",
+    ) -> None:
         """`most` and `sizes`: largest lengths of dynamic axes and lengths of the others, by letter."""
         self.cuda, self.graphs, self.most, self.sizes, self.caches = cuda, graphs, most, sizes, caches
         self.contexts = 0

@@ -61,9 +61,13 @@ def test_what_is_received_is_a_copy_of_its_own(cuda: FakeCuda) -> None:
 def test_views(cuda: FakeCuda) -> None:
     array = on_device(cuda, VALUES)
     for view, wanted in (
-        (array[1], VALUES[1]), (array[1:3], VALUES[1:3]), (array[3:9], VALUES[3:]), (array[None], VALUES[None]),
-        (array.reshape(1, -1, 2), VALUES.reshape(1, -1, 2)), (array[2:][1][1:], VALUES[2:][1][1:]),
-    ):  # fmt: skip
+        (array[1], VALUES[1]),
+        (array[1:3], VALUES[1:3]),
+        (array[3:9], VALUES[3:]),
+        (array[None], VALUES[None]),
+        (array.reshape(1, -1, 2), VALUES.reshape(1, -1, 2)),
+        (array[2:][1][1:], VALUES[2:][1][1:]),
+    ):
         assert view.shape == wanted.shape
         np.testing.assert_array_equal(np.asarray(view), wanted)
     for wrong in (lambda: array[4], lambda: array[::2], lambda: array[-1]):

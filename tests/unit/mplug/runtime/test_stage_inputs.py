@@ -32,18 +32,25 @@ def test_what_is_right_is_taken(stage: str) -> None:
     StageInputs(ENCODERS[stage], **SIZES).check(GOOD[stage])
 
 
-@pytest.mark.parametrize(("stage", "changes", "complaint"), [
-    ("vision_encoder", {"PIXEL_VALUES": floats(1, 3, 32, 64)}, r"PIXEL_VALUES: .*\[B, 3, 64, 64\]"),
-    ("vision_encoder", {"PIXEL_VALUES": floats(1, 3, 64)}, r"PIXEL_VALUES: shape \[1, 3, 64\]"),
-    ("vision_encoder", {"PIXEL_VALUES": floats(0, 3, 64, 64)}, r"PIXEL_VALUES: shape \[0, 3, 64, 64\]"),
-    ("text_encoder", {"INPUT_IDS": ones(1, 7), "ATTENTION_MASK": ones(1, 7)}, "INPUT_IDS: 7 tokens are more"),
-    ("text_encoder", {"ATTENTION_MASK": ones(2, 5)}, r"ATTENTION_MASK: shape \[2, 5\], but must be \[B, 6\]"),
-    ("text_encoder", {"INPUT_IDS": 50 * ones(2, 6)}, "INPUT_IDS: ids must be 0…49"),
-    ("text_encoder", {"INPUT_IDS": -ones(2, 6)}, "INPUT_IDS: ids must be 0…49"),
-    ("fusion_encoder", {"IMAGE_STATES": floats(2, 5, 9)}, r"IMAGE_STATES: shape \[2, 5, 9\], but must be \[B, 5, 8\]"),
-    ("fusion_encoder", {"TEXT_STATES": floats(1, 6, 8)}, r"TEXT_STATES: shape \[1, 6, 8\]"),
-    ("fusion_encoder", {"ATTENTION_MASK": ones(2, 1)}, r"ATTENTION_MASK: shape \[2, 1\]"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("stage", "changes", "complaint"),
+    [
+        ("vision_encoder", {"PIXEL_VALUES": floats(1, 3, 32, 64)}, r"PIXEL_VALUES: .*\[B, 3, 64, 64\]"),
+        ("vision_encoder", {"PIXEL_VALUES": floats(1, 3, 64)}, r"PIXEL_VALUES: shape \[1, 3, 64\]"),
+        ("vision_encoder", {"PIXEL_VALUES": floats(0, 3, 64, 64)}, r"PIXEL_VALUES: shape \[0, 3, 64, 64\]"),
+        ("text_encoder", {"INPUT_IDS": ones(1, 7), "ATTENTION_MASK": ones(1, 7)}, "INPUT_IDS: 7 tokens are more"),
+        ("text_encoder", {"ATTENTION_MASK": ones(2, 5)}, r"ATTENTION_MASK: shape \[2, 5\], but must be \[B, 6\]"),
+        ("text_encoder", {"INPUT_IDS": 50 * ones(2, 6)}, "INPUT_IDS: ids must be 0…49"),
+        ("text_encoder", {"INPUT_IDS": -ones(2, 6)}, "INPUT_IDS: ids must be 0…49"),
+        (
+            "fusion_encoder",
+            {"IMAGE_STATES": floats(2, 5, 9)},
+            r"IMAGE_STATES: shape \[2, 5, 9\], but must be \[B, 5, 8\]",
+        ),
+        ("fusion_encoder", {"TEXT_STATES": floats(1, 6, 8)}, r"TEXT_STATES: shape \[1, 6, 8\]"),
+        ("fusion_encoder", {"ATTENTION_MASK": ones(2, 1)}, r"ATTENTION_MASK: shape \[2, 1\]"),
+    ],
+)
 def test_what_is_wrong_is_named(stage: str, changes: dict[str, np.ndarray], complaint: str) -> None:
     with pytest.raises(InvalidRequest, match=complaint):
         StageInputs(ENCODERS[stage], **SIZES).check(GOOD[stage] | changes)

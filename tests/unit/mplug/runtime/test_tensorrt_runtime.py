@@ -46,15 +46,26 @@ def open_fake(monkeypatch, tmp_path):
         network = network_of(case)
         text, cuda = network.config.text, FakeCuda()
         graphs = {spec.name: (spec, graph.eval()) for spec, graph in graphs_of(network, SEP)}
-        fixed = {"W": text.hidden_size, "H": text.heads, "D": text.head_width, "K": 16, "E": network.config.embed_dim,
-                 "R": network.config.vision.image_size, "N": network.config.vision.tokens}
+        fixed = {
+            "W": text.hidden_size,
+            "H": text.heads,
+            "D": text.head_width,
+            "K": 16,
+            "E": network.config.embed_dim,
+            "R": network.config.vision.image_size,
+            "N": network.config.vision.tokens,
+        }
         trt = FakeTensorRT(cuda, graphs, MOST, fixed, caches)
         monkeypatch.setattr(device_cuda, "_load", lambda name: cuda)
         monkeypatch.setattr(tensorrt, "_package", lambda target: trt)
         for name in graphs:
             (tmp_path / f"{name}.tensorrt.plan").write_text(name)
-        sizes = {"layers": text.text_decode_layers, "heads": text.heads, "head_width": text.head_width,
-                 "hidden_size": text.hidden_size}
+        sizes = {
+            "layers": text.text_decode_layers,
+            "heads": text.heads,
+            "head_width": text.head_width,
+            "hidden_size": text.hidden_size,
+        }
         return cuda, trt, StageInfo(tmp_path, "tensorrt", "fp16", sizes, {})
 
     return open_case
@@ -73,14 +84,17 @@ def search(decoder, network, requests):
         for index, request in enumerate(requests):
             if index == len(requests) // 2:
                 events[0].wait(60)
-            loop.submit(DecodeRequest(
-                encoder_states=request.states, encoder_mask=np.ones(len(request.states), np.int32),
-                prefix=request.prefix,
-                options=SearchOptions(request.beams, 2, request.length, request.beams, 0.6, SEP),
-                token_range=(0, network.config.text.vocab_size),
-                done=lambda value, index=index: answer(index, value),
-                failed=lambda error, index=index: answer(index, error),
-            ))
+            loop.submit(
+                DecodeRequest(
+                    encoder_states=request.states,
+                    encoder_mask=np.ones(len(request.states), np.int32),
+                    prefix=request.prefix,
+                    options=SearchOptions(request.beams, 2, request.length, request.beams, 0.6, SEP),
+                    token_range=(0, network.config.text.vocab_size),
+                    done=lambda value, index=index: answer(index, value),
+                    failed=lambda error, index=index: answer(index, error),
+                )
+            )
         assert all(event.wait(120) for event in events)
     finally:
         loop.stop()
@@ -94,8 +108,12 @@ def mixed_requests():
     """Requests that differ in beams, lengths, prefixes and encoder states."""
     states = golden("caption")["image_embeds"]
     return [
-        SimpleNamespace(states=states[index % len(states)][: 17 - index % 3], beams=1 + index * 2 % 5,
-                        length=3 + index % 8, prefix=[CLS, *range(200, 200 + index % 3)])
+        SimpleNamespace(
+            states=states[index % len(states)][: 17 - index % 3],
+            beams=1 + index * 2 % 5,
+            length=3 + index % 8,
+            prefix=[CLS, *range(200, 200 + index % 3)],
+        )
         for index in range(14)
     ]
 
@@ -143,8 +161,12 @@ def step(decoder, slots, beams, position):
     ancestry = np.full((slots, beams, 24), -1, np.int32)
     ancestry[:, :, :position] = np.arange(beams)[:, None]
     return decoder.step(
-        np.full((slots, beams), 200 + position, np.int32), np.full(slots, position, np.int32), ancestry,
-        np.ones((slots, 17), np.int32), np.zeros(slots, np.int32), np.array([[0, 900]] * slots, np.int32),
+        np.full((slots, beams), 200 + position, np.int32),
+        np.full(slots, position, np.int32),
+        ancestry,
+        np.ones((slots, 17), np.int32),
+        np.zeros(slots, np.int32),
+        np.array([[0, 900]] * slots, np.int32),
     )
 
 
@@ -256,7 +278,8 @@ def test_fused_states_stay_on_the_device(open_fake):
     graph, case = tensorrt.open_graph(info, "fusion_encoder"), golden("retrieval")
     texts = case["text_embeds"][: MOST["B"] + 1]
     inputs = {
-        "IMAGE_STATES": np.repeat(case["image_embeds"][:1], len(texts), axis=0), "TEXT_STATES": texts,
+        "IMAGE_STATES": np.repeat(case["image_embeds"][:1], len(texts), axis=0),
+        "TEXT_STATES": texts,
         "ATTENTION_MASK": case["attention_mask"][: len(texts)].astype(np.int32),
     }
     network = network_of("retrieval")
@@ -306,8 +329,10 @@ def test_the_kernels_source_does_what_the_fake_does(tmp_path):
         positions = memory.allocate(4 * int(rows[1]))
         memory.pieces[positions].view(np.int32)[:] = random.integers(0, 4, rows[1])
         numbers = (shift, *map(int, rows), words, *target_strides, *source_strides)
-        for run in (lambda to: copy_rows(memory, to, source, positions, *numbers),  # noqa: B023
-                    lambda to: kernel(3, 7, to, source, positions, *numbers)):  # noqa: B023
+        for run in (
+            lambda to: copy_rows(memory, to, source, positions, *numbers),  # noqa: B023
+            lambda to: kernel(3, 7, to, source, positions, *numbers),  # noqa: B023
+        ):
             target = memory.allocate(int(np.prod(rows)) * room * 16)
             run(target)
             results.append(memory.pieces[target])

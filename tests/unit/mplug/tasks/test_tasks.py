@@ -184,16 +184,22 @@ def test_heads_read_the_first_state_of_every_image() -> None:
     assert answer["PROBABILITY"].sum() == pytest.approx(1)
 
 
-@pytest.mark.parametrize(("inputs", "complaint"), [
-    ({"QUESTION": [b"w1"]}, "IMAGE: missing"),
-    ({"QUESTION": [b"w1"], "IMAGE": []}, "IMAGE: holds 0"),
-    ({"QUESTION": [b"w1", b"w2"], "IMAGE": [picture()]}, "QUESTION: must hold exactly one"),
-    ({"QUESTION": [b"w1"], "IMAGE": [picture()], "FRAMES": np.array([0])}, "FRAMES: "),
-    ({"QUESTION": [b"w1"], "IMAGE": [picture()], "VIDEO": [b"x"]}, "VIDEO: is sent beside IMAGE"),
-    ({"QUESTION": [b"w1"], "IMAGE": [picture()], "CANDIDATES": []}, "CANDIDATES: holds 0"),
-    ({"QUESTION": [b"w1"], "IMAGE": [picture()], "CANDIDATES": [b"w1 " * 60]}, r"CANDIDATES\[0\]: has"),
-    ({"QUESTION": [b"w1"], "IMAGE": [picture()], "CANDIDATES": [b"w1"], "MAX_LENGTH": np.array([3])}, "MAX_LENGTH: "),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("inputs", "complaint"),
+    [
+        ({"QUESTION": [b"w1"]}, "IMAGE: missing"),
+        ({"QUESTION": [b"w1"], "IMAGE": []}, "IMAGE: holds 0"),
+        ({"QUESTION": [b"w1", b"w2"], "IMAGE": [picture()]}, "QUESTION: must hold exactly one"),
+        ({"QUESTION": [b"w1"], "IMAGE": [picture()], "FRAMES": np.array([0])}, "FRAMES: "),
+        ({"QUESTION": [b"w1"], "IMAGE": [picture()], "VIDEO": [b"x"]}, "VIDEO: is sent beside IMAGE"),
+        ({"QUESTION": [b"w1"], "IMAGE": [picture()], "CANDIDATES": []}, "CANDIDATES: holds 0"),
+        ({"QUESTION": [b"w1"], "IMAGE": [picture()], "CANDIDATES": [b"w1 " * 60]}, r"CANDIDATES\[0\]: has"),
+        (
+            {"QUESTION": [b"w1"], "IMAGE": [picture()], "CANDIDATES": [b"w1"], "MAX_LENGTH": np.array([3])},
+            "MAX_LENGTH: ",
+        ),
+    ],
+)
 def test_bad_requests_name_the_input(inputs, complaint) -> None:
     with pytest.raises(InvalidRequest, match=complaint):
         VqaTask(checkpoint("vqa")).parse(inputs)

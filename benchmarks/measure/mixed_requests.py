@@ -14,7 +14,7 @@ from typing import Any
 
 from PIL import Image
 
-from benchmarks.pictures import picture
+from benchmarks.measure.pictures import picture
 from clients import calls
 from clients.calls import Call, Caption
 

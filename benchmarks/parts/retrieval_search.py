@@ -1,6 +1,6 @@
 """Search among 10,000 pictures: the index, the words' way through the server, and re-ranking, each by itself.
 
-    python -m benchmarks.retrieval_search [--preset base|quick] [--result FILE]
+    python -m benchmarks.parts.retrieval_search [--preset base|quick] [--result FILE]
 
 The features of the 10,000 are random unit vectors: how long a search takes does not depend on what they say. The
 pictures of the shortlist are real files, new ones in each round, so that no re-ranking is answered from the cache;
@@ -21,10 +21,10 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import part
-from benchmarks.figures import goal, summary
-from benchmarks.pictures import picture
-from benchmarks.tasks import TEXTS, of_all_tasks
+from benchmarks.measure.figures import goal, summary
+from benchmarks.measure.pictures import picture
+from benchmarks.parts import part
+from benchmarks.parts.tasks import TEXTS, of_all_tasks
 from benchmarks.workspace import Workspace, say
 from clients.at_once import DEFAULT_CONCURRENCY
 from clients.client import AsyncClient, Client
@@ -62,18 +62,28 @@ def measure(workspace: Workspace) -> dict[str, Any]:
             )
         ranking = asyncio.run(_reranking(server.grpc_url, folder, rounds))
     results = {
-        "pictures": PICTURES, "dimension": int(features.shape[1]), "shortlist": SHORTLIST,
+        "pictures": PICTURES,
+        "dimension": int(features.shape[1]),
+        "shortlist": SHORTLIST,
         "index_bytes": size,
-        "read_index": summary(reading), **{name: summary(times) for name, times in alone.items()},
-        "embed_words": summary(embedding), "search": summary(whole),
+        "read_index": summary(reading),
+        **{name: summary(times) for name, times in alone.items()},
+        "embed_words": summary(embedding),
+        "search": summary(whole),
         **{name: summary(times) for name, times in ranking.items()},
-    }  # fmt: skip
+    }
     goals = [
-        goal(f"{what} among {PICTURES:,} pictures, ms", f"below {MOST_SECONDS * 1000:.0f}",
-             median * 1000, median < MOST_SECONDS)
-        for what, median in (("search", statistics.median(alone["index"])),
-                             ("words to shortlist", statistics.median(whole)))
-    ]  # fmt: skip
+        goal(
+            f"{what} among {PICTURES:,} pictures, ms",
+            f"below {MOST_SECONDS * 1000:.0f}",
+            median * 1000,
+            median < MOST_SECONDS,
+        )
+        for what, median in (
+            ("search", statistics.median(alone["index"])),
+            ("words to shortlist", statistics.median(whole)),
+        )
+    ]
     return {"results": results, "goals": goals}
 
 
@@ -129,8 +139,10 @@ async def _reranking(url: str, folder: Path, rounds: int) -> dict[str, list[floa
                     raise RuntimeError(f"{len(failures)} pictures were not ranked: {failures[:1]}")
                 if number:  # the first warms up
                     taken[name].append(seconds)
-            say(f"re-ranking {SHORTLIST} pictures, {number} of {rounds}: "
-                f"{ {name: round(times[-1], 3) for name, times in taken.items() if times} }")  # fmt: skip
+            say(
+                f"re-ranking {SHORTLIST} pictures, {number} of {rounds}: "
+                f"{ {name: round(times[-1], 3) for name, times in taken.items() if times} }"
+            )
     return taken
 
 
@@ -144,5 +156,8 @@ def _times(ask: Callable[[int], object], count: int) -> list[float]:
 
 
 if __name__ == "__main__":
-    sys.exit(part.main("retrieval_search", measure, __doc__,
-                       repository_of=lambda workspace: of_all_tasks(workspace).prepare()))  # fmt: skip
+    sys.exit(
+        part.main(
+            "retrieval_search", measure, __doc__, repository_of=lambda workspace: of_all_tasks(workspace).prepare()
+        )
+    )

@@ -101,14 +101,14 @@ def through_triton(url: str) -> Captioner:
 
 def in_process(workspace: Workspace) -> Captioner:
     """Ours without Triton."""
-    from benchmarks.in_process import InProcess
+    from benchmarks.contenders.in_process import InProcess
 
     return InProcess(workspace.repository)
 
 
 def blip(workspace: Workspace) -> Captioner:
     """BLIP of `transformers`, bf16."""
-    from benchmarks.blip import Blip
+    from benchmarks.contenders.blip import Blip
 
     class One:
         def __init__(self) -> None:
@@ -125,7 +125,7 @@ def blip(workspace: Workspace) -> Captioner:
 
 def uncached(workspace: Workspace) -> Captioner:
     """Our PyTorch network without a key-value cache, as published."""
-    from benchmarks.uncached import Uncached
+    from benchmarks.contenders.uncached import Uncached
     from mplug.checkpoint import load_checkpoint
     from mplug.decoding.beam_search import SearchOptions
     from mplug.inputs.images import decode_image, pixel_values

@@ -1,6 +1,6 @@
 """The baseline of `throughput`: BLIP behind LitServe with dynamic batching.
 
-    python -m benchmarks.litserve_blip --port PORT [--preset base|quick]
+    python -m benchmarks.contenders.litserve_blip --port PORT [--preset base|quick]
 
 POST /predict {"image": base64, "tokens": n} → {"ids": […]}. A batch generates as many tokens as its longest
 caption asks for, and each caption is cut to its own length: static batching knows no better.
@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import litserve
 import numpy as np
 
-from benchmarks.blip import Blip
+from benchmarks.contenders.blip import Blip
 from benchmarks.presets import PRESETS, ModelSizes
 
 MAX_BATCH = 8

@@ -1,6 +1,6 @@
 """Where a caption's time goes, and what one step of the decoder costs, beside the floor of this machine.
 
-    python -m benchmarks.decode_steps [--preset base|quick] [--result FILE]
+    python -m benchmarks.parts.decode_steps [--preset base|quick] [--result FILE]
 
 Runs in one process, without Triton. The floor of a stage is the longer of two times: to read its weights and
 caches once at the bandwidth measured here, and to compute its products at the arithmetic measured here.
@@ -17,12 +17,12 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import part
-from benchmarks.figures import summary
-from benchmarks.floors import Work, prefill_work, step_work, vision_work
-from benchmarks.in_process import InProcess, Stopwatch
-from benchmarks.machine import Limits, measure_limits
-from benchmarks.pictures import Pictures
+from benchmarks.contenders.in_process import InProcess, Stopwatch
+from benchmarks.measure.figures import summary
+from benchmarks.measure.floors import Work, prefill_work, step_work, vision_work
+from benchmarks.measure.machine import Limits, measure_limits
+from benchmarks.measure.pictures import Pictures
+from benchmarks.parts import part
 from benchmarks.presets import BEAMS, TOKENS, Preset
 from benchmarks.workspace import Workspace, say
 from mplug.decoding.loop import POSITION_ROOM, STATE_ROOM

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from benchmarks.machine import Limits
+from benchmarks.measure.machine import Limits
 from benchmarks.presets import ModelSizes
 
 #: Bytes of one stored number by precision: weights, and the decoder's caches.

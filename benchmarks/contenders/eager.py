@@ -12,8 +12,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from benchmarks.contenders.uncached import Uncached
 from benchmarks.presets import BEAMS, CLS_ID, SEP_ID
-from benchmarks.uncached import Uncached
 from mplug.checkpoint import load_checkpoint
 from mplug.decoding.beam_search import SearchOptions
 from mplug.inputs.images import decode_image, letterbox_pixel_values, pixel_values

@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks import machine
+from benchmarks.measure import machine
 from benchmarks.presets import PRESETS
 from benchmarks.workspace import ROOT, Workspace, read_build_info, say
 
@@ -26,8 +26,13 @@ def add_common(parser: argparse.ArgumentParser) -> None:
     """The options that every part takes, and the runner."""
     parser.add_argument("--preset", choices=PRESETS, default="base", help="base, or quick: a rehearsal at tiny sizes")
     parser.add_argument("--precision", choices=PRECISIONS, default="auto", help="of our stages (default: %(default)s)")
-    parser.add_argument("--workspace", type=Path, default=WORKSPACE, metavar="DIR",
-                        help="scratch: checkpoint and repository, used again (default: build/bench)")
+    parser.add_argument(
+        "--workspace",
+        type=Path,
+        default=WORKSPACE,
+        metavar="DIR",
+        help="scratch: checkpoint and repository, used again (default: build/bench)",
+    )
 
 
 def main(

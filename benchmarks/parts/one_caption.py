@@ -1,6 +1,6 @@
 """One caption of 20 tokens by 5 beams: ours through Triton beside the baselines, median of interleaved rounds.
 
-    python -m benchmarks.one_caption [--preset base|quick] [--result FILE]
+    python -m benchmarks.parts.one_caption [--preset base|quick] [--result FILE]
 
 In each round every contender captions one picture, each round begins with another contender, and no picture
 comes twice, so that neither a slow minute of the machine nor a cache favours anyone. The contender without a
@@ -15,10 +15,11 @@ from contextlib import ExitStack, closing
 from statistics import median
 from typing import Any
 
-from benchmarks import contenders, part
-from benchmarks.contenders import Captioner, OwnProcess
-from benchmarks.figures import goal, summary
-from benchmarks.pictures import Pictures
+from benchmarks.contenders import registry as contenders
+from benchmarks.contenders.registry import Captioner, OwnProcess
+from benchmarks.measure.figures import goal, summary
+from benchmarks.measure.pictures import Pictures
+from benchmarks.parts import part
 from benchmarks.presets import TOKENS
 from benchmarks.workspace import Workspace, say
 from mplug.server.command import TritonServer
@@ -44,7 +45,8 @@ def measure(workspace: Workspace) -> dict[str, Any]:
         server = stack.enter_context(TritonServer(workspace.repository))
         int8 = stack.enter_context(TritonServer(workspace.at_precision("int8").prepare()))
         captioners: dict[str, Captioner] = {
-            TRITON: contenders.through_triton(server.grpc_url), INT8: contenders.through_triton(int8.grpc_url),
+            TRITON: contenders.through_triton(server.grpc_url),
+            INT8: contenders.through_triton(int8.grpc_url),
         }
         makers = {DIRECT: contenders.in_process, BLIP: contenders.blip, UNCACHED: contenders.uncached}
         for name, make in makers.items():
@@ -87,19 +89,31 @@ def outcome(taken: dict[str, list[float]]) -> dict[str, Any]:
     overhead = median(through / direct for through, direct in zip(taken[TRITON], taken[DIRECT], strict=True)) - 1
     results = {
         "contenders": {
-            name: {"title": TITLES[name], **summary(times), "times_ours": round(medians[name] / ours, 3),
-                   "rounds": [round(seconds, 4) for seconds in times]}
+            name: {
+                "title": TITLES[name],
+                **summary(times),
+                "times_ours": round(medians[name] / ours, 3),
+                "rounds": [round(seconds, 4) for seconds in times],
+            }
             for name, times in taken.items()
         },
         "triton_overhead": round(overhead, 4),
     }
     goals = [
         goal("one caption, times faster than BLIP", "at least 2.5", medians[BLIP] / ours, medians[BLIP] / ours >= 2.5),
-        goal("one caption, times faster than without a cache", "at least 30", medians[UNCACHED] / ours,
-             medians[UNCACHED] / ours >= 30),
+        goal(
+            "one caption, times faster than without a cache",
+            "at least 30",
+            medians[UNCACHED] / ours,
+            medians[UNCACHED] / ours >= 30,
+        ),
         goal("overhead of Triton and BLS, percent", "under 5", overhead * 100, overhead < 0.05),
-        goal("one caption in int8, times faster than BLIP", "at least 2.5", medians[BLIP] / medians[INT8],
-             medians[BLIP] / medians[INT8] >= 2.5),
+        goal(
+            "one caption in int8, times faster than BLIP",
+            "at least 2.5",
+            medians[BLIP] / medians[INT8],
+            medians[BLIP] / medians[INT8] >= 2.5,
+        ),
     ]
     return {"results": results, "goals": goals}
 

@@ -1,6 +1,6 @@
 """Some thousand mixed requests, with cancellations and bad ones among them: each is answered once, memory stays flat.
 
-    python -m benchmarks.soak [--preset base|quick] [--repository DIR] [--result FILE]
+    python -m benchmarks.parts.soak [--preset base|quick] [--repository DIR] [--result FILE]
 
 Runs against the demo's repository where it has been built (`make build`), else against a tiny random one: what
 is tried is the bookkeeping, and thousands of captions of base size take too long. Exit code 1 if any check fails.
@@ -17,11 +17,11 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
-from benchmarks import part
-from benchmarks.figures import goal, growth, summary
-from benchmarks.mixed_requests import CANCELLED, OK, Mixed, draw, soak_pictures
-from benchmarks.processes import group_memory
-from benchmarks.server_metrics import Metrics, mean_batch
+from benchmarks.measure.figures import goal, growth, summary
+from benchmarks.measure.mixed_requests import CANCELLED, OK, Mixed, draw, soak_pictures
+from benchmarks.measure.processes import group_memory
+from benchmarks.measure.server_metrics import Metrics, mean_batch
+from benchmarks.parts import part
 from benchmarks.workspace import ROOT, Workspace, say
 from clients.client import AsyncClient, ClientError
 from mplug.server.command import TritonServer
@@ -77,14 +77,16 @@ class Watch:
         while True:
             metrics = await asyncio.to_thread(Metrics.read, self._server.metrics_url)
             memory = group_memory(self._server.pid)
-            self.samples.append({
-                "second": round(time.monotonic() - self._began, 2),
-                "resident_mib": round(sum(memory.values()), 1),
-                "processes": {name: round(mib, 1) for name, mib in memory.items()},
-                "decode_batch": metrics.total("mplug_decode_batch"),
-                "waiting": metrics.total("mplug_decode_waiting"),
-                "in_flight": metrics.total(IN_FLIGHT_METRIC, model="caption"),
-            })
+            self.samples.append(
+                {
+                    "second": round(time.monotonic() - self._began, 2),
+                    "resident_mib": round(sum(memory.values()), 1),
+                    "processes": {name: round(mib, 1) for name, mib in memory.items()},
+                    "decode_batch": metrics.total("mplug_decode_batch"),
+                    "waiting": metrics.total("mplug_decode_waiting"),
+                    "in_flight": metrics.total(IN_FLIGHT_METRIC, model="caption"),
+                }
+            )
             await asyncio.sleep(SAMPLE_SECONDS)
 
 
@@ -161,8 +163,12 @@ def wrong_outcomes(requests: list[Mixed], outcomes: list[dict[str, Any]]) -> lis
 
 
 def outcome(
-    requests: list[Mixed], outcomes: list[dict[str, Any]], samples: list[dict[str, Any]], before: Metrics,
-    after: Metrics, seconds: float,
+    requests: list[Mixed],
+    outcomes: list[dict[str, Any]],
+    samples: list[dict[str, Any]],
+    before: Metrics,
+    after: Metrics,
+    seconds: float,
 ) -> dict[str, Any]:
     """What happened → `results` and `goals`, which here are the checks."""
     wrong = wrong_outcomes(requests, outcomes)
@@ -183,19 +189,31 @@ def outcome(
         for name in ("admitted", "finished", "cancelled", "refused", "failed", "tokens", "steps")
     }
     results = {
-        "requests": len(requests), "seconds": round(seconds, 1),
-        "requests_per_second": round(len(requests) / seconds, 2), "outcomes": {k: dict(v) for k, v in by_kind.items()},
-        "wrong": wrong[:20], "latency_of_good": summary(good), "answered_by_server": counted, "decode": decode,
-        "mean_decode_batch": mean_batch(before, after), "memory_growth": round(risen, 4), "samples": samples,
+        "requests": len(requests),
+        "seconds": round(seconds, 1),
+        "requests_per_second": round(len(requests) / seconds, 2),
+        "outcomes": {k: dict(v) for k, v in by_kind.items()},
+        "wrong": wrong[:20],
+        "latency_of_good": summary(good),
+        "answered_by_server": counted,
+        "decode": decode,
+        "mean_decode_batch": mean_batch(before, after),
+        "memory_growth": round(risen, 4),
+        "samples": samples,
     }
     goals = [
         goal("requests answered otherwise than they should be", "0", len(wrong), not wrong),
-        goal("requests that the server answered, once each", f"{certain} to {len(requests)}", counted,
-             certain <= counted <= len(requests)),
+        goal(
+            "requests that the server answered, once each",
+            f"{certain} to {len(requests)}",
+            counted,
+            certain <= counted <= len(requests),
+        ),
         goal("requests left in flight at the end", "0", left, not left),
         goal("decoder errors", "0", decode["failed"], not decode["failed"]),
-        goal("growth of resident memory in the second half, percent", f"at most {FLAT:.0%}", risen * 100,
-             risen <= FLAT),
+        goal(
+            "growth of resident memory in the second half, percent", f"at most {FLAT:.0%}", risen * 100, risen <= FLAT
+        ),
     ]
     return {"results": results, "goals": goals}
 

@@ -1,6 +1,6 @@
 """Captions per second and latency under load: ours, ours without in-flight batching, LitServe over BLIP.
 
-    python -m benchmarks.throughput [--preset base|quick] [--result FILE]
+    python -m benchmarks.parts.throughput [--preset base|quick] [--result FILE]
 
 Closed loops of clients that ask for captions of mixed lengths (8 to 20 tokens) of pictures that are all
 different, one server at a time. Last, ours with pictures that repeat: the response cache answers for the
@@ -26,12 +26,12 @@ from typing import Any
 
 import aiohttp
 
-from benchmarks import part
-from benchmarks.figures import goal, load_figures
-from benchmarks.load import Ask, Load, run_load
-from benchmarks.pictures import Pictures
+from benchmarks.measure.figures import goal, load_figures
+from benchmarks.measure.load import Ask, Load, run_load
+from benchmarks.measure.pictures import Pictures
+from benchmarks.measure.server_metrics import Metrics, mean_batch
+from benchmarks.parts import part
 from benchmarks.presets import BEAMS, Preset
-from benchmarks.server_metrics import Metrics, mean_batch
 from benchmarks.workspace import ROOT, Workspace, say
 from clients.client import AsyncClient
 from mplug.server.command import TritonServer
@@ -75,8 +75,10 @@ def measure(workspace: Workspace) -> dict[str, Any]:
             say(errors[-1])
             return
         results[name].append(figures)
-        say(f"{TITLES[name]}, {clients} clients: {figures['captions_per_second']:.2f} captions/s, "
-            f"p50 {figures['latency_p50']:.2f} s, p95 {figures['latency_p95']:.2f} s")
+        say(
+            f"{TITLES[name]}, {clients} clients: {figures['captions_per_second']:.2f} captions/s, "
+            f"p50 {figures['latency_p50']:.2f} s, p95 {figures['latency_p95']:.2f} s"
+        )
 
     with TritonServer(workspace.repository) as server:
         for clients in preset.clients:
@@ -103,6 +105,7 @@ def _ours(server: TritonServer, preset: Preset, clients: int, pictures: Pictures
 
     async def load() -> dict[str, Any]:
         async with AsyncClient(server.grpc_url, timeout=REQUEST_SECONDS) as client:
+
             async def ask(picture: bytes, tokens: int) -> None:
                 await client.caption(picture, num_beams=BEAMS, min_length=tokens, max_length=tokens)
 
@@ -129,8 +132,14 @@ def _litserve(workspace: Workspace, clients: int, pictures: Pictures) -> dict[st
 async def _figures(
     preset: Preset, clients: int, ask: Ask, pictures: Pictures, read: Callable[[], None]
 ) -> dict[str, Any]:
-    load = Load(clients, preset.lengths, preset.warm_seconds, preset.window_seconds, preset.least_captions,
-                preset.longest_window)
+    load = Load(
+        clients,
+        preset.lengths,
+        preset.warm_seconds,
+        preset.window_seconds,
+        preset.least_captions,
+        preset.longest_window,
+    )
     result = await run_load(load, ask, pictures, on_open=read, on_close=read)
     return load_figures(result.answers, result.opened)
 
@@ -158,7 +167,7 @@ def litserve(workspace: Workspace) -> Iterator[int]:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     log = workspace.folder / "litserve.log"
-    command = [sys.executable, "-m", "benchmarks.litserve_blip", "--port", str(port)]
+    command = [sys.executable, "-m", "benchmarks.contenders.litserve_blip", "--port", str(port)]
     command += ["--preset", workspace.preset.name]
     with log.open("wb") as output:
         process = subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=output, start_new_session=True)

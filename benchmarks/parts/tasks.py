@@ -1,6 +1,6 @@
 """Every task but captioning: ours through Triton beside the same network in PyTorch, and what the cache spares.
 
-    python -m benchmarks.tasks [--preset base|quick] [--result FILE]
+    python -m benchmarks.parts.tasks [--preset base|quick] [--result FILE]
 
 In each round every task is asked once of either, by turns first, about a picture and in words that come once;
 PyTorch runs in a process of its own. Then a further question is put about each picture, and the server's counters
@@ -22,11 +22,11 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import part
-from benchmarks.figures import goal, summary
-from benchmarks.pictures import Pictures
+from benchmarks.measure.figures import goal, summary
+from benchmarks.measure.pictures import Pictures
+from benchmarks.measure.server_metrics import Metrics
+from benchmarks.parts import part
 from benchmarks.presets import BEAMS
-from benchmarks.server_metrics import Metrics
 from benchmarks.workspace import Workspace, say
 from clients.client import Client
 from mplug.server.command import TritonServer
@@ -59,14 +59,20 @@ def _question(client: Client, pictures: list[bytes], texts: list[str]) -> Any:
 REQUESTS = {
     "embed_image": Request("embed a picture", [], lambda client, pictures, _: client.embed_image(pictures[0])),
     "embed_text": Request("embed a text", TEXTS[:1], lambda client, _, texts: client.embed_text(texts[0])),
-    "match": Request(f"match {len(TEXTS)} texts", TEXTS,
-                     lambda client, pictures, texts: client.match(pictures[0], texts)),
+    "match": Request(
+        f"match {len(TEXTS)} texts", TEXTS, lambda client, pictures, texts: client.match(pictures[0], texts)
+    ),
     "vqa": Request(f"a question, an answer of {ANSWER_TOKENS} tokens", [QUESTION], _question),
     "ground": Request("find a box", [QUESTION], lambda client, pictures, texts: client.ground(pictures[0], texts[0])),
-    "nlvr": Request("judge two pictures", [QUESTION],
-                    lambda client, pictures, texts: client.nlvr((pictures[0], pictures[1]), texts[0]), pictures=2),
-    "entail": Request("judge a picture", [QUESTION],
-                      lambda client, pictures, texts: client.entail(pictures[0], texts[0])),
+    "nlvr": Request(
+        "judge two pictures",
+        [QUESTION],
+        lambda client, pictures, texts: client.nlvr((pictures[0], pictures[1]), texts[0]),
+        pictures=2,
+    ),
+    "entail": Request(
+        "judge a picture", [QUESTION], lambda client, pictures, texts: client.entail(pictures[0], texts[0])
+    ),
 }
 _turn = itertools.count()
 FURTHER_TITLE = "a further question about the same picture"
@@ -86,6 +92,7 @@ def measure(workspace: Workspace) -> dict[str, Any]:
     pictures = Pictures((rounds + WARM_ROUNDS) * 2 * each + 2)
     process = ProcessPoolExecutor(1, get_context("spawn"), initializer=_load, initargs=(workspace,))
     with process, TritonServer(workspace.repository) as server, Client(server.grpc_url, timeout=600.0) as client:
+
         def ours(name: str, shown: list[bytes], texts: list[str]) -> Any:
             return REQUESTS[name].ask(client, shown, texts)
 
@@ -118,7 +125,7 @@ def _load(workspace: Workspace) -> None:
 
 
 def _ask(*arguments: Any) -> list[float]:
-    from benchmarks import eager
+    from benchmarks.contenders.registry import eager
 
     return eager.ask(*arguments)
 
@@ -186,28 +193,47 @@ def outcome(
 ) -> dict[str, Any]:
     """Seconds of every round → the part's `results` and `goals`."""
     rows = {
-        name: {"title": REQUESTS[name].title,
-               **{who: summary(times) for who, times in contenders.items()},
-               "times_faster": round(median(contenders["pytorch"]) / median(contenders["ours"]), 3)}
+        name: {
+            "title": REQUESTS[name].title,
+            **{who: summary(times) for who, times in contenders.items()},
+            "times_faster": round(median(contenders["pytorch"]) / median(contenders["ours"]), 3),
+        }
         for name, contenders in taken.items()
     }
     runs = {stage: int(batched[stage]) for stage in STAGES}
     first, again = median(further["first"]), median(further["further"])
     results = {
         "tasks": rows,
-        "further": {"title": FURTHER_TITLE, "first": summary(further["first"]), "further": summary(further["further"]),
-                    "runs": further["runs"], "questions": len(further["further"])},
-        "match": {"texts": len(TEXTS), "runs": runs, "one_by_one": round(singly, 4),
-                  "times_faster": round(singly / median(taken["match"]["ours"]), 3)},
+        "further": {
+            "title": FURTHER_TITLE,
+            "first": summary(further["first"]),
+            "further": summary(further["further"]),
+            "runs": further["runs"],
+            "questions": len(further["further"]),
+        },
+        "match": {
+            "texts": len(TEXTS),
+            "runs": runs,
+            "one_by_one": round(singly, 4),
+            "times_faster": round(singly / median(taken["match"]["ours"]), 3),
+        },
     }
     slowest = min(row["times_faster"] for row in rows.values())
     goals = [
         goal("every task, times faster than PyTorch", "at least 1", slowest, slowest >= 1),
-        goal("runs of the vision encoder for further questions", "0", further["runs"]["vision_encoder"],
-             further["runs"]["vision_encoder"] == 0),
+        goal(
+            "runs of the vision encoder for further questions",
+            "0",
+            further["runs"]["vision_encoder"],
+            further["runs"]["vision_encoder"] == 0,
+        ),
         goal("a further question, share of the first one's time", "below 1", again / first, again < first),
-        goal(f"runs of the fusion encoder for {len(TEXTS)} texts", "1", runs["fusion_encoder"],
-             runs["fusion_encoder"] == 1),
+        goal(
+            f"runs of the fusion encoder for {len(TEXTS)} texts",
+            "1",
+            runs["fusion_encoder"],
+            runs["fusion_encoder"] == 1,
+        ),
     ]
     return {"results": results, "goals": goals}
 

@@ -8,8 +8,8 @@ import time
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 
-from benchmarks.figures import Answered, in_window
-from benchmarks.pictures import Pictures
+from benchmarks.measure.figures import Answered, in_window
+from benchmarks.measure.pictures import Pictures
 
 #: Sends a picture and asks for a caption of so many tokens; returns when it is there.
 Ask = Callable[[bytes, int], Awaitable[None]]

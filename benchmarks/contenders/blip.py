@@ -24,15 +24,26 @@ from mplug.runtime.interface import threads
 def blip_config(sizes: ModelSizes) -> BlipConfig:
     """A BLIP of these sizes."""
     vision = {
-        "hidden_size": sizes.vision_width, "intermediate_size": 4 * sizes.vision_width,
-        "num_hidden_layers": sizes.vision_layers, "num_attention_heads": sizes.vision_width // 64,
-        "image_size": sizes.image_size, "patch_size": sizes.patch_size, "initializer_range": 0.02,
+        "hidden_size": sizes.vision_width,
+        "intermediate_size": 4 * sizes.vision_width,
+        "num_hidden_layers": sizes.vision_layers,
+        "num_attention_heads": sizes.vision_width // 64,
+        "image_size": sizes.image_size,
+        "patch_size": sizes.patch_size,
+        "initializer_range": 0.02,
     }
     text = {
-        "vocab_size": sizes.vocab_size, "hidden_size": sizes.hidden_size, "encoder_hidden_size": sizes.vision_width,
-        "intermediate_size": sizes.intermediate_size, "num_hidden_layers": sizes.decoder_layers,
-        "num_attention_heads": sizes.heads, "max_position_embeddings": sizes.max_positions,
-        "bos_token_id": CLS_ID, "eos_token_id": SEP_ID, "sep_token_id": SEP_ID, "pad_token_id": PAD_ID,
+        "vocab_size": sizes.vocab_size,
+        "hidden_size": sizes.hidden_size,
+        "encoder_hidden_size": sizes.vision_width,
+        "intermediate_size": sizes.intermediate_size,
+        "num_hidden_layers": sizes.decoder_layers,
+        "num_attention_heads": sizes.heads,
+        "max_position_embeddings": sizes.max_positions,
+        "bos_token_id": CLS_ID,
+        "eos_token_id": SEP_ID,
+        "sep_token_id": SEP_ID,
+        "pad_token_id": PAD_ID,
     }
     return BlipConfig(text_config=text, vision_config=vision)
 

@@ -1,0 +1,1 @@
+"""How it is measured: load, figures, the machine, its floors."""

@@ -1,0 +1,1 @@
+"""One measurement each, with its baselines in the same run."""
