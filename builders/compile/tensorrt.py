@@ -24,10 +24,9 @@ from mplug.contract import MAX_BEAMS, MAX_CANDIDATE_TOKENS, MAX_CANDIDATES, Grap
 from mplug.decoding.candidate_scores import ROWS_PER_PIECE
 from mplug.decoding.loop import POSITION_ROOM, STATE_ROOM
 from mplug.network import MPlug
-from mplug.runtime.interface import RuntimeUnavailable
+from mplug.runtime.gpu.engine import PACKAGES
+from mplug.runtime.interface import RuntimeUnavailable, round_up
 
-#: Targets of `builders/build.py` → the Python package that compiles for them.
-PACKAGES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 PRECISIONS = ("fp16", "bf16", "fp32")
 #: Compute capabilities that TensorRT-RTX compiles for: Turing, Ampere, Ada, Blackwell.
 RTX_CAPABILITIES = ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")
@@ -156,8 +155,8 @@ def profiles(spec: GraphSpec, network: MPlug, limits: Limits) -> list[dict[str, 
         return [{"S": Range(1, 1, 1), "A": _states(network, limits.states)}]
     if spec.name == "text_decoder_step":
         beams = Range(1, config.generation.num_beams, MAX_BEAMS)
-        usual, most = config.vision.tokens + config.max_text_length, _rounded(config.text.max_positions, POSITION_ROOM)
-        positions = min(_rounded(config.generation.max_length, POSITION_ROOM), most)
+        usual, most = config.vision.tokens + config.max_text_length, round_up(config.text.max_positions, POSITION_ROOM)
+        positions = min(round_up(config.generation.max_length, POSITION_ROOM), most)
         return [
             {
                 "S": Range(1, min(8, limits.batch), limits.batch),
@@ -188,8 +187,8 @@ def profiles(spec: GraphSpec, network: MPlug, limits: Limits) -> list[dict[str, 
 
 def _states(network: MPlug, most: int) -> Range:
     """Encoder states of one image as a rule, and room for `most`."""
-    most = _rounded(most, STATE_ROOM)
-    return Range(1, min(_rounded(network.config.vision.tokens, STATE_ROOM), most), most)
+    most = round_up(most, STATE_ROOM)
+    return Range(1, min(round_up(network.config.vision.tokens, STATE_ROOM), most), most)
 
 
 def input_shapes(spec: GraphSpec, network: MPlug, ranges: Mapping[str, Range]) -> Shapes:
@@ -207,10 +206,6 @@ def input_shapes(spec: GraphSpec, network: MPlug, ranges: Mapping[str, Range]) -
         for tensor in spec.inputs
         if tensor.dynamic_axes
     }
-
-
-def _rounded(value: int, room: int) -> int:
-    return -(-value // room) * room
 
 
 # Compiling

@@ -20,7 +20,7 @@ from builders.compile.tensorrt_check import OnnxDecoder, OnnxGraph, compare_onnx
 from builders.compile.tensorrt_precision import HALF_TYPES, to_half
 from mplug.contract import OPTIONAL_OUTPUTS, GraphSpec
 from mplug.network import MPlug
-from mplug.runtime.gpu.tensorrt import can_run
+from mplug.runtime.gpu.engine import can_run
 
 #: Config of a stage for Triton's own TensorRT backend.
 NATIVE_CONFIG = Path("configs/tensorrt.pbtxt")

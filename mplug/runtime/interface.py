@@ -129,6 +129,11 @@ def open_decoder(folder: Path) -> Decoder:
     return open_runtime(info.target).open_decoder(info)
 
 
+def round_up(value: int, multiple: int) -> int:
+    """Return the smallest multiple of `multiple` that is at least `value`."""
+    return -(-value // multiple) * multiple
+
+
 def threads() -> int:
     """Threads for one stage: MPLUG_THREADS, or the cores that this process may use."""
     configured = os.environ.get(THREADS_VARIABLE, "")

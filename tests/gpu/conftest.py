@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from mplug.runtime.gpu.cuda import device_count
-from mplug.runtime.gpu.tensorrt import PACKAGES, can_run
+from mplug.runtime.gpu.engine import PACKAGES, can_run
 
 #: Targets whose engines can be built and run here.
 TARGETS = [target for target in PACKAGES if can_run(target)]

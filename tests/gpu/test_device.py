@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mplug.runtime.gpu.cuda import Device
-from mplug.runtime.gpu.tensorrt import Block
+from mplug.runtime.gpu.staging import StagedTensors
 
 
 @pytest.fixture
@@ -15,7 +15,7 @@ def device():
 
 
 def test_memory_goes_there_and_back(device):
-    block = Block(device, {"A": ((3, 5), np.dtype(np.int32)), "B": ((7,), np.dtype(np.float32))})
+    block = StagedTensors(device, {"A": ((3, 5), np.dtype(np.int32)), "B": ((7,), np.dtype(np.float32))})
     block.arrays["A"][...], block.arrays["B"][...] = np.arange(15).reshape(3, 5), np.arange(7)
     block.upload()
     device.synchronize()
@@ -29,7 +29,7 @@ def test_memory_goes_there_and_back(device):
 def test_the_kernel_writes_rows_to_positions_that_lie_on_the_device(device):
     """As the decoder's step writes keys: `[2, S, H, M·D]` to columns of `[2, S, H, T, C·D]`."""
     arrays, slots, heads, beams, positions, columns, width = 2, 3, 4, 2, 8, 5, 64
-    whole = Block(
+    whole = StagedTensors(
         device,
         {
             "WRITTEN": ((arrays, slots, heads, beams * width), np.dtype(np.float16)),
@@ -61,7 +61,7 @@ def test_the_kernel_writes_rows_to_positions_that_lie_on_the_device(device):
 
 
 def test_a_recording_reads_its_addresses_each_time(device):
-    block = Block(device, {"A": ((64,), np.dtype(np.int32))})
+    block = StagedTensors(device, {"A": ((64,), np.dtype(np.int32))})
     target = device.allocate(256)
 
     def work():

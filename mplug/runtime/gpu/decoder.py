@@ -26,7 +26,9 @@ import numpy as np
 from mplug.contract import decoder_prefill, decoder_step
 from mplug.runtime.gpu.cuda import Buffer, Device, DeviceError, Graph
 from mplug.runtime.gpu.dlpack import Borrowed, borrow, on_gpu
-from mplug.runtime.gpu.tensorrt import Block, Context, Engine
+from mplug.runtime.gpu.engine import Context, Engine
+from mplug.runtime.gpu.staging import StagedTensors
+from mplug.runtime.interface import round_up
 
 #: Room is in these multiples: with 64 values per head, each slot then begins at an address that TensorRT takes.
 POSITION_ROOM, STATE_ROOM = 8, 32
@@ -56,7 +58,7 @@ class Room:
     @classmethod
     def rounded(cls, slots: int, positions: int, columns: int, states: int) -> Room:
         """Room for these, in the multiples in which room is made."""
-        return cls(slots, _rounded(positions, POSITION_ROOM), columns, _rounded(states, STATE_ROOM))
+        return cls(slots, round_up(positions, POSITION_ROOM), columns, round_up(states, STATE_ROOM))
 
     @property
     def keys(self) -> int:
@@ -94,7 +96,7 @@ class TensorRTDecoder:
         self._past: Buffer | None = None
         self._cross: Buffer | None = None
         self._prefill_context = prefill.context()
-        self._states: Block | None = None
+        self._states: StagedTensors | None = None
         self._steps: dict[tuple[int, int], _Step] = {}
 
     # Sizes in bytes, of the room that there is
@@ -136,7 +138,7 @@ class TensorRTDecoder:
             if self._states is not None:
                 self._states.free()
             shape = (1, room.states, self._width)
-            self._states = Block(self._device, {"ENCODER_STATES": (shape, np.dtype(np.float32))})
+            self._states = StagedTensors(self._device, {"ENCODER_STATES": (shape, np.dtype(np.float32))})
             self._prefill_context.set_shape("ENCODER_STATES", shape)
         self._past, self._cross, self._room = past, cross, room
 
@@ -293,10 +295,10 @@ class TensorRTDecoder:
             position_bytes=room.columns * row,
         )
 
-    def new_step(self, slots: int, beams: int) -> tuple[Context, Block, Block, Buffer]:
+    def new_step(self, slots: int, beams: int) -> tuple[Context, StagedTensors, StagedTensors, Buffer]:
         """A context for steps of a size, with the memory of what goes in and comes out."""
         room, whole = self._room, np.dtype(np.int32)
-        inputs = Block(
+        inputs = StagedTensors(
             self._device,
             {
                 "TOKENS": ((slots, beams), whole),
@@ -316,7 +318,7 @@ class TensorRTDecoder:
             context.set_address(name, inputs.addresses[name])
         self.bind_caches(context, slots)
         tensors = self._step_engine.tensors
-        outputs = Block(
+        outputs = StagedTensors(
             self._device,
             {name: (context.shape(name), tensors[name].numpy) for name in ("NEXT_TOKENS", "LOG_PROBABILITIES")},
         )
@@ -368,7 +370,3 @@ class _Step:
         self.inputs.free()
         self.outputs.free()
         self._written.free()
-
-
-def _rounded(value: int, room: int) -> int:
-    return -(-value // room) * room

@@ -19,7 +19,7 @@ from mplug.decoding.beam_search import SearchOptions
 from mplug.decoding.loop import DecodeLoop, DecodeRequest
 from mplug.network.graphs import graphs_of
 from mplug.runtime.gpu import cuda as device_cuda
-from mplug.runtime.gpu import tensorrt
+from mplug.runtime.gpu import engine, tensorrt
 from mplug.runtime.gpu.array import DeviceArray
 from mplug.runtime.gpu.dlpack import CPU, borrow
 from mplug.runtime.interface import RuntimeUnavailable, StageInfo
@@ -57,7 +57,7 @@ def open_fake(monkeypatch, tmp_path):
         }
         trt = FakeTensorRT(cuda, graphs, MOST, fixed, caches)
         monkeypatch.setattr(device_cuda, "_load", lambda name: cuda)
-        monkeypatch.setattr(tensorrt, "_package", lambda target: trt)
+        monkeypatch.setattr(engine, "_package", lambda target: trt)
         for name in graphs:
             (tmp_path / f"{name}.tensorrt.plan").write_text(name)
         sizes = {
