@@ -27,8 +27,7 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from builders.compile.compare import EagerDecoder
-from builders.compile.tensorrt_check import OnnxDecoder, OnnxGraph
+from builders.compile.tensorrt_check import OnnxGraph, onnx_decoder
 from builders.compile.tensorrt_precision import HALF_TYPES
 from builders.compile.tensorrt_stages import export_graph
 from demo.scenes.generator import SceneGenerator
@@ -44,6 +43,7 @@ from mplug.inputs.tokenizer import Tokenizer
 from mplug.network import MPlug
 from mplug.network.graphs import graphs_of
 from mplug.runtime.interface import Decoder
+from mplug.runtime.torch import eager_decoder
 
 SEARCH_SECONDS = 600  # that one search may take
 #: Marks in a page of Markdown between which the result stands.
@@ -79,7 +79,7 @@ def search_agreement(
     Both are lists of encoder states `[A, W]`, one per request, as the encoders of either side give them.
     The search is the checkpoint's own, behind the ids of `prefix`.
     """
-    expected = _search(EagerDecoder(network, end_id), network, end_id, prefix, reference_states)
+    expected = _search(eager_decoder(network, end_id), network, end_id, prefix, reference_states)
     found = _search(decoder, network, end_id, prefix, states)
     same = [(one, other) for one, other in zip(expected, found, strict=True) if one.token_ids == other.token_ids]
     worst = max((abs(one.score - other.score) for one, other in same), default=0.0)
@@ -151,7 +151,7 @@ def caption_agreement(checkpoint: Path, precisions: Sequence[str], scenes: int, 
             path = folder / f"{spec.name}.onnx"
             export_graph(spec, graph, network, path, precision)
             half[spec.name] = OnnxGraph(path, precision)
-        decoder = OnnxDecoder(network, half["text_decoder_prefill"], half["text_decoder_step"])
+        decoder = onnx_decoder(network, half["text_decoder_prefill"], half["text_decoder_step"])
         agreements[precision] = search_agreement(network, tokenizer.sep_id, prefix, decoder, reference, states_of(half))
     return agreements
 

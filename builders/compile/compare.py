@@ -10,9 +10,8 @@ import torch
 from builders.compile.export import example_inputs
 from mplug.contract import GraphSpec
 from mplug.network import MPlug
-from mplug.network.graphs import DecoderPrefillGraph, DecoderStepGraph
 from mplug.runtime import Decoder, open_decoder, open_graph
-from mplug.runtime.host_decoder import HostDecoder
+from mplug.runtime.torch import eager_decoder
 
 #: Largest error relative to the largest magnitude of an output, by precision.
 TOLERANCES = {"fp32": 1e-4, "bf16": 6e-2, "fp16": 1e-2, "int8": 0.2}
@@ -43,35 +42,6 @@ def compare_graph(folder: Path, spec: GraphSpec, graph: torch.nn.Module, network
     }
 
 
-class EagerDecoder(HostDecoder):
-    """The network itself as a decoder, in fp32."""
-
-    def __init__(self, network: MPlug, end_id: int) -> None:
-        text = network.config.text
-        super().__init__(
-            layers=text.text_decode_layers,
-            heads=text.heads,
-            head_width=text.head_width,
-            cache_dtype=np.dtype(np.float32),
-        )
-        self._prefill_graph, self._step_graph = DecoderPrefillGraph(network), DecoderStepGraph(network, end_id)
-        self._caches: list[np.ndarray] = []
-
-    def _bind(self, past: list[np.ndarray], cross: list[np.ndarray]) -> None:
-        self._caches = [*past, *cross]
-
-    @torch.inference_mode()
-    def _prefill(self, encoder_states: np.ndarray) -> list[np.ndarray]:
-        return [tensor.numpy() for tensor in self._prefill_graph(torch.from_numpy(encoder_states))]
-
-    @torch.inference_mode()
-    def _run_step(self, inputs: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        slots = inputs["TOKENS"].shape[0]
-        arrays = [*inputs.values(), *(cache[:slots] for cache in self._caches)]
-        next_tokens, log_probabilities, written = self._step_graph(*(torch.from_numpy(array) for array in arrays))
-        return next_tokens.numpy(), log_probabilities.numpy(), written.numpy()
-
-
 def compare_decoder(folder: Path, network: MPlug, end_id: int) -> dict[str, float]:
     """`compare_decoders` of the decoder that was built into `folder`."""
     return compare_decoders(open_decoder(folder), network, end_id)
@@ -81,7 +51,7 @@ def compare_decoders(compiled: Decoder, network: MPlug, end_id: int) -> dict[str
     """Relative error of the log-probabilities over some steps of two requests, beams swapping ancestors."""
     vocabulary, width = network.config.text.vocab_size, network.config.text.hidden_size
     random = np.random.default_rng(1)
-    eager = EagerDecoder(network, end_id)
+    eager = eager_decoder(network, end_id)
     slots, beams, states = 2, 3, network.config.vision.tokens
     for decoder in (compiled, eager):
         decoder.reserve(slots, STEPS, beams, states)

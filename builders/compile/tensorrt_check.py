@@ -17,9 +17,9 @@ import torch
 from builders.compile.compare import relative_error
 from builders.compile.export import example_inputs
 from builders.compile.tensorrt_precision import HALF_TYPES, rounded_emulation
-from mplug.contract import GraphSpec, decoder_prefill, decoder_step
+from mplug.contract import GraphSpec
 from mplug.network import MPlug
-from mplug.runtime.host_decoder import HostDecoder
+from mplug.runtime.graph_decoder import GraphDecoder
 from mplug.runtime.interface import threads
 
 
@@ -45,34 +45,11 @@ class OnnxGraph:
         return dict(zip(self._outputs, answers, strict=True))
 
 
-class OnnxDecoder(HostDecoder):
-    """The decoder's two graphs, run by ONNX Runtime over caches on the host."""
-
-    def __init__(self, network: MPlug, prefill: OnnxGraph, step: OnnxGraph) -> None:
-        text = network.config.text
-        super().__init__(
-            layers=text.text_decode_layers,
-            heads=text.heads,
-            head_width=text.head_width,
-            cache_dtype=np.dtype(np.float32),
-        )
-        self._graphs = prefill, step
-        self._names = decoder_step(text.text_decode_layers).input_names[6:]
-        self._prefilled = decoder_prefill(text.text_decode_layers).output_names
-        self._caches: list[np.ndarray] = []
-
-    def _bind(self, past: list[np.ndarray], cross: list[np.ndarray]) -> None:
-        self._caches = [*past, *cross]
-
-    def _prefill(self, encoder_states: np.ndarray) -> list[np.ndarray]:
-        answers = self._graphs[0]({"ENCODER_STATES": encoder_states})
-        return [answers[name] for name in self._prefilled]
-
-    def _run_step(self, inputs: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        slots = inputs["TOKENS"].shape[0]
-        caches = {name: cache[:slots] for name, cache in zip(self._names, self._caches, strict=True)}
-        answers = self._graphs[1]({**inputs, **caches})
-        return answers["NEXT_TOKENS"], answers["LOG_PROBABILITIES"], answers["WRITTEN"]
+def onnx_decoder(network: MPlug, prefill: OnnxGraph, step: OnnxGraph) -> GraphDecoder:
+    """Return the decoder that these two graphs of `network` are."""
+    text = network.config.text
+    sizes = {"layers": text.text_decode_layers, "heads": text.heads, "head_width": text.head_width}
+    return GraphDecoder(prefill, step, sizes)
 
 
 @torch.inference_mode()

@@ -16,7 +16,7 @@ import torch
 from builders.compile.compare import compare_decoder, compare_decoders, compare_graph
 from builders.compile.export import example_inputs, export
 from builders.compile.tensorrt import Compiler, EngineOptions, Limits, write_engine
-from builders.compile.tensorrt_check import OnnxDecoder, OnnxGraph, compare_onnx
+from builders.compile.tensorrt_check import OnnxGraph, compare_onnx, onnx_decoder
 from builders.compile.tensorrt_precision import HALF_TYPES, to_half
 from mplug.contract import OPTIONAL_OUTPUTS, GraphSpec
 from mplug.network import MPlug
@@ -76,7 +76,7 @@ class TensorRTStages:
         self._decoder_graphs[spec.name] = checked
         if len(self._decoder_graphs) < 2:
             return {}  # the prefill is compared with the step, through which alone it acts
-        decoder = OnnxDecoder(self._network, *self._decoder_graphs.values())
+        decoder = onnx_decoder(self._network, *self._decoder_graphs.values())
         self._decoder_graphs = {}
         return compare_decoders(decoder, self._network, self._end_id)
 

@@ -11,67 +11,57 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 from safetensors.torch import load_file
+from torch import nn
 
 from mplug.config import read_config
+from mplug.contract import GraphSpec
 from mplug.network import MPlug
 from mplug.network.graphs import graphs_of
-from mplug.runtime.host_decoder import HostDecoder
+from mplug.runtime.graph_decoder import GraphDecoder
 from mplug.runtime.interface import StageInfo, threads
 
 
 def open_graph(info: StageInfo, name: str) -> TorchGraph:
     """Load the weights of graph `name`."""
-    return TorchGraph(info, name)
+    return _load(info)[name]
 
 
-def open_decoder(info: StageInfo) -> TorchDecoder:
+def open_decoder(info: StageInfo) -> GraphDecoder:
     """Load the decoder's weights."""
-    return TorchDecoder(info)
+    graphs = _load(info)
+    return GraphDecoder(graphs["text_decoder_prefill"], graphs["text_decoder_step"], info.sizes)
+
+
+def eager_decoder(network: MPlug, end_id: int) -> GraphDecoder:
+    """Return the decoder of a network in memory; `end_id` is the id of `[SEP]`."""
+    graphs, text = torch_graphs(network, end_id), network.config.text
+    sizes = {"layers": text.text_decode_layers, "heads": text.heads, "head_width": text.head_width}
+    return GraphDecoder(graphs["text_decoder_prefill"], graphs["text_decoder_step"], sizes)
+
+
+def torch_graphs(network: MPlug, end_id: int) -> dict[str, TorchGraph]:
+    """Return the graphs of a network by name; `end_id` is the id of `[SEP]`."""
+    return {spec.name: TorchGraph(spec, module) for spec, module in graphs_of(network, end_id)}
 
 
 class TorchGraph:
     """One graph, run eagerly."""
 
-    def __init__(self, info: StageInfo, name: str) -> None:
-        torch.set_num_threads(threads())
-        weights = load_file(info.folder / "model.safetensors")
-        config = read_config(info.folder / "config.yaml", info.folder / "config_bert.json")
-        config = config.at_image_size(info.sizes["image_size"])
-        network = MPlug(config, parts=tuple({key.split(".")[0] for key in weights})).eval()
-        network.load_state_dict(weights)
-        graphs = {spec.name: (spec, graph) for spec, graph in graphs_of(network, info.sizes["end_id"])}
-        self._spec, self._graph = graphs[name]
+    def __init__(self, spec: GraphSpec, module: nn.Module) -> None:
+        self._spec, self._module = spec, module
 
     @torch.inference_mode()
     def __call__(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        outputs = self._graph(*(torch.from_numpy(np.asarray(inputs[name])) for name in self._spec.input_names))
+        outputs = self._module(*(torch.from_numpy(np.asarray(inputs[name])) for name in self._spec.input_names))
         return {name: tensor.numpy() for name, tensor in zip(self._spec.output_names, outputs, strict=True)}
 
 
-class TorchDecoder(HostDecoder):
-    """The decoder's two graphs over caches that torch and numpy share."""
-
-    def __init__(self, info: StageInfo) -> None:
-        sizes = info.sizes
-        super().__init__(
-            layers=sizes["layers"],
-            heads=sizes["heads"],
-            head_width=sizes["head_width"],
-            cache_dtype=np.dtype(np.float32),
-        )
-        self._prefill_graph = TorchGraph(info, "text_decoder_prefill")
-        self._step_graph = TorchGraph(info, "text_decoder_step")
-        self._caches: list[np.ndarray] = []
-
-    def _bind(self, past: list[np.ndarray], cross: list[np.ndarray]) -> None:
-        self._caches = [*past, *cross]
-
-    def _prefill(self, encoder_states: np.ndarray) -> list[np.ndarray]:
-        return list(self._prefill_graph({"ENCODER_STATES": encoder_states}).values())
-
-    def _run_step(self, inputs: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        slots = inputs["TOKENS"].shape[0]
-        names = self._step_graph._spec.input_names[len(inputs) :]
-        caches = {name: cache[:slots] for name, cache in zip(names, self._caches, strict=True)}
-        next_tokens, log_probabilities, written = self._step_graph({**inputs, **caches}).values()
-        return next_tokens, log_probabilities, written
+def _load(info: StageInfo) -> dict[str, TorchGraph]:
+    """Read the graphs that a stage's folder has weights for."""
+    torch.set_num_threads(threads())
+    weights = load_file(info.folder / "model.safetensors")
+    config = read_config(info.folder / "config.yaml", info.folder / "config_bert.json")
+    config = config.at_image_size(info.sizes["image_size"])
+    network = MPlug(config, parts=tuple({key.split(".")[0] for key in weights})).eval()
+    network.load_state_dict(weights)
+    return torch_graphs(network, info.sizes["end_id"])

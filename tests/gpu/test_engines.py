@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 
 from builders.build import main as build
-from builders.compile.compare import EagerDecoder
 from mplug.checkpoint import load_checkpoint
 from mplug.decoding.beam_search import SearchOptions
 from mplug.decoding.loop import DecodeLoop, DecodeRequest
 from mplug.runtime import open_decoder, open_graph
+from mplug.runtime.torch import eager_decoder
 
 DATA = Path(__file__).parents[1] / "parity" / "data"
 CLS, SEP = 101, 102
@@ -50,7 +50,7 @@ def test_searches_end_as_on_the_cpu(repository):
     """In fp32 every token and score; in half precision most, for weights that are random."""
     network = load_checkpoint(DATA / "caption")[0]
     found = search(open_decoder(repository / "text_decoder" / "1"), network)
-    expected = search(EagerDecoder(network, SEP), network)
+    expected = search(eager_decoder(network, SEP), network)
     same = [one[0] == other[0] for one, other in zip(found, expected, strict=True)]
     if json.loads((repository / "build_info.json").read_text())["precision"] == "fp32":
         assert all(same)

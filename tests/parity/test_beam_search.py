@@ -8,45 +8,15 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import torch
 from golden import DATA, assert_same_hypotheses, expected, tensors
 
 from mplug.checkpoint import load_checkpoint
 from mplug.decoding.beam_search import SearchOptions
 from mplug.decoding.loop import DecodeLoop, DecodeRequest
-from mplug.network.graphs import DecoderPrefillGraph, DecoderStepGraph
-from mplug.runtime.host_decoder import HostDecoder
+from mplug.runtime.graph_decoder import GraphDecoder
+from mplug.runtime.torch import torch_graphs
 
 CLS, SEP = 101, 102
-
-
-class EagerDecoder(HostDecoder):
-    """The network itself behind the caches that are served."""
-
-    def __init__(self, network) -> None:
-        text = network.config.text
-        super().__init__(
-            layers=text.text_decode_layers,
-            heads=text.heads,
-            head_width=text.head_width,
-            cache_dtype=np.dtype(np.float32),
-        )
-        self.prefill, self.graph = DecoderPrefillGraph(network), DecoderStepGraph(network, SEP)
-        self.batches: list[int] = []
-
-    def _bind(self, past, cross):
-        self.caches = [*past, *cross]
-
-    @torch.inference_mode()
-    def _prefill(self, encoder_states):
-        return [tensor.numpy() for tensor in self.prefill(torch.from_numpy(encoder_states))]
-
-    @torch.inference_mode()
-    def _run_step(self, inputs):
-        slots = inputs["TOKENS"].shape[0]
-        self.batches.append(slots)
-        arrays = [*inputs.values(), *(cache[:slots] for cache in self.caches)]
-        return tuple(tensor.numpy() for tensor in self.graph(*map(torch.from_numpy, arrays)))
 
 
 @cache
@@ -54,10 +24,17 @@ def network_of(case: str, image_size: int | None = None):
     return load_checkpoint(DATA / case, image_size=image_size)[0]
 
 
-def search_all(network, requests: list[SimpleNamespace]) -> tuple[list, EagerDecoder]:
-    """Run requests side by side through one loop; their hypotheses, as (ids from `[CLS]`, score)."""
-    decoder = EagerDecoder(network)
-    loop = DecodeLoop(decoder)
+def search_all(network, requests: list[SimpleNamespace]) -> tuple[list, list[int]]:
+    """Run requests side by side through one loop; (ids from `[CLS]`, score) per hypothesis, and each step's slots."""
+    graphs, text = torch_graphs(network, SEP), network.config.text
+    sizes = {"layers": text.text_decode_layers, "heads": text.heads, "head_width": text.head_width}
+    batches: list[int] = []
+
+    def step(inputs):
+        batches.append(len(inputs["TOKENS"]))
+        return graphs["text_decoder_step"](inputs)
+
+    loop = DecodeLoop(GraphDecoder(graphs["text_decoder_prefill"], step, sizes))
     answers: list = [None] * len(requests)
     events = [threading.Event() for _ in requests]
 
@@ -95,7 +72,7 @@ def search_all(network, requests: list[SimpleNamespace]) -> tuple[list, EagerDec
     for value in answers:
         if isinstance(value, BaseException):
             raise value
-    return [[([CLS, *h.token_ids], h.score) for h in value] for value in answers], decoder
+    return [[([CLS, *h.token_ids], h.score) for h in value] for value in answers], batches
 
 
 def fused_states(case: str) -> tuple[np.ndarray, np.ndarray]:
@@ -168,8 +145,8 @@ def test_mixed_requests_share_steps_and_answer_as_alone():
         SimpleNamespace(states=states[index % len(states)], search=search)
         for index, search in enumerate(expected("caption")["beam_search"] * 4)
     ]
-    together, decoder = search_all(network_of("caption"), requests)
-    assert max(decoder.batches) >= 12
+    together, batches = search_all(network_of("caption"), requests)
+    assert max(batches) >= 12
     for request, answer in zip(requests, together, strict=True):
         alone, _ = search_all(network_of("caption"), [request])
         assert [ids for ids, _ in alone[0]] == [ids for ids, _ in answer]

@@ -13,9 +13,10 @@ from half_precision import GRAPHS, SEP, graph_of, network_of, onnx_of
 from onnx import TensorProto, helper, numpy_helper
 
 from builders.compile.compare import TOLERANCES, compare_decoders
-from builders.compile.tensorrt_check import OnnxDecoder, OnnxGraph, compare_onnx
+from builders.compile.tensorrt_check import OnnxGraph, compare_onnx, onnx_decoder
 from builders.compile.tensorrt_precision import HALF_TYPES, PrecisionError, rounded_emulation, to_half
 from demo.agreement import Agreement, caption_agreement, search_agreement, table, write_into
+from mplug.runtime.graph_decoder import GraphDecoder
 
 CLS = 101
 DEMO = Path(__file__).parents[2] / "checkpoints" / "demo"
@@ -36,14 +37,14 @@ def test_every_output_is_within_its_tolerance(case, name, precision):
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_steps_that_swap_ancestors(precision):
-    decoder = onnx_decoder("caption", precision)
+    decoder = half_decoder("caption", precision)
     errors = compare_decoders(decoder, network_of("caption"), SEP)
     assert errors["LOG_PROBABILITIES"] < TOLERANCES[precision]
 
 
-def onnx_decoder(case: str, precision: str) -> OnnxDecoder:
+def half_decoder(case: str, precision: str) -> GraphDecoder:
     graphs = (OnnxGraph(onnx_of(case, f"text_decoder_{part}", precision), precision) for part in ("prefill", "step"))
-    return OnnxDecoder(network_of(case), *graphs)
+    return onnx_decoder(network_of(case), *graphs)
 
 
 def test_whole_searches_in_fp16_end_as_in_fp32():
@@ -53,7 +54,7 @@ def test_whole_searches_in_fp16_end_as_in_fp32():
     pixels = tensors("caption")["pixel_values"]
     states = vision({"PIXEL_VALUES": pixels})["IMAGE_STATES"]
     agreement = search_agreement(
-        network, SEP, [CLS], onnx_decoder("caption", "fp16"), list(tensors("caption")["image_embeds"]), list(states)
+        network, SEP, [CLS], half_decoder("caption", "fp16"), list(tensors("caption")["image_embeds"]), list(states)
     )
     assert agreement.requests == len(pixels)
     # A score sums a dozen log-probabilities of ten or so, each off by fp16 rounding that differs between CPUs.

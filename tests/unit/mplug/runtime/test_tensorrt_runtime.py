@@ -13,7 +13,6 @@ import pytest
 import torch
 from tensorrt_fakes import FakeCuda, FakeTensorRT, Memory, compiled_copy_rows, copy_rows
 
-from builders.compile.compare import EagerDecoder
 from mplug.checkpoint import load_checkpoint
 from mplug.decoding.beam_search import SearchOptions
 from mplug.decoding.loop import DecodeLoop, DecodeRequest
@@ -23,6 +22,7 @@ from mplug.runtime.gpu import engine, tensorrt
 from mplug.runtime.gpu.array import DeviceArray
 from mplug.runtime.gpu.dlpack import CPU, borrow
 from mplug.runtime.interface import RuntimeUnavailable, StageInfo
+from mplug.runtime.torch import eager_decoder
 
 DATA = Path(__file__).parents[3] / "parity" / "data"
 CLS, SEP = 101, 102
@@ -123,7 +123,7 @@ def test_searches_give_the_tokens_of_the_host_decoder(open_fake):
     cuda, _, info = open_fake("caption")
     network = network_of("caption")
     found = search(tensorrt.open_decoder(info), network, mixed_requests())
-    expected = search(EagerDecoder(network, SEP), network, mixed_requests())
+    expected = search(eager_decoder(network, SEP), network, mixed_requests())
     for index, (one, other) in enumerate(zip(found, expected, strict=True)):
         assert [ids for ids, _ in one] == [ids for ids, _ in other], f"request {index}"
         np.testing.assert_allclose([score for _, score in one], [score for _, score in other], rtol=1e-4)
@@ -136,7 +136,7 @@ def test_half_precision_caches_are_half_the_bytes(open_fake):
     network = network_of("caption")
     decoder = tensorrt.open_decoder(info)
     found = search(decoder, network, mixed_requests()[:6])
-    expected = search(EagerDecoder(network, SEP), network, mixed_requests()[:6])
+    expected = search(eager_decoder(network, SEP), network, mixed_requests()[:6])
     assert [ids for answer in found for ids, _ in answer[:1]] == [ids for answer in expected for ids, _ in answer[:1]]
     room = decoder._room
     assert decoder._past.size == 2 * 2 * room.slots * 2 * room.positions * room.columns * 64 * 2
@@ -190,7 +190,7 @@ def test_one_recording_per_size_and_none_after_growth(open_fake):
 def test_growth_keeps_what_is_held_and_frees_the_rest(open_fake):
     cuda, _, info = open_fake("caption")
     network, states = network_of("caption"), golden("caption")["image_embeds"]
-    decoder, host = tensorrt.open_decoder(info), EagerDecoder(network, SEP)
+    decoder, host = tensorrt.open_decoder(info), eager_decoder(network, SEP)
     for one in (decoder, host):
         one.reserve(2, 24, 3, 32)
         one.admit(0, states[0])
@@ -211,7 +211,7 @@ def test_long_requests_run_in_the_profile_for_few(open_fake):
     """Too long for many at once: few at once; longer still, or many of them, is said to take more than any memory."""
     _, _, info = open_fake("caption")
     network = network_of("caption")
-    decoder, host = tensorrt.open_decoder(info), EagerDecoder(network, SEP)
+    decoder, host = tensorrt.open_decoder(info), eager_decoder(network, SEP)
     assert decoder.cache_bytes(2, 60, 5, 17) == host.cache_bytes(2, 64, 5, 32)
     assert decoder.cache_bytes(4, 60, 5, 17) > 1 << 60 < decoder.cache_bytes(1, 24, 5, 700)
     for one in (decoder, host):
