@@ -46,11 +46,10 @@ from builders.compile.export import example_inputs, export
 from builders.plan import Checkpoint, Plan, PlanError, Source, Stage, plan
 from mplug.checkpoint import CheckpointError, CheckpointFiles
 from mplug.config import TASKS, ConfigError
-from mplug.contract import DECODER_SCORE, MAX_FRAMES, GraphSpec
+from mplug.contract import DECODER_SCORE, MAX_FRAMES, STAGES_FILE, GraphSpec
 from mplug.runtime.interface import RuntimeUnavailable, StageInfo
 from mplug.tasks.checkpoint_files import SERVED_FILE
 from mplug.tasks.judgement import Head
-from mplug.triton.protocol import STAGES_FILE
 
 SOURCE = ROOT / "model_repository"
 BUILD_INFO = "build_info.json"

@@ -12,7 +12,10 @@ Axes, by the letters that name them:
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
+
+import numpy as np
 
 #: Next tokens that the step returns per beam. A search with n beams needs n of each beam, so this is
 #: also the most beams that a request may ask for.
@@ -191,3 +194,26 @@ TEXT_DECODER_MODEL = {
     },
     "outputs": {"TOKEN_IDS": ("INT32", [-1, -1]), "SCORE": ("FP32", [-1])},
 }
+
+#: A tensor between models: an array, or for BYTES a flat list.
+Value = np.ndarray | list[bytes]
+Values = dict[str, Value]
+
+#: `await call_stage(name, inputs, output_names)` runs another model and returns its outputs.
+CallStage = Callable[[str, Mapping[str, Value], Sequence[str]], Awaitable[Values]]
+
+#: A batched stage: arrays whose first axis is the batch, in and out.
+Stage = Callable[[dict[str, np.ndarray]], Mapping[str, np.ndarray]]
+
+
+class Forwarded(tuple[str, ...]):
+    """Names of outputs that only go on to another stage: they may come as a `DeviceArray`, where a GPU has them."""
+
+    __slots__ = ()
+
+
+#: Optional input of stages with a response cache, which no stage reads: it names another place in the cache.
+RETRY_INPUT = "RETRY"
+
+#: In a public model's version folder: names of the stages → models of this repository, where checkpoints differ.
+STAGES_FILE = "stages.json"

@@ -1,6 +1,6 @@
 """Errors a served model answers with.
 
-Task and stage logic raises these and knows nothing of Triton; `mplug.triton.adapter` turns each into a Triton
+Task and stage logic raises these and knows nothing of Triton; `mplug.triton.tensors` turns each into a Triton
 error of the code named here, and a stage's error back into one of these on the way up. Anything else that is
 raised inside a served model is a bug and reaches the client as INTERNAL with one line.
 

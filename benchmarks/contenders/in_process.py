@@ -14,12 +14,12 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from mplug.contract import Value, Values
 from mplug.decoding.loop import DecodeLoop
 from mplug.decoding.request import DecodeRequestParser, to_outputs
 from mplug.runtime import open_decoder, open_graph
 from mplug.runtime.interface import Decoder
 from mplug.tasks.caption import CaptionTask
-from mplug.triton.protocol import Value, Values
 
 T = TypeVar("T")
 ENCODERS = ("vision_encoder", "text_encoder", "fusion_encoder")

@@ -22,6 +22,7 @@ import numpy as np
 
 from builders.build import build
 from clients.calls import Call, ClientError
+from mplug.contract import Value, Values
 from mplug.decoding.candidate_scores import CandidateScores, open_score_graph
 from mplug.decoding.loop import DecodeLoop, DecodeRequest
 from mplug.decoding.request import DecodeRequestParser, to_outputs
@@ -31,10 +32,10 @@ from mplug.runtime.batch import groups, run_as_one
 from mplug.runtime.interface import Graph
 from mplug.tasks.caption import CaptionTask
 from mplug.tasks.ground import GroundTask
+from mplug.tasks.interface import Task
 from mplug.tasks.judgement import EntailTask, NlvrTask
 from mplug.tasks.retrieval import EmbedImageTask, EmbedTextTask, MatchTask
 from mplug.tasks.vqa import VqaTask
-from mplug.triton.protocol import Task, Value, Values
 
 T = TypeVar("T")
 

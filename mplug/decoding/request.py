@@ -13,13 +13,12 @@ from weakref import WeakValueDictionary
 import numpy as np
 
 from mplug.config import GenerationConfig
-from mplug.contract import MAX_BEAMS, MAX_CANDIDATE_TOKENS, MAX_CANDIDATES
+from mplug.contract import MAX_BEAMS, MAX_CANDIDATE_TOKENS, MAX_CANDIDATES, Value
 from mplug.decoding.beam_search import Hypothesis, SearchOptions
 from mplug.decoding.loop import DecodeRequest
 from mplug.errors import InvalidRequest
 from mplug.runtime.gpu.array import DeviceArray, on_gpu
 from mplug.runtime.interface import StageInfo
-from mplug.triton.protocol import Value
 
 MAX_LENGTH_PENALTY = 10.0
 #: Asking Triton whether a client has gone costs 60 µs, too much for every request at every step.

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from mplug.triton.protocol import Stage
+from mplug.contract import Stage
 
 Arrays = Mapping[str, np.ndarray]
 

@@ -15,13 +15,13 @@ from pathlib import Path
 
 import numpy as np
 
+from mplug.contract import CallStage, Value, Values
 from mplug.decoding.beam_search import SearchOptions
 from mplug.decoding.request import check_positions, parse_search_options
 from mplug.tasks.checkpoint_files import ServedCheckpoint
 from mplug.tasks.decoding import SEARCH_OPTIONS, decode, encoder_inputs, search_inputs
 from mplug.tasks.encoders import encode_images, encode_texts, fuse_for_decoder, side_by_side
 from mplug.tasks.inputs import check_tokens, one_text, visual
-from mplug.triton.protocol import CallStage, Value, Values
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class CaptionRequest:
 
 
 class CaptionTask:
-    """Task of `mplug.triton.protocol.Task`."""
+    """Task of `mplug.tasks.interface.Task`."""
 
     def __init__(self, checkpoint: ServedCheckpoint) -> None:
         self.config, self.tokenizer = checkpoint.config, checkpoint.tokenizer

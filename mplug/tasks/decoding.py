@@ -9,10 +9,10 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from mplug.contract import CallStage, Value, Values
 from mplug.decoding.beam_search import SearchOptions
 from mplug.errors import ServingError
 from mplug.runtime.gpu.array import DeviceArray
-from mplug.triton.protocol import CallStage, Value, Values
 
 #: Options of the search that public models pass on as the client sent them.
 SEARCH_OPTIONS = ("NUM_BEAMS", "MIN_LENGTH", "MAX_LENGTH", "NUM_RETURN", "LENGTH_PENALTY")

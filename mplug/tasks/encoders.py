@@ -13,9 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from mplug.config import MPlugConfig
-from mplug.contract import FORWARDED_OUTPUTS
+from mplug.contract import FORWARDED_OUTPUTS, CallStage, Forwarded
 from mplug.runtime.gpu.array import DeviceArray, concatenated
-from mplug.triton.protocol import CallStage, Forwarded
 
 
 @dataclass(frozen=True)

@@ -15,13 +15,13 @@ from pathlib import Path
 
 import numpy as np
 
+from mplug.contract import CallStage, Value, Values
 from mplug.decoding.beam_search import SearchOptions
 from mplug.inputs.images import Letterbox, decode_image, letterbox_pixel_values
 from mplug.tasks.checkpoint_files import ServedCheckpoint
 from mplug.tasks.decoding import decode, encoder_inputs, search_inputs
 from mplug.tasks.encoders import encode_images, encode_texts, fuse_for_decoder, side_by_side
 from mplug.tasks.inputs import one_text, only, tokenised
-from mplug.triton.protocol import CallStage, Value, Values
 
 START = 339  # of the vocabulary's unused tokens, the one that the decoder starts from
 FIRST_BIN = 340  # and the one that stands for 0
@@ -39,7 +39,7 @@ class GroundRequest:
 
 
 class GroundTask:
-    """Task of `mplug.triton.protocol.Task`."""
+    """Task of `mplug.tasks.interface.Task`."""
 
     def __init__(self, checkpoint: ServedCheckpoint) -> None:
         """Raises ValueError for a vocabulary that has not the box tokens."""

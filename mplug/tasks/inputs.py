@@ -6,12 +6,11 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from mplug.contract import MAX_FRAMES
+from mplug.contract import MAX_FRAMES, Value
 from mplug.errors import InvalidRequest
 from mplug.inputs.images import as_text, clean_caption, decode_image, pixel_values
 from mplug.inputs.tokenizer import Tokenizer
 from mplug.inputs.video import decode_video, sample_indices
-from mplug.triton.protocol import Value
 
 #: Frames of a video that are looked at where the request does not say, as published.
 DEFAULT_FRAMES = 8

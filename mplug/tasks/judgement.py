@@ -16,13 +16,12 @@ from pathlib import Path
 
 import numpy as np
 
-from mplug.contract import ENTAILMENT_LABELS, NLVR_LABELS
+from mplug.contract import ENTAILMENT_LABELS, NLVR_LABELS, CallStage, Value, Values
 from mplug.errors import InvalidRequest
 from mplug.inputs.images import decode_image, pixel_values
 from mplug.tasks.checkpoint_files import ServedCheckpoint
 from mplug.tasks.encoders import EncodedText, encode_images, encode_texts, fuse
 from mplug.tasks.inputs import one_text, tokenised
-from mplug.triton.protocol import CallStage, Value, Values
 
 HEAD_FILE = "head.npz"
 

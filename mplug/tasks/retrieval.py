@@ -12,11 +12,11 @@ from pathlib import Path
 
 import numpy as np
 
+from mplug.contract import CallStage, Value, Values
 from mplug.inputs.images import decode_image, pixel_values
 from mplug.tasks.checkpoint_files import ServedCheckpoint
 from mplug.tasks.encoders import EncodedText, encode_images, encode_texts, fuse, normalised
 from mplug.tasks.inputs import many_texts, one_text, only, tokenised, visual
-from mplug.triton.protocol import CallStage, Value, Values
 
 MAX_TEXTS = 256  # the published length of a shortlist
 #: Texts per call of the text encoder: its `max_batch_size`.

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from mplug.config import GenerationConfig, MPlugConfig
-from mplug.contract import MAX_CANDIDATE_TOKENS, MAX_CANDIDATES
+from mplug.contract import MAX_CANDIDATE_TOKENS, MAX_CANDIDATES, CallStage, Value, Values
 from mplug.decoding.beam_search import SearchOptions
 from mplug.decoding.request import check_positions, parse_search_options
 from mplug.errors import InvalidRequest
@@ -24,7 +24,6 @@ from mplug.tasks.checkpoint_files import ServedCheckpoint
 from mplug.tasks.decoding import SEARCH_OPTIONS, decode, encoder_inputs, search_inputs
 from mplug.tasks.encoders import encode_images, encode_texts, fuse_for_decoder, side_by_side
 from mplug.tasks.inputs import check_tokens, many_texts, one_text, visual
-from mplug.triton.protocol import CallStage, Value, Values
 
 MAX_WORDS = 256  # of OCR, and labels of objects; as many as fit behind the question are read
 #: Tokens of an answer where the checkpoint's lengths are those of another task, as published for VQA.
@@ -51,7 +50,7 @@ def generation_of(config: MPlugConfig) -> GenerationConfig:
 
 
 class VqaTask:
-    """Task of `mplug.triton.protocol.Task`."""
+    """Task of `mplug.tasks.interface.Task`."""
 
     def __init__(self, checkpoint: ServedCheckpoint) -> None:
         self.config, self.tokenizer = checkpoint.config, checkpoint.tokenizer

@@ -1,7 +1,7 @@
 """How the launcher and the served models agree on a drain.
 
 tritonserver cannot be told to refuse new work and finish the rest, so the two do it between them: the
-launcher (`mplug.server.process`) writes a file, the task models (`mplug.triton.adapter`) refuse requests
+launcher (`mplug.server.process`) writes a file, the task models (`mplug.triton.models`) refuse requests
 while it is there, and a metric tells the launcher how many are still being answered. A server started without
 our launcher has no such file and never refuses.
 """

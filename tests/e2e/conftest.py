@@ -42,7 +42,7 @@ import time
 import numpy as np
 
 from mplug.errors import InvalidRequest
-from mplug.triton.adapter import StageModel
+from mplug.triton.models import StageModel
 
 SLEEP = 0.2
 
@@ -85,7 +85,7 @@ import sys
 import numpy as np
 
 from mplug.errors import InvalidRequest
-from mplug.triton.adapter import TaskModel
+from mplug.triton.models import TaskModel
 
 
 class Relay:

@@ -29,7 +29,7 @@ from collections import Counter
 import numpy as np
 
 from mplug.errors import Unavailable
-from mplug.triton.adapter import StageModel
+from mplug.triton.models import StageModel
 
 
 class TritonPythonModel(StageModel):
@@ -58,7 +58,7 @@ input [{ name: "X" data_type: TYPE_FP32 dims: [1] }]
 output [{ name: "Y" data_type: TYPE_FP32 dims: [1] }, { name: "RUNS" data_type: TYPE_INT32 dims: [1] }]
 """
 CALLER_MODEL = """
-from mplug.triton.adapter import TaskModel
+from mplug.triton.models import TaskModel
 
 
 class Caller:

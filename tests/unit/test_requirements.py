@@ -14,7 +14,7 @@ COMMANDS = (
     "mplug.server",
     "clients.caption",
     "clients.retrieve",
-    "mplug.triton.protocol",
+    "mplug.triton.context",
     "mplug.tasks.caption",
     "mplug.tasks.vqa",
     "mplug.tasks.retrieval",

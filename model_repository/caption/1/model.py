@@ -1,7 +1,7 @@
 """Public model `caption`."""
 
 from mplug.tasks.caption import CaptionTask
-from mplug.triton.adapter import TaskModel
+from mplug.triton.models import TaskModel
 
 
 class TritonPythonModel(TaskModel):

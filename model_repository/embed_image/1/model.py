@@ -1,7 +1,7 @@
 """Public model `embed_image`."""
 
 from mplug.tasks.retrieval import EmbedImageTask
-from mplug.triton.adapter import TaskModel
+from mplug.triton.models import TaskModel
 
 
 class TritonPythonModel(TaskModel):

@@ -1,7 +1,7 @@
 """Public model `embed_text`."""
 
 from mplug.tasks.retrieval import EmbedTextTask
-from mplug.triton.adapter import TaskModel
+from mplug.triton.models import TaskModel
 
 
 class TritonPythonModel(TaskModel):

@@ -1,7 +1,7 @@
 """Public model `entail`."""
 
 from mplug.tasks.judgement import EntailTask
-from mplug.triton.adapter import TaskModel
+from mplug.triton.models import TaskModel
 
 
 class TritonPythonModel(TaskModel):

@@ -1,16 +1,9 @@
 """Stage `fusion_encoder`: runs its compiled graph on the batches that Triton's dynamic batcher brings."""
 
-from mplug.runtime import open_graph
-from mplug.runtime.stage_inputs import StageInputs
-from mplug.triton.adapter import StageModel
+from mplug.triton.models import EncoderModel
 
 
-class TritonPythonModel(StageModel):
+class TritonPythonModel(EncoderModel):
     """See `mplug.contract` for tensors."""
 
-    def create(self, context):
-        self.inputs = StageInputs.of_stage(context.folder, "fusion_encoder")
-        return open_graph(context.folder, "fusion_encoder")
-
-    def check(self, inputs):
-        self.inputs.check(inputs)
+    stage = "fusion_encoder"

@@ -1,7 +1,7 @@
 """Public model `ground`."""
 
 from mplug.tasks.ground import GroundTask
-from mplug.triton.adapter import TaskModel
+from mplug.triton.models import TaskModel
 
 
 class TritonPythonModel(TaskModel):

@@ -1,7 +1,7 @@
 """Public model `match`."""
 
 from mplug.tasks.retrieval import MatchTask
-from mplug.triton.adapter import TaskModel
+from mplug.triton.models import TaskModel
 
 
 class TritonPythonModel(TaskModel):

@@ -1,7 +1,7 @@
 """Public model `nlvr`."""
 
 from mplug.tasks.judgement import NlvrTask
-from mplug.triton.adapter import TaskModel
+from mplug.triton.models import TaskModel
 
 
 class TritonPythonModel(TaskModel):

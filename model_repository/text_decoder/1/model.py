@@ -6,7 +6,8 @@ from mplug.decoding.metrics import DecodeMetrics
 from mplug.decoding.request import WITHDRAWN, DecodeRequestParser, Withdrawals, polled, to_outputs
 from mplug.errors import InvalidRequest
 from mplug.runtime import open_decoder
-from mplug.triton.adapter import DeferredModel, Metric
+from mplug.triton.metrics import Metric
+from mplug.triton.models import DeferredModel
 
 
 class TritonPythonModel(DeferredModel):

@@ -1,7 +1,7 @@
 """Public model `vqa`."""
 
 from mplug.tasks.vqa import VqaTask
-from mplug.triton.adapter import TaskModel
+from mplug.triton.models import TaskModel
 
 
 class TritonPythonModel(TaskModel):

@@ -11,8 +11,8 @@ import yaml
 
 from builders import build as builder
 from builders.plan import Checkpoint, PlanError, Source, plan
+from mplug.contract import STAGES_FILE
 from mplug.runtime.interface import StageInfo
-from mplug.triton.protocol import STAGES_FILE
 
 DATA = Path(__file__).resolve().parents[2] / "parity" / "data"
 CAPTION, VQA, RETRIEVAL = (DATA / case for case in ("caption", "vqa", "retrieval"))

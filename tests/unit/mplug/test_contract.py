@@ -14,12 +14,12 @@ from mplug.contract import (
     MAX_BEAMS,
     NUMPY_TYPES,
     OPTIONAL_OUTPUTS,
+    RETRY_INPUT,
     TEXT_DECODER_MODEL,
     TensorSpec,
     decoder_prefill,
     decoder_step,
 )
-from mplug.triton.protocol import RETRY_INPUT
 
 REPOSITORY = Path(__file__).resolve().parents[3] / "model_repository"
 CONFIGS = sorted(REPOSITORY.glob("*/config.pbtxt"))

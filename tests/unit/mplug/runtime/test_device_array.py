@@ -11,7 +11,7 @@ import torch
 from tensorrt_fakes import FakeCuda
 
 from mplug.config import GenerationConfig
-from mplug.contract import FORWARDED_OUTPUTS
+from mplug.contract import FORWARDED_OUTPUTS, STAGES_FILE, Forwarded
 from mplug.decoding.request import DecodeRequestParser
 from mplug.runtime import interface
 from mplug.runtime.gpu import array as device_array
@@ -20,7 +20,7 @@ from mplug.runtime.gpu import dlpack as device_dlpack
 from mplug.runtime.gpu.array import DeviceArray, concatenated
 from mplug.runtime.gpu.dlpack import borrow, on_gpu
 from mplug.tasks.encoders import EncodedText, fuse_for_decoder
-from mplug.triton.protocol import STAGES_FILE, Forwarded, ModelContext
+from mplug.triton.context import ModelContext
 
 VALUES = np.arange(24, dtype=np.float32).reshape(4, 3, 2)
 

@@ -1,49 +1,15 @@
-"""What task and stage logic and the Triton adapter promise each other; imports no Triton."""
+"""What a served model knows about itself; imports no Triton."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-import numpy as np
-
+from mplug.contract import STAGES_FILE
 from mplug.runtime.interface import GPU_TARGETS, STAGE_FILE
-
-#: What a tensor is outside Triton: an array, or for BYTES a flat list.
-Value = np.ndarray | list[bytes]
-Values = dict[str, Value]
-
-#: `await call_stage(name, inputs, output_names)` runs another model of the server and gives its outputs.
-CallStage = Callable[[str, Mapping[str, Value], Sequence[str]], Awaitable[Values]]
-
-
-class Forwarded(tuple[str, ...]):
-    """Names of outputs that only go on to another stage: they may come as a `DeviceArray`, where a GPU has them."""
-
-    __slots__ = ()
-
-
-#: A batched stage: arrays whose first axis is the batch, in and out.
-Stage = Callable[[dict[str, np.ndarray]], Mapping[str, np.ndarray]]
-
-#: Optional input of stages with a response cache, which no stage reads: it names another place in the cache.
-RETRY_INPUT = "RETRY"
-
-#: In a public model's version folder: names of the stages → models of this repository, where checkpoints differ.
-STAGES_FILE = "stages.json"
-
-
-class Task(Protocol):
-    """One public model's logic."""
-
-    def parse(self, inputs: Mapping[str, Value]) -> Any:
-        """Inputs to a request object; runs in a thread, several at a time. Raises InvalidRequest."""
-
-    async def run(self, request: Any, call_stage: CallStage) -> Mapping[str, Value]:
-        """Request object to outputs; calls stages. Runs on the event loop: awaits, and computes little."""
 
 
 @dataclass(frozen=True)

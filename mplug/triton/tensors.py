@@ -1,0 +1,87 @@
+"""Triton's tensors, requests and responses, and the arrays and errors they stand for."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import triton_python_backend_utils as pb_utils
+
+from mplug.contract import Value, Values
+from mplug.errors import InvalidRequest, ServingError
+from mplug.runtime.gpu.array import DeviceArray
+from mplug.triton.context import ModelContext
+
+
+def to_value(tensor: Any) -> Value:
+    """A Triton tensor as an array (a copy of its own), or for BYTES, as a flat list of bytes.
+
+    What lies on a GPU stays there. Raises InvalidRequest for BF16, which numpy has not.
+    """
+    try:
+        if not tensor.is_cpu():
+            return DeviceArray.received(tensor.to_dlpack())
+        array = tensor.as_numpy()
+    except Exception as error:
+        raise InvalidRequest(f"{tensor.name()}: cannot be read as an array: {one_line(error)}") from error
+    if array.dtype == np.object_:
+        return list(array.reshape(-1))
+    return array
+
+
+def to_tensor(name: str, value: Value) -> Any:
+    """An array, or a list of bytes or str for BYTES, as a Triton tensor."""
+    if isinstance(value, list | tuple):
+        array = np.empty(len(value), np.object_)
+        for index, item in enumerate(value):
+            if not isinstance(item, bytes | str):
+                raise TypeError(f"{name}: a list holds bytes, not {type(item).__name__}")
+            array[index] = item.encode() if isinstance(item, str) else item
+        return pb_utils.Tensor(name, array)
+    if isinstance(value, DeviceArray):
+        return pb_utils.Tensor.from_dlpack(name, value.__dlpack__())
+    if not isinstance(value, np.ndarray):
+        raise TypeError(f"{name}: not an array or a list of bytes but {type(value).__name__}")
+    return pb_utils.Tensor(name, np.ascontiguousarray(value))
+
+
+def read_inputs(request: Any, context: ModelContext) -> Values:
+    """The inputs that a request has. Raises InvalidRequest when one is missing.
+
+    Triton has checked names, dtypes and shapes against config.pbtxt. Of the inputs that are not optional it
+    has only counted how many there are, and an optional one passes for one of them.
+    """
+    values = {tensor.name(): to_value(tensor) for tensor in request.inputs()}
+    for name in context.required_inputs:
+        if name not in values:
+            raise InvalidRequest(f"{name}: missing; required: {', '.join(context.required_inputs)}")
+    return values
+
+
+def to_response(outputs: Mapping[str, Value]) -> Any:
+    """A response with these outputs."""
+    return pb_utils.InferenceResponse([to_tensor(name, value) for name, value in outputs.items()])
+
+
+def to_error_response(error: BaseException, lead_with_code: bool = False) -> Any:
+    """A response with this error; a bug is logged with its traceback and told in one line.
+
+    `lead_with_code`: the message of a stage begins with `[CODE]`, because Triton gives every error of a model
+    that another model calls the code INTERNAL. `call_stage` takes it off again.
+    """
+    if isinstance(error, ServingError):
+        code, message = error.code, str(error)
+    else:
+        traceback.print_exception(error, file=sys.stderr)  # Triton's logger would put it all into one line
+        code, message = "INTERNAL", f"internal error: {one_line(error)}"
+    if lead_with_code:
+        message = f"[{code}] {message}"
+    return pb_utils.InferenceResponse(error=pb_utils.TritonError(message, getattr(pb_utils.TritonError, code)))
+
+
+def one_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
