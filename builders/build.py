@@ -29,10 +29,8 @@ from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-if not __package__:
-    # Run as a script: in place of this folder, whose openvino.py would stand for the package of that name.
-    sys.path[0] = str(ROOT)
+if not __package__:  # run as a script: Python looks beside this file, our packages are in the checkout
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import yaml
 from safetensors.torch import save_file
@@ -51,7 +49,7 @@ from mplug.runtime.interface import RuntimeUnavailable, StageInfo
 from mplug.tasks.checkpoint_files import SERVED_FILE
 from mplug.tasks.judgement import Head
 
-SOURCE = ROOT / "model_repository"
+SOURCE = Path(__file__).resolve().parents[1] / "model_repository"
 BUILD_INFO = "build_info.json"
 TARGETS = ("openvino", "torch", *tensorrt_builder.PACKAGES)
 PRECISIONS = ("auto", "fp32", "bf16", "fp16", "int8")

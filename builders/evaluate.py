@@ -22,9 +22,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-if not __package__:
-    sys.path[0] = str(ROOT)
+if not __package__:  # run as a script: Python looks beside this file, our packages are in the checkout
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from builders.build import BuildError
 from builders.compile.compare import ArtefactError

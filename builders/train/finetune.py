@@ -15,7 +15,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-sys.path[0] = str(Path(__file__).resolve().parents[2])
+if not __package__:  # run as a script: Python looks beside this file, our packages are in the checkout
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import torch
 

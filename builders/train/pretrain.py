@@ -14,7 +14,8 @@ import argparse
 import sys
 from pathlib import Path
 
-sys.path[0] = str(Path(__file__).resolve().parents[2])
+if not __package__:  # run as a script: Python looks beside this file, our packages are in the checkout
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import torch
 
