@@ -12,7 +12,7 @@ import torch
 from builders.data.readers.records import CaptionRecord, QuestionRecord
 from builders.train.batches import TensorMaker
 from builders.train.checkpoint_folder import SERVED_TASKS
-from builders.train.engine import Settings
+from builders.train.engine import Settings, Trainer
 from mplug.config import GenerationConfig, MPlugConfig, TextConfig, VisionConfig
 from mplug.inputs.tokenizer import SPECIAL_TOKENS, Tokenizer
 from mplug.network import MPlug
@@ -113,3 +113,25 @@ def settings(**changes: object) -> Settings:
         ),
         **changes,
     )
+
+
+#: With `step_plainly`: gradients of norm 1 at most, known to some 1e-6 of that, times RATE, over three steps.
+RATE, TOLERANCE = 0.1, 1e-5
+
+
+def step_plainly(trainer: Trainer) -> Trainer:
+    """Replace AdamW by plain gradient descent, for runs whose weights are compared within `TOLERANCE`.
+
+    Sums in another order give gradients that differ in their last bits, differently on every processor. Gradient
+    descent scales such differences by its rate; AdamW divides each gradient by its own size, so that one that is
+    nothing but rounding becomes a whole step.
+    """
+    groups = [{**group, "lr": RATE, "full_rate": RATE} for group in trainer.optimiser.param_groups]
+    trainer.optimiser = torch.optim.SGD([{key: g[key] for key in ("params", "lr", "full_rate")} for g in groups])
+    return trainer
+
+
+def assert_trained(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -> None:
+    """Weights have moved by far more than `TOLERANCE`, so that comparing them within it says something."""
+    largest = max((after[name] - tensor).abs().max().item() for name, tensor in before.items())
+    assert largest > 100 * TOLERANCE, f"no weight moved by more than {largest}"

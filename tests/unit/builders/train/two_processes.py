@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import torch
-from training_fixtures import caption_records, maker_of, settings, small_network
+from training_fixtures import caption_records, maker_of, settings, small_network, step_plainly
 
 from builders.train.distributed import mean_gradients, process_group, rank, world_size
 from builders.train.engine import Trainer
@@ -55,7 +55,7 @@ def main(vocabulary: Path, output: Path, batch_size: int) -> None:
         records = ShuffledRecords(caption_records(40), batch_size, rank=rank(), world=world_size())
         batches = TaskBatches("pretrain", records, maker_of(network, vocabulary))
         options = settings(steps=3, batch_size=batch_size, accumulate=2, log_every=1)
-        Trainer(learner, batches, options, output, device=device, progress=False).run()
+        step_plainly(Trainer(learner, batches, options, output, device=device, progress=False)).run()
         if rank() == 0:
             torch.save(learner.state_dict(), output / "learner.pt")
         meaned = averaged()
