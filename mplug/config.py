@@ -172,6 +172,8 @@ class MPlugConfig:
     caption_states: str = "image"
     #: Text that our captioner's text encoder reads, and that published captioners decode first.
     prompt: str = ""
+    #: What stands behind every text that the decoder writes or ranks, before the tokenizer's own `[SEP]`.
+    eos: str = ""
 
     def __post_init__(self) -> None:
         for task in self.tasks:
@@ -251,6 +253,7 @@ def read_config(yaml_path: Path, bert_path: Path, *, task: str | None = None) ->
             ),
             caption_states=str(document.get("caption_states", "image")),
             prompt=str(document.get("prompt") or ""),
+            eos=str(document.get("eos") or ""),
         )
     except ConfigError as error:
         if str(yaml_path) in str(error) or str(bert_path) in str(error):

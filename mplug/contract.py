@@ -187,6 +187,8 @@ TEXT_DECODER_MODEL = {
         #: Not a search: score these texts, each from `[CLS]` to `[SEP]`, padded with 0. TOKEN_IDS are then
         #: these, and SCORE the sum of their log-probabilities, −inf for those whose first token ranks too low.
         "CANDIDATE_IDS?": ("INT32", [-1, -1]),
+        #: Beside CANDIDATE_IDS: how many times the log-probability of the first token counts, 1 (default) or 2.
+        "FIRST_TOKEN_WEIGHT?": ("INT32", [1]),
         #: Names this request, so that a later one can withdraw it.
         "TAG?": ("BYTES", [1]),
         #: Alone: withdraw the request of this tag. Answered with one empty sequence.

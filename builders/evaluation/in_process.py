@@ -164,6 +164,7 @@ class InProcess:
                 ids,
                 done=lambda scores: deliver({"TOKEN_IDS": ids, "SCORE": scores}),
                 failed=deliver,
+                first_token_weight=self._parser.first_token_weight(inputs),
             )
             self._loop.submit_job(job)
         else:

@@ -68,12 +68,15 @@ class TensorMaker:
     config: MPlugConfig
     crop: float = 1.0
 
-    def ids(self, texts: Sequence[str], *, clean: bool = False) -> Tensor:
-        """`[T, L]`; `clean`: as captions and texts to be matched are. What exceeds the checkpoint's length is cut."""
+    def ids(self, texts: Sequence[str], *, clean: bool = False, end: str = "") -> Tensor:
+        """Return ids `[T, L]`. What exceeds the checkpoint's length is cut.
+
+        `clean`: as captions and texts to be matched are. `end`: what stands behind each text, before the last `[SEP]`.
+        """
         room = self.config.max_text_length - 2
         rows = []
         for text in texts:
-            pieces = self.tokenizer.pieces(clean_caption(text) if clean else text)[:room]
+            pieces = self.tokenizer.pieces((clean_caption(text) if clean else text) + end)[:room]
             rows.append([self.tokenizer.cls_id, *pieces, self.tokenizer.sep_id])
         return padded(rows)
 
@@ -119,7 +122,7 @@ def caption_batch(records: Sequence[CaptionRecord], maker: TensorMaker, random: 
     captions = [spoken + random.choice(record.captions) for record in records]
     return {
         "pixel_values": pixels[index],
-        "caption_ids": maker.ids(captions, clean=True),
+        "caption_ids": maker.ids(captions, clean=True, end=config.eos),
         "references": [[clean_caption(caption) for caption in record.captions] for record in records],
     }
 
@@ -137,7 +140,7 @@ def question_batch(records: Sequence[QuestionRecord], maker: TensorMaker, random
         "pixel_values": pixels,
         "image_index": index,
         "question_ids": maker.ids([r.question for r in records]),
-        "answer_ids": maker.ids(answers),
+        "answer_ids": maker.ids(answers, end=maker.config.eos),
         "weights": torch.tensor(weights),
         "question_index": torch.tensor(questions),
     }

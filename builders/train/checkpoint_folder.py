@@ -95,6 +95,7 @@ def config_documents(config: MPlugConfig) -> tuple[dict[str, object], dict[str, 
         "max_length": generation.max_length,
         "caption_states": config.caption_states,
         "prompt": config.prompt,
+        "eos": config.eos,
     }
     bert = {
         "model_type": "bert",

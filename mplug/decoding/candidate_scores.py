@@ -1,7 +1,8 @@
 """How likely given texts are as the decoder's answer: the ranking of candidates in VQA.
 
-As published for VQA with a closed list of answers: of all candidates the likeliest by their first token are
-kept, and of those the log-probabilities of all tokens are summed. That is work for the decoder, so it runs on
+As published for a closed list of answers: of all candidates the likeliest by their first token are kept, and of
+those the log-probabilities of all tokens are summed; the published ranking adds that of the first token once
+more (`rank_answer` of the authors' model_vqa_mplug.py). That is work for the decoder, so it runs on
 the decode loop's thread, in pieces between two steps.
 """
 
@@ -42,6 +43,7 @@ class CandidateScores:
     done: Callable[[np.ndarray], None]  #: takes the scores `[n]` fp32
     failed: Callable[[BaseException], None]
     cancelled: Callable[[], bool] = field(default=lambda: False)
+    first_token_weight: int = 1  #: how many times the log-probability of the first token counts
     _pieces: Iterator[None] | None = None
 
     def advance(self) -> bool:
@@ -62,7 +64,7 @@ class CandidateScores:
             ids = self.candidates[rows]
             ids = ids[:, : (ids != 0).sum(1).max()]
             found = self._run(ids[:, :-1], ids[:, 1:, None])[..., 0]  # [rows, L - 1]
-            scores[rows] = np.where(ids[:, 1:] != 0, found, 0.0).sum(1)
+            scores[rows] = np.where(ids[:, 1:] != 0, found, 0.0).sum(1) + (self.first_token_weight - 1) * found[:, 0]
             yield
         self.done(scores)
 

@@ -88,6 +88,10 @@ class DecodeRequestParser:
             raise InvalidRequest(f"CANDIDATE_IDS: each row must be id {self.start_id}, a text, and then zeros alone")
         return np.ascontiguousarray(ids, np.int32)
 
+    def first_token_weight(self, inputs: Mapping[str, Value]) -> int:
+        """Return FIRST_TOKEN_WEIGHT, 1 where absent. Raises InvalidRequest."""
+        return _whole(inputs, "FIRST_TOKEN_WEIGHT", 1, 1, 2)
+
     def encoder_inputs(self, inputs: Mapping[str, Value]) -> tuple[np.ndarray | DeviceArray, np.ndarray]:
         """Checked states `[A, W]` fp32, on the GPU if they come from there, and their mask `[A]` int32.
 

@@ -3,8 +3,10 @@
     IMAGE/VIDEO → vision_encoder ┐
        QUESTION → text_encoder   ┴→ fusion_encoder → [image; text] → text_decoder → ANSWER
 
-Ranking (published for VQA): of CANDIDATES those with the likeliest first token are kept (at most 128), and the
-sums of their log-probabilities go through a softmax.
+Ranking (published for a closed list of answers): of CANDIDATES those with the likeliest first token are kept (at
+most 128); of each, the log-probabilities of all tokens are summed, that of the first once more, and the sums go
+through a softmax. The authors' script appends the YAML's `eos` to each answer, and the tokenizer ends it with another
+`[SEP]`.
 """
 
 from __future__ import annotations
@@ -26,6 +28,8 @@ from mplug.tasks.encoders import encode_images, encode_texts, fuse_for_decoder, 
 from mplug.tasks.inputs import check_tokens, many_texts, one_text, visual
 
 MAX_WORDS = 256  # of OCR, and labels of objects; as many as fit behind the question are read
+#: How many times the log-probability of a candidate's first token counts, as published.
+FIRST_TOKEN_WEIGHT = 2
 #: Tokens of an answer where the checkpoint's lengths are those of another task, as published for VQA.
 ANSWER_LENGTHS = {"min_length": 1, "max_length": 10}
 
@@ -89,8 +93,14 @@ class VqaTask:
         )
 
     def _candidate_ids(self, candidates: Mapping[str, str]) -> np.ndarray:
-        """Ids `[n, L]`, from `[CLS]` to `[SEP]`, padded with 0. An answer that stands there twice is a mistake."""
-        tokenizer, most = self.tokenizer, min(self.config.max_text_length, MAX_CANDIDATE_TOKENS) - 2
+        """Return ids `[n, L]`, from `[CLS]` to the last `[SEP]`, padded with 0.
+
+        Raises InvalidRequest for an answer that is there twice, that has no tokens or too many.
+        """
+        tokenizer = self.tokenizer
+        ends = [*tokenizer.pieces(self.config.eos), tokenizer.sep_id]
+        longest = min(self.config.text.max_positions, MAX_CANDIDATE_TOKENS)
+        most = min(self.config.max_text_length - 2, longest - 1 - len(ends))
         pieces = []
         names: dict[str, str] = {}
         for name, candidate in candidates.items():
@@ -99,9 +109,9 @@ class VqaTask:
             pieces.append(tokenizer.pieces(candidate))
             if not 1 <= len(pieces[-1]) <= most:
                 raise InvalidRequest(f"{name}: has {len(pieces[-1])} tokens, but must have 1 to {most}")
-        ids = np.zeros((len(pieces), max(map(len, pieces)) + 2), np.int32)
+        ids = np.zeros((len(pieces), 1 + max(map(len, pieces)) + len(ends)), np.int32)
         for row, piece in zip(ids, pieces, strict=True):
-            row[: len(piece) + 2] = [tokenizer.cls_id, *piece, tokenizer.sep_id]
+            row[: 1 + len(piece) + len(ends)] = [tokenizer.cls_id, *piece, *ends]
         return ids
 
     async def run(self, request: VqaRequest, call_stage: CallStage) -> Values:
@@ -117,7 +127,8 @@ class VqaTask:
         return {"ANSWER": answers, "SCORE": found["SCORE"], "TOKEN_IDS": found["TOKEN_IDS"]}
 
     async def _rank(self, request: VqaRequest, read: dict[str, Value], call_stage: CallStage) -> Values:
-        found = await decode(call_stage, {**read, "CANDIDATE_IDS": request.candidate_ids})
+        weight = np.array([FIRST_TOKEN_WEIGHT], np.int32)
+        found = await decode(call_stage, {**read, "CANDIDATE_IDS": request.candidate_ids, "FIRST_TOKEN_WEIGHT": weight})
         likelihood = found["SCORE"].astype(np.float64)  # −inf for those that were not kept
         probabilities = np.exp(likelihood - likelihood.max())
         probabilities /= probabilities.sum()

@@ -46,12 +46,15 @@ class TritonPythonModel(DeferredModel):
             raise InvalidRequest("CANDIDATE_IDS: this deployment was built without the ranking of given answers")
         states, mask = self.parser.encoder_inputs(pending.inputs)
         candidates = self.parser.candidates(pending.inputs)
+        weight = self.parser.first_token_weight(pending.inputs)
 
         def done(scores):
             pending.send({"TOKEN_IDS": candidates, "SCORE": scores})
 
         cancelled = self.cancellation(pending)
-        self.loop.submit_job(CandidateScores(self.score_graph, states, mask, candidates, done, pending.fail, cancelled))
+        self.loop.submit_job(
+            CandidateScores(self.score_graph, states, mask, candidates, done, pending.fail, cancelled, weight)
+        )
 
     def cancellation(self, pending):
         """Whether nobody waits any more. What the work needs of the inputs must have been taken from them."""
