@@ -44,6 +44,12 @@ def test_padding_counts_nothing() -> None:
     np.testing.assert_allclose(done[0], [-1.07, -1.17], rtol=1e-6)
 
 
+def test_the_first_token_may_count_twice() -> None:
+    one, done, _ = job([[101, 5, 102, 0], [101, 7, 8, 102]], first_token_weight=2)
+    finish(one)
+    np.testing.assert_allclose(done[0], [-1.12, -1.24], rtol=1e-6)
+
+
 def test_of_many_those_with_the_likeliest_first_token_are_scored_in_pieces() -> None:
     graph = Graph()
     first = np.random.default_rng(0).permutation(300) + 1

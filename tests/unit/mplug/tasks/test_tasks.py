@@ -105,6 +105,18 @@ def test_ranked_candidates_are_a_softmax_over_those_that_were_kept() -> None:
     assert answer["TOKEN_IDS"].tolist() == [[4, 5], [6, 7], [0, 1]]
 
 
+def test_candidates_end_as_the_checkpoint_says_and_their_first_token_counts_twice() -> None:
+    published = VqaTask(checkpoint("vqa"))  # its YAML has `eos: '[SEP]'`
+    own = VqaTask(replace(checkpoint("vqa"), config=replace(published.config, eos="")))
+    for task, ends in ((published, [102, 102]), (own, [102])):
+        stages = Stages(task)
+        stages.decoded = {"TOKEN_IDS": np.zeros((1, 2), np.int32), "SCORE": np.zeros(1, np.float32)}
+        answered(task, stages, IMAGE=[picture()], QUESTION=[b"w1"], CANDIDATES=[b"w2"])
+        (read,) = stages.inputs_of("text_decoder")
+        assert read["CANDIDATE_IDS"].tolist() == [[101, *task.tokenizer.pieces("w2"), *ends]]
+        assert read["FIRST_TOKEN_WEIGHT"].tolist() == [2]
+
+
 def test_ocr_and_objects_stand_behind_the_question_each_with_its_end() -> None:
     task = VqaTask(checkpoint("vqa"))
     request = task.parse({"IMAGE": [picture()], "QUESTION": [b"w1"], "OCR": [b"w2", b"w3"], "OBJECTS": [b"w4"]})
