@@ -25,9 +25,9 @@ from benchmarks.measure.pictures import Pictures
 from benchmarks.parts import part
 from benchmarks.presets import BEAMS, TOKENS, Preset
 from benchmarks.workspace import Workspace, say
-from mplug.decoding.loop import POSITION_ROOM, STATE_ROOM
 from mplug.runtime import open_decoder
 from mplug.runtime.interface import Decoder, StageInfo
+from mplug.runtime.room import Room
 
 WARM_CAPTIONS, TIMED_CAPTIONS = 3, 8
 WARM_STEPS = 2
@@ -83,7 +83,7 @@ def time_steps(workspace: Workspace) -> list[dict[str, Any]]:
     for position in sorted(preset.positions):
         admitted = 0
         for batch in sorted(preset.batches):
-            decoder.reserve(batch, _rounded(position, POSITION_ROOM), BEAMS, _rounded(states, STATE_ROOM))
+            decoder.reserve(Room.rounded(batch, position, BEAMS, states, max_slots=batch))
             for slot in range(admitted, batch):
                 decoder.admit(slot, random.standard_normal((states, preset.sizes.hidden_size), np.float32))
             admitted = batch
@@ -156,10 +156,6 @@ def _floor(work: Work, limits: Limits, precision: str, seconds: float) -> dict[s
         "megabytes": round(work.bytes / 1e6, 1),
         "gigaoperations": round(work.operations / 1e9, 2),
     }
-
-
-def _rounded(value: int, room: int) -> int:
-    return -(-value // room) * room
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from builders.compile.export import example_inputs
 from mplug.contract import GraphSpec
 from mplug.network import MPlug
 from mplug.runtime import Decoder, open_decoder, open_graph
+from mplug.runtime.room import Room
 from mplug.runtime.torch import eager_decoder
 
 #: Largest error relative to the largest magnitude of an output, by precision.
@@ -54,7 +55,7 @@ def compare_decoders(compiled: Decoder, network: MPlug, end_id: int) -> dict[str
     eager = eager_decoder(network, end_id)
     slots, beams, states = 2, 3, network.config.vision.tokens
     for decoder in (compiled, eager):
-        decoder.reserve(slots, STEPS, beams, states)
+        decoder.reserve(Room(slots, STEPS, beams, states))
     for slot in range(slots):
         encoder_states = random.standard_normal((states, width), np.float32)
         for decoder in (compiled, eager):

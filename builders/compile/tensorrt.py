@@ -22,10 +22,10 @@ from typing import Any
 
 from mplug.contract import MAX_BEAMS, MAX_CANDIDATE_TOKENS, MAX_CANDIDATES, GraphSpec
 from mplug.decoding.candidate_scores import ROWS_PER_PIECE
-from mplug.decoding.loop import POSITION_ROOM, STATE_ROOM
 from mplug.network import MPlug
 from mplug.runtime.gpu.engine import PACKAGES
-from mplug.runtime.interface import RuntimeUnavailable, round_up
+from mplug.runtime.interface import RuntimeUnavailable
+from mplug.runtime.room import POSITION_MULTIPLE, STATE_MULTIPLE, round_up
 
 PRECISIONS = ("fp16", "bf16", "fp32")
 #: Compute capabilities that TensorRT-RTX compiles for: Turing, Ampere, Ada, Blackwell.
@@ -155,8 +155,11 @@ def profiles(spec: GraphSpec, network: MPlug, limits: Limits) -> list[dict[str, 
         return [{"S": Range(1, 1, 1), "A": _states(network, limits.states)}]
     if spec.name == "text_decoder_step":
         beams = Range(1, config.generation.num_beams, MAX_BEAMS)
-        usual, most = config.vision.tokens + config.max_text_length, round_up(config.text.max_positions, POSITION_ROOM)
-        positions = min(round_up(config.generation.max_length, POSITION_ROOM), most)
+        usual, most = (
+            config.vision.tokens + config.max_text_length,
+            round_up(config.text.max_positions, POSITION_MULTIPLE),
+        )
+        positions = min(round_up(config.generation.max_length, POSITION_MULTIPLE), most)
         return [
             {
                 "S": Range(1, min(8, limits.batch), limits.batch),
@@ -187,8 +190,8 @@ def profiles(spec: GraphSpec, network: MPlug, limits: Limits) -> list[dict[str, 
 
 def _states(network: MPlug, most: int) -> Range:
     """Encoder states of one image as a rule, and room for `most`."""
-    most = round_up(most, STATE_ROOM)
-    return Range(1, min(round_up(network.config.vision.tokens, STATE_ROOM), most), most)
+    most = round_up(most, STATE_MULTIPLE)
+    return Range(1, min(round_up(network.config.vision.tokens, STATE_MULTIPLE), most), most)
 
 
 def input_shapes(spec: GraphSpec, network: MPlug, ranges: Mapping[str, Range]) -> Shapes:

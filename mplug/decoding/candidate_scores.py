@@ -19,7 +19,7 @@ from mplug.runtime.interface import Graph, StageInfo, open_graph
 
 #: Candidates that are scored to their end, as published.
 MAX_RANKED = 128
-#: Candidates per run: the searches in the house wait for it, and its logits take rows × tokens × vocabulary.
+#: Candidates per run: the active searches wait for it, and its logits take rows × tokens × vocabulary.
 ROWS_PER_PIECE = 16
 #: Score of a candidate that was not kept.
 NOT_RANKED = -np.inf

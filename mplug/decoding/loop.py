@@ -1,10 +1,10 @@
 """In-flight batching: many requests share every step of one decoder.
 
-A thread of its own steps all requests that are in the house, however far each has come; requests join
-between two steps and leave after the step that ends them. `submit` only queues.
+A thread of its own steps all active requests, each at its own position; requests are admitted between two
+steps and removed after the step that ends them. `submit` only queues.
 
-The house has slots. Those in use are a prefix of all, because the compiled step reads a prefix of the
-caches in place; when a request leaves, the last one moves into its slot.
+A request occupies a slot. The slots in use are a prefix of all, because the compiled step reads a prefix of
+the caches in place; when a request is removed, the last one moves into its slot.
 """
 
 from __future__ import annotations
@@ -23,14 +23,10 @@ import numpy as np
 from mplug.decoding.beam_search import Ancestry, BeamSearch, Hypothesis, SearchOptions
 from mplug.errors import Cancelled, InvalidRequest, Unavailable
 from mplug.runtime.interface import Decoder
+from mplug.runtime.room import Room
 
-#: Room is reserved in multiples of these, so that the step's shapes, which the runtime plans for, are few.
-POSITION_ROOM = 8
-STATE_ROOM = 32
-#: Room that is this many times what those in the house need is given back.
-SPARE_ROOM = 2
-#: Requests admitted between two steps: admission computes cross-attention keys, and those who are
-#: already decoding wait for it.
+#: Requests admitted between two steps: admission computes cross-attention keys, and the active requests
+#: wait for it.
 ADMISSIONS_PER_STEP = 4
 
 
@@ -55,7 +51,7 @@ class DecodeRequest:
 
 
 class Job(Protocol):
-    """Other work for the decoder, done piece by piece between two steps: one owner, and nobody waits long."""
+    """Other work for the decoder, done piece by piece between two steps, so that no request waits long."""
 
     failed: Callable[[BaseException], None]
     cancelled: Callable[[], bool]
@@ -76,11 +72,11 @@ class _Running:
 
     @property
     def in_prefix(self) -> bool:
-        """Whether the next step's answer is not wanted, for more of the prefix follows."""
+        """Whether the next step's output is ignored, because more of the prefix follows."""
         return self.position < len(self.request.prefix) - 1
 
     def advance(self, next_tokens: np.ndarray, log_probabilities: np.ndarray) -> bool:
-        """Take over a step's answer `[beams, K]`; True when the search is over."""
+        """Process a step's output `[beams, K]`; True when the search is over."""
         self.ancestry.write(self.position)
         if self.in_prefix:
             self.position += 1
@@ -100,14 +96,14 @@ class LoopStatistics:
     """Counts since the start; read by metrics and tests."""
 
     steps: int = 0
-    sequence_steps: int = 0  #: over steps, requests in the house: / steps = mean batch
+    sequence_steps: int = 0  #: active requests, summed over steps: / steps = mean batch
     tokens: int = 0
     admitted: int = 0
     finished: int = 0
     cancelled: int = 0
     refused: int = 0
     failed: int = 0
-    queue_seconds: float = 0.0  #: that admitted requests waited for their slot, summed
+    queue_seconds: float = 0.0  #: from queueing to admission, summed over requests
 
 
 class DecodeLoop:
@@ -124,8 +120,8 @@ class DecodeLoop:
     ) -> None:
         """`observer` is called from the loop's thread after each round.
 
-        All slots are as large as the largest request in the house. A request that would take the caches
-        above `max_cache_bytes` waits until others have left, and is refused if it would do so alone.
+        All slots are as large as the largest active request. A request that would take the caches above
+        `max_cache_bytes` stays queued until others have finished, and is refused if it would do so alone.
         """
         self._observer = observer
         self.statistics = LoopStatistics()
@@ -136,12 +132,12 @@ class DecodeLoop:
         self._running: list[_Running] = []
         self._wake = threading.Condition()
         self._stopping = False
-        self._room = (0, 0, 0, 0)  # slots, positions, columns, states
+        self._room = Room()
         self._thread = threading.Thread(target=self._run, name="decode", daemon=True)
         self._thread.start()
 
     def submit(self, request: DecodeRequest) -> None:
-        """Queue a request. Raises Unavailable when too many wait already, or the loop has stopped."""
+        """Queue a request. Raises Unavailable when the queue is full or the loop has stopped."""
         with self._wake:
             if self._stopping:
                 raise Unavailable("the decoder is shutting down; try again")
@@ -153,7 +149,7 @@ class DecodeLoop:
             self._wake.notify()
 
     def submit_job(self, job: Job) -> None:
-        """Queue other work. Raises Unavailable when too much waits already, or the loop has stopped."""
+        """Queue other work. Raises Unavailable when the queue is full or the loop has stopped."""
         with self._wake:
             if self._stopping:
                 raise Unavailable("the decoder is shutting down; try again")
@@ -165,16 +161,16 @@ class DecodeLoop:
 
     @property
     def batch(self) -> int:
-        """Requests that decode now."""
+        """Return the number of active requests."""
         return len(self._running)
 
     @property
     def waiting(self) -> int:
-        """Requests that are queued and have no slot yet."""
+        """Return the number of queued requests."""
         return len(self._queue)
 
     def stop(self) -> None:
-        """Fail what is left with Unavailable and end the thread."""
+        """Fail all active and queued work with Unavailable, and end the thread."""
         with self._wake:
             self._stopping = True
             self._wake.notify()
@@ -187,7 +183,7 @@ class DecodeLoop:
                     self._wake.wait()
                 if self._stopping:
                     searches = [running.request for running in self._running]
-                    left = [*searches, *self._queue, *self._jobs]
+                    unanswered = [*searches, *self._queue, *self._jobs]
                     self._running, self._queue, self._jobs = [], deque(), deque()
                     break
             self._admit()
@@ -197,7 +193,7 @@ class DecodeLoop:
             if self._jobs:
                 self._work()
             self._observer(self)
-        for request in left:
+        for request in unanswered:
             _deliver(request.failed, Unavailable("the decoder is shutting down; try again"))
 
     def _admit(self) -> None:
@@ -214,16 +210,16 @@ class DecodeLoop:
                     self.statistics.admitted += 1
                     self.statistics.queue_seconds += time.monotonic() - request.queued_at
                 else:
-                    return  # first come, first served: whoever is behind waits too
-            except Exception as error:  # answered to the one it concerns; the others go on
+                    return  # first come, first served: later requests wait too
+            except Exception as error:  # answered to this request alone
                 self.statistics.failed += 1
                 _deliver(request.failed, error)
             self._queue.popleft()
 
     def _make_room(self, request: DecodeRequest) -> bool:
-        """Fit the caches to those in the house and one more; False if that has to wait."""
+        """Fit the caches to the active requests and one more; False if that has to wait."""
         room = self._room_for([*(running.request for running in self._running), request])
-        needed = self._decoder.cache_bytes(*room)
+        needed = self._decoder.cache_bytes(room)
         if needed > self._max_cache_bytes:
             if self._running:
                 return False
@@ -231,40 +227,35 @@ class DecodeLoop:
                 f"the request needs {needed >> 20} MiB of KV cache, more than the {self._max_cache_bytes >> 20} "
                 "allowed: ask for fewer beams, a shorter MAX_LENGTH or fewer frames"
             )
-        self._decoder.reserve(*room)
+        self._decoder.reserve(room)
         self._room = room
         return True
 
-    def _room_for(self, requests: list[DecodeRequest]) -> tuple[int, int, int, int]:
-        """Room that serves these requests, the present one as far as it does and is not far too large."""
-        wanted = (
-            min(1 << (len(requests) - 1).bit_length(), self._max_slots),  # 1, 2, 4, 8, …
-            _rounded(max(request.positions for request in requests), POSITION_ROOM),
-            max(request.options.num_beams for request in requests),
-            _rounded(max(request.encoder_states.shape[0] for request in requests), STATE_ROOM),
+    def _room_for(self, requests: list[DecodeRequest]) -> Room:
+        """Return room for these requests: the present room where that serves them and is not far too large."""
+        needed = Room.rounded(
+            slots=len(requests),
+            positions=max(request.positions for request in requests),
+            columns=max(request.options.num_beams for request in requests),
+            states=max(request.encoder_states.shape[0] for request in requests),
+            max_slots=self._max_slots,
         )
-        if len(requests) == 1:
-            return wanted
-        slots, positions, columns, states = wanted
-        _, present_positions, present_columns, present_states = self._room
-        if positions * columns <= present_positions * present_columns <= SPARE_ROOM * positions * columns:
-            positions, columns = max(positions, present_positions), max(columns, present_columns)
-        if states <= present_states <= SPARE_ROOM * states:
-            states = present_states
-        return max(slots, min(self._room[0], self._max_slots)), positions, columns, states
+        widened = needed.widened(self._room)
+        spare = self._max_cache_bytes if len(requests) > 1 else self._decoder.spare_bytes
+        return widened if self._decoder.cache_bytes(widened) <= spare else needed
 
     def _drop_cancelled(self) -> None:
         for slot in reversed(range(len(self._running))):
             request = self._running[slot].request
             if request.cancelled():
-                self._leave(slot)
+                self._remove(slot)
                 self._answer_cancelled(request)
 
     def _answer_cancelled(self, request: DecodeRequest) -> None:
         self.statistics.cancelled += 1
         _deliver(request.failed, Cancelled("the client cancelled the request"))
 
-    def _leave(self, slot: int) -> None:
+    def _remove(self, slot: int) -> None:
         """Free a slot; the last request moves into it."""
         last = len(self._running) - 1
         if slot != last:
@@ -292,13 +283,13 @@ class DecodeLoop:
                 over.append(slot)
         answers = [(running[slot].request, running[slot].search.best()) for slot in over]
         for slot in reversed(over):
-            self._leave(slot)
+            self._remove(slot)
         self.statistics.finished += len(over)
         for request, hypotheses in answers:
             _deliver(request.done, hypotheses)
 
     def _work(self) -> None:
-        """One piece of the first job; the next job has its turn then, so that a long one delays no short one."""
+        """Run one piece of the first job, then queue it last, so that a long job delays no short one."""
         job = self._jobs.popleft()
         try:
             if job.cancelled():
@@ -306,16 +297,16 @@ class DecodeLoop:
                 _deliver(job.failed, Cancelled("the client cancelled the request"))
             elif not job.advance():
                 self._jobs.append(job)
-        except Exception as error:  # answered to the one it concerns; the others go on
+        except Exception as error:  # answered to this request alone
             self.statistics.failed += 1
             _deliver(job.failed, error)
 
     def _step_inputs(self, running: list[_Running]) -> tuple[np.ndarray, ...]:
         slots, beams = len(running), max(one.request.options.num_beams for one in running)
-        positions_room, states_room = self._room[1], self._room[3]
+        room = self._room
         tokens = np.zeros((slots, beams), np.int32)
-        ancestry = np.full((slots, beams, positions_room), -1, np.int32)
-        encoder_mask = np.zeros((slots, states_room), np.int32)
+        ancestry = np.full((slots, beams, room.positions), -1, np.int32)
+        encoder_mask = np.zeros((slots, room.states), np.int32)
         for slot, one in enumerate(running):
             columns = one.ancestry.columns
             tokens[slot, : one.tokens.size] = one.tokens
@@ -332,12 +323,8 @@ class DecodeLoop:
 
 
 def _deliver(callback: Callable[[Any], None], answer: object) -> None:
-    """Answer one request; if that fails, it is logged and the others go on."""
+    """Answer one request; log the error if that fails."""
     try:
         callback(answer)
     except Exception as error:
         traceback.print_exception(error, file=sys.stderr)
-
-
-def _rounded(value: int, room: int) -> int:
-    return -(-value // room) * room

@@ -15,7 +15,7 @@ COUNTERS = {
     "steps": ("mplug_decode_steps_total", "Steps of the decode loop"),
     "sequence_steps": ("mplug_decode_sequence_steps_total", "Sequences in each step, summed; over steps: mean batch"),
     "tokens": ("mplug_decode_tokens_total", "Tokens generated, counted once for all beams of a sequence"),
-    "admitted": ("mplug_decode_admitted_total", "Requests that got a slot"),
+    "admitted": ("mplug_decode_admitted_total", "Requests admitted to a slot"),
     "finished": ("mplug_decode_finished_total", "Searches that came to their end"),
     "cancelled": ("mplug_decode_cancelled_total", "Requests whose client had gone"),
     "refused": ("mplug_decode_refused_total", "Requests refused because the queue was full"),

@@ -11,35 +11,38 @@ from abc import ABC, abstractmethod
 
 import numpy as np
 
+from mplug.runtime.room import Room
+
 
 class HostDecoder(ABC):
     """Caches of `mplug.runtime.interface.Decoder`; a runtime adds the two compiled graphs."""
+
+    spare_bytes = 0
 
     def __init__(self, *, layers: int, heads: int, head_width: int, cache_dtype: np.dtype) -> None:
         self._arrays = 2 * layers
         self._heads, self._head_width = heads, head_width
         self._dtype = cache_dtype
-        self._slots = self._positions = self._columns = self._states = 0
+        self._room = Room()
         # Zeros, not whatever was in memory: a masked place counts 0 × what it holds.
         self._past = np.zeros((self._arrays, 0, heads, 0, 0, head_width), cache_dtype)
         self._cross = np.zeros((self._arrays, 0, heads, 0, head_width), cache_dtype)
 
-    def cache_bytes(self, slots: int, positions: int, columns: int, states: int) -> int:
+    def cache_bytes(self, room: Room) -> int:
         """See `Decoder.cache_bytes`."""
-        per_key = self._arrays * self._heads * self._head_width * self._dtype.itemsize
-        return per_key * slots * (positions * columns + states)
+        return self._arrays * self._heads * self._head_width * self._dtype.itemsize * room.keys
 
-    def reserve(self, slots: int, positions: int, columns: int, states: int) -> None:
+    def reserve(self, room: Room) -> None:
         """See `Decoder.reserve`."""
-        if (slots, positions, columns, states) == (self._slots, self._positions, self._columns, self._states):
+        if room == self._room:
             return
-        past = np.zeros((self._arrays, slots, self._heads, positions, columns, self._head_width), self._dtype)
-        cross = np.zeros((self._arrays, slots, self._heads, states, self._head_width), self._dtype)
+        per_slot = (self._arrays, room.slots, self._heads)
+        past = np.zeros((*per_slot, room.positions, room.columns, self._head_width), self._dtype)
+        cross = np.zeros((*per_slot, room.states, self._head_width), self._dtype)
         for new, old in ((past, self._past), (cross, self._cross)):
             kept = tuple(slice(min(sides)) for sides in zip(new.shape, old.shape, strict=True))
             new[kept] = old[kept]
-        self._past, self._cross = past, cross
-        self._slots, self._positions, self._columns, self._states = slots, positions, columns, states
+        self._past, self._cross, self._room = past, cross, room
         self._bind(list(past), list(cross))
 
     def admit(self, slot: int, encoder_states: np.ndarray) -> None:
@@ -64,8 +67,8 @@ class HostDecoder(ABC):
     ) -> tuple[np.ndarray, np.ndarray]:
         """See `Decoder.step`; `ancestry` and `encoder_mask` may be narrower than the room reserved."""
         slots, beams = tokens.shape
-        ancestry = _padded(ancestry, self._positions, -1)
-        encoder_mask = _padded(encoder_mask, self._states, 0)
+        ancestry = _padded(ancestry, self._room.positions, -1)
+        encoder_mask = _padded(encoder_mask, self._room.states, 0)
         next_tokens, log_probabilities, written = self._run_step(
             {
                 "TOKENS": tokens,

@@ -16,6 +16,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from mplug.runtime.room import Room
+
 #: Runtimes by the name of the `--target` they serve. Imported on use, so that a served CPU process
 #: loads neither torch nor TensorRT.
 RUNTIMES = {
@@ -72,11 +74,14 @@ class Graph(Protocol):
 class Decoder(Protocol):
     """The decoder with its KV cache, which never leaves it. Slots hold one request each."""
 
-    def cache_bytes(self, slots: int, positions: int, columns: int, states: int) -> int:
-        """Memory that this much room takes."""
+    #: Caches that are larger than needed are kept while they take no more than this, because changing them costs time.
+    spare_bytes: int
 
-    def reserve(self, slots: int, positions: int, columns: int, states: int) -> None:
-        """Have room for just so many slots, cached positions, beams and encoder states.
+    def cache_bytes(self, room: Room) -> int:
+        """Return the memory that caches of this size take."""
+
+    def reserve(self, room: Room) -> None:
+        """Give the caches exactly this size.
 
         What the slots hold is kept as far as there is room for it.
         """
@@ -127,11 +132,6 @@ def open_decoder(folder: Path) -> Decoder:
     """Open the decoder of a stage's version folder with the runtime it was built for."""
     info = StageInfo.read(folder)
     return open_runtime(info.target).open_decoder(info)
-
-
-def round_up(value: int, multiple: int) -> int:
-    """Return the smallest multiple of `multiple` that is at least `value`."""
-    return -(-value // multiple) * multiple
 
 
 def threads() -> int:

@@ -17,6 +17,7 @@ from mplug.checkpoint import load_checkpoint
 from mplug.decoding.beam_search import SearchOptions
 from mplug.decoding.loop import DecodeLoop, DecodeRequest
 from mplug.runtime import open_decoder, open_graph
+from mplug.runtime.room import Room
 from mplug.runtime.torch import eager_decoder
 
 DATA = Path(__file__).parents[1] / "parity" / "data"
@@ -93,7 +94,7 @@ def search(decoder, network):
 def test_a_step_is_recorded_and_timed(repository):
     """What a step takes, printed: 32 slots of 5 beams cost less than 32 times one slot."""
     decoder = open_decoder(repository / "text_decoder" / "1")
-    decoder.reserve(32, 24, 5, 32)
+    decoder.reserve(Room(32, 24, 5, 32))
     states = np.load(DATA / "caption" / "tensors.npz")["image_embeds"][0]
     for slot in range(32):
         decoder.admit(slot, states)

@@ -18,7 +18,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import astuple, dataclass
 from typing import Any
 
 import numpy as np
@@ -28,15 +27,12 @@ from mplug.runtime.gpu.cuda import Buffer, Device, DeviceError, Graph
 from mplug.runtime.gpu.dlpack import Borrowed, borrow, on_gpu
 from mplug.runtime.gpu.engine import Context, Engine
 from mplug.runtime.gpu.staging import StagedTensors
-from mplug.runtime.interface import round_up
+from mplug.runtime.room import Room
 
-#: Room is in these multiples: with 64 values per head, each slot then begins at an address that TensorRT takes.
-POSITION_ROOM, STATE_ROOM = 8, 32
-#: A cache that is up to so many times larger than asked for is kept as it is.
-SPARE_ROOM = 2
-#: Caches may be larger than asked for up to this size: 32 slots of a base-size captioner take 0.9 GB.
+#: Caches larger than needed are kept up to this size: 32 slots of a base-size captioner take 0.9 GB. With every change
+#: of size the recordings are lost, and made again in more time than many steps take.
 SPARE_BYTES = 1 << 30
-#: What room is said to take that the engine was not built for; the decode loop then lets a request wait, or refuses.
+#: Reported size of caches that the engine was not built for; the decode loop then queues the request, or refuses it.
 BEYOND = 1 << 62
 #: Recordings that are kept; the one used longest ago goes first.
 MOST_RECORDINGS = 24
@@ -46,43 +42,10 @@ INPUTS = ("TOKENS", "POSITIONS", "ANCESTRY", "ENCODER_MASK", "END_BLOCKED", "TOK
 UNUSED = {"TOKENS": 0, "POSITIONS": 0, "ANCESTRY": -1, "ENCODER_MASK": 0, "END_BLOCKED": 0, "TOKEN_RANGE": 0}
 
 
-@dataclass(frozen=True)
-class Room:
-    """Lengths that the caches have."""
-
-    slots: int = 0
-    positions: int = 0
-    columns: int = 0
-    states: int = 0
-
-    @classmethod
-    def rounded(cls, slots: int, positions: int, columns: int, states: int) -> Room:
-        """Room for these, in the multiples in which room is made."""
-        return cls(slots, round_up(positions, POSITION_ROOM), columns, round_up(states, STATE_ROOM))
-
-    @property
-    def keys(self) -> int:
-        """Keys that one head of one layer has room for."""
-        return self.slots * (self.positions * self.columns + self.states)
-
-    def common(self, other: Room) -> Room:
-        """The part that is in both."""
-        return Room(*(min(pair) for pair in zip(astuple(self), astuple(other), strict=True)))
-
-    def widened(self, held: Room) -> Room:
-        """This room, and what is held anyway as far as it costs a step little: slots cost nothing, nobody reads
-        those that are not in use; positions, columns and states are all read, masked or not."""
-        cache = held if 1 <= held.positions * held.columns <= SPARE_ROOM * self.positions * self.columns else self
-        return Room(
-            max(self.slots, held.slots),
-            max(self.positions, cache.positions),
-            max(self.columns, cache.columns),
-            held.states if self.states <= held.states <= SPARE_ROOM * self.states else self.states,
-        )
-
-
 class TensorRTDecoder:
     """`mplug.runtime.interface.Decoder`; calls come from one thread."""
+
+    spare_bytes = SPARE_BYTES
 
     def __init__(self, device: Device, prefill: Engine, step: Engine, sizes: Mapping[str, int]) -> None:
         self._device, self._step_engine = device, step
@@ -112,20 +75,15 @@ class TensorRTDecoder:
     def _cross_slot(self, room: Room) -> int:
         return self._heads * room.states * self._row
 
-    def cache_bytes(self, slots: int, positions: int, columns: int, states: int) -> int:
+    def cache_bytes(self, room: Room) -> int:
         """See `Decoder.cache_bytes`; more than any memory for room that no profile of the engine holds."""
-        if self._profile(Room.rounded(slots, positions, columns, states), slots, columns) is None:
+        if self._profile(room, room.slots, room.columns) is None:
             return BEYOND
-        return self._arrays * self._heads * self._row * Room.rounded(slots, positions, columns, states).keys
+        return self._arrays * self._heads * self._row * room.keys
 
-    def reserve(self, slots: int, positions: int, columns: int, states: int) -> None:
-        """See `Decoder.reserve`. Spare room is kept up to `SPARE_BYTES`: with every change of room the
-        recordings are lost, and made again in more time than many steps take."""
-        old, wanted = self._room, Room.rounded(slots, positions, columns, states)
-        room = wanted.widened(old)
-        too_much = room.keys * self._arrays * self._heads * self._row > SPARE_BYTES
-        if room != old and (too_much or self._profile(room, slots, columns) is None):
-            room = wanted
+    def reserve(self, room: Room) -> None:
+        """See `Decoder.reserve`."""
+        old = self._room
         if room == old:
             return
         self._drop_steps()

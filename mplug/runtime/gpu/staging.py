@@ -8,7 +8,7 @@ from math import prod
 import numpy as np
 
 from mplug.runtime.gpu.cuda import ALIGNMENT, Device
-from mplug.runtime.interface import round_up
+from mplug.runtime.room import round_up
 
 
 class StagedTensors:

@@ -11,6 +11,7 @@ import numpy as np
 
 from mplug.decoding.beam_search import Hypothesis, SearchOptions
 from mplug.decoding.loop import DecodeLoop, DecodeRequest
+from mplug.runtime.room import Room
 
 START, END = 2, 1
 VOCABULARY = 1000
@@ -28,10 +29,12 @@ def script(name: int, length: int, behind: int = 1) -> tuple[int, ...]:
 class FakeDecoder:
     """Of `mplug.runtime.interface.Decoder`. The first encoder state names the request."""
 
+    spare_bytes = 0
+
     free: bool = True  #: steps run at once; else each waits for `let`
     admitted: list[int] = field(default_factory=list)  #: names, in order
     moves: list[tuple[int, int]] = field(default_factory=list)
-    rooms: list[tuple[int, int, int, int]] = field(default_factory=list)
+    rooms: list[Room] = field(default_factory=list)
     batches: list[list[int]] = field(default_factory=list)  #: names in the slots, by step
     fail_step: BaseException | None = None  #: raised by the next step
     fail_admit: dict[int, BaseException] = field(default_factory=dict)
@@ -46,15 +49,15 @@ class FakeDecoder:
         for _ in range(steps):
             self._gate.release()
 
-    def cache_bytes(self, slots: int, positions: int, columns: int, states: int) -> int:
-        return slots * (positions * columns + states) * BYTES_PER_PLACE
+    def cache_bytes(self, room: Room) -> int:
+        return room.keys * BYTES_PER_PLACE
 
-    def reserve(self, slots: int, positions: int, columns: int, states: int) -> None:
+    def reserve(self, room: Room) -> None:
         if self.fail_reserve is not None:
             error, self.fail_reserve = self.fail_reserve, None
             raise error
-        self.rooms.append((slots, positions, columns, states))
-        self._slots = (self._slots + [(-1, [])] * slots)[:slots]
+        self.rooms.append(room)
+        self._slots = (self._slots + [(-1, [])] * room.slots)[: room.slots]
 
     def admit(self, slot: int, encoder_states: np.ndarray) -> None:
         name = int(encoder_states[0, 0])
@@ -75,9 +78,9 @@ class FakeDecoder:
             error, self.fail_step = self.fail_step, None
             raise error
         slots, beams = tokens.shape
-        _, room, columns, states = self.rooms[-1]
-        assert ancestry.shape == (slots, beams, room) and beams <= columns
-        assert encoder_mask.shape == (slots, states)
+        room = self.rooms[-1]
+        assert ancestry.shape == (slots, beams, room.positions) and beams <= room.columns
+        assert encoder_mask.shape == (slots, room.states)
         self.batches.append([name for name, _ in self._slots[:slots]])
         next_tokens = np.zeros((slots, beams, CANDIDATES), np.int32)
         for slot in range(slots):

@@ -15,6 +15,7 @@ from mplug.decoding.loop import DecodeLoop
 from mplug.network import MPlug
 from mplug.network.graphs import DecoderPrefillGraph, DecoderStepGraph
 from mplug.runtime.host_decoder import HostDecoder
+from mplug.runtime.room import Room
 
 GOLDEN = Path(__file__).parents[3] / "parity" / "data" / "caption"
 SEP = 102
@@ -132,7 +133,7 @@ def test_a_step_multiplies_as_much_at_position_3_as_at_20(network: MPlug) -> Non
     decoder, text = MeasuredDecoder(network), network.config.text
     states = random.standard_normal((network.config.vision.tokens, text.hidden_size), np.float32)
     beams, room = 5, 24
-    decoder.reserve(1, room, beams, len(states))
+    decoder.reserve(Room(1, room, beams, len(states)))
     decoder.admit(0, states)
     ancestry = np.full((1, beams, room), -1, np.int32)
     for position in range(STEPS):

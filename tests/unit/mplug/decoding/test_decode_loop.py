@@ -108,7 +108,7 @@ def test_who_comes_joins_at_the_next_step(start) -> None:
 
 
 def test_those_who_decode_wait_for_few_admissions(start) -> None:
-    """Admitting computes: a rush must not hold up those who are in the house by more than a few at a time."""
+    """Admitting computes: a rush must not hold up the active requests by more than a few at a time."""
     loop, decoder = start(free=False)
     ask(loop, 100, 40)
     wait_until(lambda: decoder.admitted == [100])
@@ -242,7 +242,7 @@ def test_an_admission_that_breaks_concerns_one(start) -> None:
 
 
 def test_a_reservation_that_breaks_concerns_one(start) -> None:
-    """Memory that is not there for a large request costs those in the house nothing."""
+    """Memory that is not there for a large request costs the active requests nothing."""
     loop, decoder = start(free=False)
     first = ask(loop, 1, 6)
     wait_until(lambda: decoder.admitted == [1])
@@ -270,13 +270,13 @@ def test_answers_that_cannot_be_delivered_do_not_end_the_loop(start) -> None:
 # ------------------------------------------------------------------------------------------- room for caches
 
 
-def test_room_follows_those_in_the_house(start) -> None:
+def test_room_follows_the_active_requests(start) -> None:
     """One giant request must not make every later step as dear as its own."""
     loop, decoder = start()
     for name, length, beams in ((1, 8, 2), (2, 400, 8), (3, 8, 2)):
         assert ask(loop, name, length, beams=beams).tokens() == script(name, length)
     small, giant, after = (next(room for room in decoder.rooms[index:]) for index in (0, 1, len(decoder.rooms) - 1))
-    assert giant[1] >= 400 and giant[2] == 8
+    assert giant.positions >= 400 and giant.columns == 8
     assert after == small
 
 
@@ -295,7 +295,7 @@ def test_a_request_beyond_the_memory_is_refused_and_one_within_it_waits(start) -
     assert large.tokens() == script(11, 40)
     assert behind.tokens() == script(12, 8)
     assert decoder.admitted == [0, 1, 11, 12]
-    assert all(decoder.cache_bytes(*room) <= 4 * places * BYTES_PER_PLACE for room in decoder.rooms)
+    assert all(decoder.cache_bytes(room) <= 4 * places * BYTES_PER_PLACE for room in decoder.rooms)
 
 
 def test_the_observer_sees_every_round(start) -> None:

@@ -22,6 +22,7 @@ from mplug.runtime.gpu import engine, tensorrt
 from mplug.runtime.gpu.array import DeviceArray
 from mplug.runtime.gpu.dlpack import CPU, borrow
 from mplug.runtime.interface import RuntimeUnavailable, StageInfo
+from mplug.runtime.room import Room
 from mplug.runtime.torch import eager_decoder
 
 DATA = Path(__file__).parents[3] / "parity" / "data"
@@ -147,7 +148,7 @@ def test_a_step_moves_small_tensors_alone_between_host_and_device(open_fake):
     """No cache crosses the bus: per step a few KB of inputs, and tokens with scores."""
     cuda, _, info = open_fake("caption")
     decoder = tensorrt.open_decoder(info)
-    decoder.reserve(4, 24, 5, 32)
+    decoder.reserve(Room(4, 24, 5, 32))
     decoder.admit(0, golden("caption")["image_embeds"][0])
     cuda.cudaStreamSynchronize(None)
     before = cuda.uploaded, cuda.downloaded
@@ -174,14 +175,14 @@ def test_one_recording_per_size_and_none_after_growth(open_fake):
     """Slots round up to a power of two; the first run of a size is not recorded, the second is."""
     cuda, trt, info = open_fake("caption")
     decoder = tensorrt.open_decoder(info)
-    decoder.reserve(8, 24, 5, 32)
+    decoder.reserve(Room(8, 24, 5, 32))
     for slot in range(4):
         decoder.admit(slot, golden("caption")["image_embeds"][slot])
     for position, slots in enumerate((3, 3, 4, 4, 3)):
         step(decoder, slots, 5, position)
     assert cuda.recordings == 1 and cuda.launches == 4
     contexts = trt.contexts
-    decoder.reserve(8, 32, 5, 32)
+    decoder.reserve(Room(8, 32, 5, 32))
     assert not cuda.graphs
     step(decoder, 4, 5, 5)
     assert trt.contexts == contexts + 1
@@ -192,13 +193,13 @@ def test_growth_keeps_what_is_held_and_frees_the_rest(open_fake):
     network, states = network_of("caption"), golden("caption")["image_embeds"]
     decoder, host = tensorrt.open_decoder(info), eager_decoder(network, SEP)
     for one in (decoder, host):
-        one.reserve(2, 24, 3, 32)
+        one.reserve(Room(2, 24, 3, 32))
         one.admit(0, states[0])
         one.admit(1, states[1])
         for position in range(3):
             step(one, 2, 3, position)
     for one in (decoder, host):
-        one.reserve(4, 40, 5, 96)
+        one.reserve(Room(4, 40, 5, 96))
         one.move(1, 0)
     (tokens, scores), (expected_tokens, expected_scores) = step(decoder, 2, 3, 3), step(host, 2, 3, 3)
     np.testing.assert_array_equal(tokens, expected_tokens)
@@ -212,11 +213,11 @@ def test_long_requests_run_in_the_profile_for_few(open_fake):
     _, _, info = open_fake("caption")
     network = network_of("caption")
     decoder, host = tensorrt.open_decoder(info), eager_decoder(network, SEP)
-    assert decoder.cache_bytes(2, 60, 5, 17) == host.cache_bytes(2, 64, 5, 32)
-    assert decoder.cache_bytes(4, 60, 5, 17) > 1 << 60 < decoder.cache_bytes(1, 24, 5, 700)
+    assert decoder.cache_bytes(Room(2, 60, 5, 17)) == host.cache_bytes(Room(2, 60, 5, 17))
+    assert decoder.cache_bytes(Room(4, 60, 5, 17)) > 1 << 60 < decoder.cache_bytes(Room(1, 24, 5, 700))
     for one in (decoder, host):
-        one.reserve(1, 24, 5, 32)
-        one.reserve(2, 60, 5, 32)
+        one.reserve(Room(1, 24, 5, 32))
+        one.reserve(Room(2, 60, 5, 32))
         one.admit(1, golden("caption")["image_embeds"][0])
     np.testing.assert_array_equal(step(decoder, 2, 5, 0)[0][1], step(host, 2, 5, 0)[0][1])
 
@@ -225,7 +226,7 @@ def test_a_device_that_cannot_record_runs_every_step_plainly(open_fake):
     cuda, _, info = open_fake("caption")
     cuda.fail_capture = True
     decoder = tensorrt.open_decoder(info)
-    decoder.reserve(1, 24, 5, 32)
+    decoder.reserve(Room(1, 24, 5, 32))
     decoder.admit(0, golden("caption")["image_embeds"][0])
     first = step(decoder, 1, 5, 0)
     with pytest.warns(UserWarning, match="without a CUDA graph"):
@@ -243,7 +244,7 @@ def test_states_on_the_gpu_are_taken_from_there(open_fake):
     on_device = torch.from_numpy(cuda.device.view(address, states.nbytes).view(np.float32).reshape(states.shape))
     tensor = SimpleNamespace(__dlpack__=on_device.__dlpack__, __dlpack_device__=lambda: (2, 0))
     decoder = tensorrt.open_decoder(info)
-    decoder.reserve(2, 24, 5, 32)
+    decoder.reserve(Room(2, 24, 5, 32))
     before = cuda.uploaded
     decoder.admit(0, tensor)
     assert cuda.uploaded == before
