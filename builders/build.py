@@ -46,8 +46,8 @@ from mplug.checkpoint import CheckpointError, CheckpointFiles
 from mplug.config import TASKS, ConfigError
 from mplug.contract import DECODER_SCORE, MAX_FRAMES, STAGES_FILE, GraphSpec
 from mplug.runtime.interface import RuntimeUnavailable, StageInfo
-from mplug.tasks.checkpoint_files import SERVED_FILE
-from mplug.tasks.judgement import Head
+from mplug.tasks.checkpoint_files import SERVED_FILE, Head
+from mplug.tasks.table import PUBLIC_MODELS
 
 SOURCE = Path(__file__).resolve().parents[1] / "model_repository"
 BUILD_INFO = "build_info.json"
@@ -57,7 +57,6 @@ PRECISIONS = ("auto", "fp32", "bf16", "fp16", "int8")
 OWN_TASK = "auto"
 
 #: Public models with a head of their own, by its name in the network.
-HEADS = {"nlvr": "nlvr_head", "entail": "entail_head"}
 
 
 class BuildError(RuntimeError):
@@ -248,11 +247,12 @@ def _build_public_model(job: Build, checkpoint: Checkpoint, folder: Path, model:
     config = checkpoint.network.config
     _write_config(checkpoint.files, config.tasks, folder)
     shutil.copyfile(checkpoint.files.vocabulary, folder / "vocab.txt")
-    served = {"tasks": list(config.tasks), "image_size": config.vision.image_size}
+    served = {"model": model, "tasks": list(config.tasks), "image_size": config.vision.image_size}
     (folder / SERVED_FILE).write_text(json.dumps(served) + "\n")
     (folder / STAGES_FILE).write_text(json.dumps(job.plan.stages_of(checkpoint)) + "\n")
-    if model in HEADS:
-        hidden, _, output = getattr(checkpoint.network, HEADS[model])
+    head = PUBLIC_MODELS[model].head
+    if head:
+        hidden, _, output = getattr(checkpoint.network, head)
         weights = (hidden.weight, hidden.bias, output.weight, output.bias)
         Head(*(tensor.detach().numpy() for tensor in weights)).write(folder)
 

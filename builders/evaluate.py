@@ -30,7 +30,7 @@ from builders.compile.compare import ArtefactError
 from builders.data.readers import READERS, easy_vqa
 from builders.data.readers.records import DatasetError
 from builders.evaluation import caption_metrics, report, tasks
-from builders.evaluation.in_process import Asked, open_checkpoint
+from builders.evaluation.models import Model, open_checkpoint
 from builders.evaluation.predictions import SCORED, score_file
 from builders.evaluation.tasks import Outcome
 from clients.client import AsyncClient, ClientError
@@ -76,7 +76,7 @@ class Job:
     records: Callable[[], Sequence[Any]]
     keywords: dict[str, Any]
 
-    async def run(self, model: Asked) -> Outcome:
+    async def run(self, model: Model) -> Outcome:
         records = self.records()
         if not records:
             raise UsageError(f"{self.task}, {self.split}: there is nothing to ask among so few items")
@@ -141,7 +141,7 @@ def _keywords(task: str, options: argparse.Namespace) -> dict[str, Any]:
     return {}
 
 
-async def evaluate(model: Asked, jobs: Sequence[Job], *, skip: bool) -> list[Outcome]:
+async def evaluate(model: Model, jobs: Sequence[Job], *, skip: bool) -> list[Outcome]:
     """Run the jobs one after the other. `skip` those that the model does not serve; else raises UsageError."""
     if not await model.is_ready():
         raise UsageError("the server does not answer, or is not ready; start one: python -m mplug.server REPOSITORY")
@@ -167,7 +167,7 @@ async def evaluate(model: Asked, jobs: Sequence[Job], *, skip: bool) -> list[Out
 
 
 @contextlib.asynccontextmanager
-async def _model(options: argparse.Namespace) -> AsyncIterator[Asked]:
+async def _model(options: argparse.Namespace) -> AsyncIterator[Model]:
     if options.checkpoint is not None:
         async with open_checkpoint(options.checkpoint, options.checkpoint_task) as model:
             yield model

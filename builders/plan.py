@@ -18,29 +18,15 @@ from pathlib import Path
 from torch import nn
 
 from mplug.checkpoint import CheckpointError, CheckpointFiles, load_checkpoint
-from mplug.config import MPlugConfig
+from mplug.config import TASKS, MPlugConfig
 from mplug.contract import ENCODERS, MAX_FRAMES, OPTIONAL_OUTPUTS, GraphSpec
 from mplug.inputs.tokenizer import Tokenizer
 from mplug.network import MPlug
 from mplug.network.graphs import graphs_of
+from mplug.tasks.table import served_by
 
 STAGES = (*ENCODERS, "text_decoder")
 
-_CAPTIONING = ("image-captioning", "video-captioning")
-_QUESTIONS = ("visual-question-answering", "video-question-answering")
-_RETRIEVAL = ("image-text-retrieval", "video-text-retrieval")
-#: Public models → the tasks of a checkpoint that let it serve them.
-PUBLIC_MODELS = {
-    # A checkpoint for questions about videos also describes them from the frames alone, as published.
-    "caption": (*_CAPTIONING, "video-question-answering"),
-    "vqa": _QUESTIONS,
-    "embed_image": _RETRIEVAL,
-    "embed_text": _RETRIEVAL,
-    "match": _RETRIEVAL,
-    "ground": ("visual-grounding",),
-    "nlvr": ("nlvr2",),
-    "entail": ("visual-entailment",),
-}
 #: A name stands in URLs, in metrics and in names of folders.
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 
@@ -90,7 +76,7 @@ class Checkpoint:
         if not found.public_models:
             raise PlanError(
                 f"{source.folder}: nothing serves {', '.join(network.config.tasks)} yet; served tasks: "
-                f"{', '.join(task for tasks in PUBLIC_MODELS.values() for task in tasks)}"
+                f"{', '.join(TASKS)}"
             )
         return found
 
@@ -98,8 +84,7 @@ class Checkpoint:
     def public_models(self) -> dict[str, str]:
         """Names of its public models in the repository → what they are called in `model_repository/`."""
         prefix = f"{self.source.name}_" if self.source.name else ""
-        tasks = set(self.network.config.tasks)
-        return {f"{prefix}{model}": model for model, serving in PUBLIC_MODELS.items() if set(serving) & tasks}
+        return {f"{prefix}{model.name}": model.name for model in served_by(self.network.config.tasks)}
 
     def parts(self, stage: str) -> tuple[str, ...]:
         """Parts of the network that a stage is made of: itself, and the heads that this checkpoint has behind it."""

@@ -12,8 +12,10 @@ Axes, by the letters that name them:
 
 from __future__ import annotations
 
+import json
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -219,3 +221,8 @@ RETRY_INPUT = "RETRY"
 
 #: In a public model's version folder: names of the stages → models of this repository, where checkpoints differ.
 STAGES_FILE = "stages.json"
+
+
+def read_stages(path: Path) -> dict[str, str]:
+    """Read a public model's STAGES_FILE: stage names to models; a stage that is not in it bears its own name."""
+    return json.loads(path.read_text()) if path.exists() else {}

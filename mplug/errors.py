@@ -42,6 +42,12 @@ class Cancelled(ServingError):
     code = "CANCELLED"
 
 
+class NotServed(ServingError):
+    """There is no model of this name, or the repository does not hold it: NOT_FOUND (HTTP 404)."""
+
+    code = "NOT_FOUND"
+
+
 class StageError(ServingError):
     """A stage answered with an error of another code, which is passed on as it is."""
 
@@ -58,7 +64,7 @@ CODES = (
     "CANCELLED",
 )
 
-_CLASS_OF_CODE = {error.code: error for error in (InvalidRequest, Unavailable, Cancelled)}
+_CLASS_OF_CODE = {error.code: error for error in (InvalidRequest, Unavailable, Cancelled, NotServed)}
 
 
 def error_of_code(code: str, message: str) -> ServingError:

@@ -1,28 +1,22 @@
-"""Our stages in one process, without Triton: the served task, graphs and decode loop, called directly.
+"""Our stages in one process, without Triton: `mplug.pipeline`, with a stopwatch at each stage.
 
-What a caption takes here is what Triton and BLS add nothing to; a stopwatch at the stages tells where it goes.
+What a caption takes here is what Triton and BLS add nothing to; the stopwatch tells where it goes.
 """
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 
-from mplug.contract import Value, Values
-from mplug.decoding.loop import DecodeLoop
-from mplug.decoding.request import DecodeRequestParser, to_outputs
-from mplug.runtime import open_decoder, open_graph
-from mplug.runtime.interface import Decoder
-from mplug.tasks.caption import CaptionTask
+from mplug.pipeline import Pipeline
+from mplug.runtime import Decoder
 
 T = TypeVar("T")
-ENCODERS = ("vision_encoder", "text_encoder", "fusion_encoder")
 
 
 class Stopwatch:
@@ -33,11 +27,12 @@ class Stopwatch:
         self.calls: dict[str, int] = defaultdict(int)
 
     def clear(self) -> None:
+        """Forget what was measured."""
         self.seconds.clear()
         self.calls.clear()
 
     def run(self, stage: str, call: Callable[[], T]) -> T:
-        """Call and count it to `stage`."""
+        """Call and add its time to `stage`."""
         began = time.perf_counter()
         try:
             return call()
@@ -53,9 +48,11 @@ class TimedDecoder:
         self._decoder, self._stopwatch = decoder, stopwatch
 
     def admit(self, *arguments: Any, **named: Any) -> Any:
+        """Time `Decoder.admit`."""
         return self._stopwatch.run("prefill", lambda: self._decoder.admit(*arguments, **named))
 
     def step(self, *arguments: Any, **named: Any) -> Any:
+        """Time `Decoder.step`."""
         return self._stopwatch.run("step", lambda: self._decoder.step(*arguments, **named))
 
     def __getattr__(self, name: str) -> Any:
@@ -67,37 +64,18 @@ class InProcess:
 
     def __init__(self, repository: Path) -> None:
         self.stopwatch = Stopwatch()
-        self._task = CaptionTask.of_folder(repository / "caption" / "1")
-        self._graphs = {
-            name: open_graph(repository / name / "1", name) for name in ENCODERS if (repository / name).exists()
-        }
-        decoder = repository / "text_decoder" / "1"
-        self._parser = DecodeRequestParser.of_stage(decoder)
-        self._decode = DecodeLoop(TimedDecoder(open_decoder(decoder), self.stopwatch))
-        self._events = asyncio.new_event_loop()
+        self._pipeline = Pipeline.open(
+            repository,
+            cache_mb=0,  # pictures are new each time on the server, too
+            timer=self.stopwatch.run,
+            wrap_decoder=lambda decoder: TimedDecoder(decoder, self.stopwatch),
+        )
 
     def caption(self, picture: bytes, tokens: int) -> list[int]:
-        """An encoded picture → ids from `[CLS]` of a caption of exactly `tokens` tokens."""
+        """Return the ids from `[CLS]` of a caption of exactly `tokens` tokens of an encoded picture."""
         lengths = {name: np.array([tokens], np.int32) for name in ("MIN_LENGTH", "MAX_LENGTH")}
-        request = self.stopwatch.run("parse", lambda: self._task.parse({"IMAGE": [picture], **lengths}))
-        outputs = self._events.run_until_complete(self._task.run(request, self._call_stage))
-        return outputs["TOKEN_IDS"][0].tolist()
-
-    async def _call_stage(self, name: str, inputs: Mapping[str, Value], outputs: Sequence[str]) -> Values:
-        if name == "text_decoder":
-            return await self._search(inputs)
-        return self.stopwatch.run(name, lambda: self._graphs[name](inputs))
-
-    async def _search(self, inputs: Mapping[str, Value]) -> Values:
-        request = self._parser.parse(inputs)
-        events = asyncio.get_running_loop()
-        answer: asyncio.Future[Values] = events.create_future()
-        # Called from the decode loop's thread.
-        request.done = lambda found: events.call_soon_threadsafe(answer.set_result, to_outputs(request, found))
-        request.failed = lambda error: events.call_soon_threadsafe(answer.set_exception, error)
-        self._decode.submit(request)
-        return await answer
+        return self._pipeline.infer("caption", {"IMAGE": [picture], **lengths})["TOKEN_IDS"][0].tolist()
 
     def close(self) -> None:
-        self._decode.stop()
-        self._events.close()
+        """Stop the decode loop and end the pipeline's threads."""
+        self._pipeline.close()

@@ -1,6 +1,6 @@
 """One evaluation per task: records are asked of a model, its answers are scored.
 
-Each takes whoever answers (`in_process.Asked`), so that a checkpoint in PyTorch and a server go the same road.
+Each takes whoever answers (`models.Model`), so that a checkpoint in PyTorch and a server go the same road.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from builders.data.readers.records import (
 )
 from builders.evaluation import caption_metrics, vqa_accuracy
 from builders.evaluation.boxes import ENOUGH, iou
-from builders.evaluation.in_process import Asked
+from builders.evaluation.models import Model
 from builders.evaluation.retrieval_ranks import RECALLS, ranks, recalls, shortlist
 from clients import calls
 from clients.calls import Call
@@ -73,7 +73,7 @@ CaptionFigures = Callable[[str, CaptionRecord], dict[str, float]]
 
 
 async def captions(
-    model: Asked, records: Sequence[CaptionRecord], split: str, *, figures: CaptionFigures | None = None
+    model: Model, records: Sequence[CaptionRecord], split: str, *, figures: CaptionFigures | None = None
 ) -> Outcome:
     """CIDEr, BLEU, METEOR, ROUGE-L, SPICE, and before them the mean of `figures`."""
     found = await _ask(model, records, lambda record: calls.caption(_encoded(record.image)), f"caption, {split}")
@@ -94,7 +94,7 @@ async def captions(
 
 
 async def questions(
-    model: Asked, records: Sequence[QuestionRecord], split: str, *, candidates: Sequence[str] | None = None
+    model: Model, records: Sequence[QuestionRecord], split: str, *, candidates: Sequence[str] | None = None
 ) -> Outcome:
     """VQA accuracy, overall and of each kind; `candidates` are ranked instead of an answer being written."""
     found = await _ask(
@@ -103,7 +103,7 @@ async def questions(
     return _answered("vqa", split, records, [each[0].text for each in found])
 
 
-async def video_questions(model: Asked, records: Sequence[VideoQuestionRecord], split: str) -> Outcome:
+async def video_questions(model: Model, records: Sequence[VideoQuestionRecord], split: str) -> Outcome:
     """The same about encoded videos."""
     found = await _ask(
         model, records, lambda record: calls.vqa(question=record.question, video=record.video), f"video, {split}"
@@ -131,7 +131,7 @@ def _answered(
     return Outcome(task, split, len(records), metrics, mistakes, predictions)
 
 
-async def expressions(model: Asked, records: Sequence[ExpressionRecord], split: str) -> Outcome:
+async def expressions(model: Model, records: Sequence[ExpressionRecord], split: str) -> Outcome:
     """Share of the boxes that overlap the true one by half, and the mean overlap."""
     found = await _ask(
         model, records, lambda record: calls.ground(_encoded(record.image), record.expression), f"grounding, {split}"
@@ -147,7 +147,7 @@ async def expressions(model: Asked, records: Sequence[ExpressionRecord], split: 
     return Outcome("grounding", split, len(records), metrics, mistakes, predictions)
 
 
-async def pairs(model: Asked, records: Sequence[PairRecord], split: str) -> Outcome:
+async def pairs(model: Model, records: Sequence[PairRecord], split: str) -> Outcome:
     """Accuracy of true or false about two pictures, overall and of each class."""
 
     def ask(record: PairRecord) -> Call[calls.Verdict]:
@@ -159,7 +159,7 @@ async def pairs(model: Asked, records: Sequence[PairRecord], split: str) -> Outc
     return _labelled("nlvr", split, records, texts, [each.label for each in found])
 
 
-async def hypotheses(model: Asked, records: Sequence[HypothesisRecord], split: str) -> Outcome:
+async def hypotheses(model: Model, records: Sequence[HypothesisRecord], split: str) -> Outcome:
     """Accuracy of entailment, neutral or contradiction, overall and of each class."""
     found = await _ask(
         model, records, lambda record: calls.entail(_encoded(record.image), record.hypothesis), f"entail, {split}"
@@ -186,7 +186,7 @@ def _labelled(
 
 
 async def retrieval(
-    model: Asked, records: Sequence[CaptionRecord], split: str, *, reranked: int = RERANKED, merge_texts: bool = False
+    model: Model, records: Sequence[CaptionRecord], split: str, *, reranked: int = RERANKED, merge_texts: bool = False
 ) -> Outcome:
     """Recall at 1, 5 and 10 both ways, after re-ranking and by similarity alone.
 
@@ -247,7 +247,7 @@ def _texts_of(records: Sequence[CaptionRecord], merge: bool) -> tuple[list[str],
 
 
 async def _matched(
-    model: Asked,
+    model: Model,
     records: Sequence[CaptionRecord],
     texts: Sequence[str],
     similarities: np.ndarray,
@@ -277,7 +277,7 @@ async def _matched(
     return scores
 
 
-async def _ask(model: Asked, items: Sequence[R], ask: Callable[[R], Call[T]], title: str) -> list[T]:
+async def _ask(model: Model, items: Sequence[R], ask: Callable[[R], Call[T]], title: str) -> list[T]:
     """The answers to all items, in order, `CONCURRENCY` at a time. Raises ClientError for the first that fails."""
     gate = asyncio.Semaphore(CONCURRENCY)
     with tqdm(total=len(items), desc=title, unit="", disable=None) as progress:

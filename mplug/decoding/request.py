@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import math
-import threading
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from weakref import WeakValueDictionary
 
 import numpy as np
 
@@ -21,10 +18,6 @@ from mplug.runtime.gpu.array import DeviceArray, on_gpu
 from mplug.runtime.interface import StageInfo
 
 MAX_LENGTH_PENALTY = 10.0
-#: Asking Triton whether a client has gone costs 60 µs, too much for every request at every step.
-POLL_SECONDS = 0.05
-#: Answer to a CANCEL request.
-WITHDRAWN: dict[str, Value] = {"TOKEN_IDS": np.zeros((1, 1), np.int32), "SCORE": np.zeros(1, np.float32)}
 
 
 @dataclass(frozen=True)
@@ -148,41 +141,6 @@ def check_positions(inputs: Mapping[str, Value], options: SearchOptions, prefix:
         f"{name}: {options.max_length} tokens behind a prompt of {prefix} are more than the "
         f"checkpoint's {max_positions} positions"
     )
-
-
-def polled(check: Callable[[], bool], seconds: float = POLL_SECONDS) -> Callable[[], bool]:
-    """`check`, asked at most every so many seconds, for a check that costs more than a look at a flag."""
-    due = 0.0
-
-    def ask() -> bool:
-        nonlocal due
-        now = time.monotonic()
-        if now < due:
-            return False
-        due = now + seconds
-        return check()
-
-    return ask
-
-
-class Withdrawals:
-    """Requests by their tag, for as long as they live, so that a later request can withdraw one."""
-
-    def __init__(self) -> None:
-        self._flags: WeakValueDictionary[bytes, threading.Event] = WeakValueDictionary()
-
-    def register(self, tag: Value | None) -> threading.Event:
-        """A flag that is set when the request is withdrawn; the caller keeps it."""
-        flag = threading.Event()
-        if tag is not None:
-            self._flags[bytes(tag[0])] = flag
-        return flag
-
-    def withdraw(self, tag: Value) -> None:
-        """Set the flag of a request; nothing happens if it has been answered already."""
-        flag = self._flags.get(bytes(tag[0]))
-        if flag is not None:
-            flag.set()
 
 
 def to_outputs(request: DecodeRequest, hypotheses: list[Hypothesis]) -> dict[str, Value]:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
@@ -38,11 +37,6 @@ class CaptionTask:
 
     def __init__(self, checkpoint: ServedCheckpoint) -> None:
         self.config, self.tokenizer = checkpoint.config, checkpoint.tokenizer
-
-    @classmethod
-    def of_folder(cls, folder: Path) -> CaptionTask:
-        """From the model's version folder."""
-        return cls(ServedCheckpoint.read(folder))
 
     def parse(self, inputs: Mapping[str, Value]) -> CaptionRequest:
         """Check everything before any stage is asked. Raises InvalidRequest."""

@@ -6,10 +6,13 @@ import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+
 from mplug.config import MPlugConfig, read_config
 from mplug.inputs.tokenizer import Tokenizer
 
 SERVED_FILE = "served.json"
+HEAD_FILE = "head.npz"
 
 
 @dataclass(frozen=True)
@@ -29,3 +32,30 @@ class ServedCheckpoint:
         trained = config.vision.image_size
         config = replace(config, tasks=tuple(served["tasks"])).at_image_size(served["image_size"])
         return cls(config, Tokenizer(folder / "vocab.txt", config.text.vocab_size), trained)
+
+
+@dataclass(frozen=True)
+class Head:
+    """`mplug.network.mplug.ClassificationHead` in NumPy; weights `[outputs, inputs]`, as PyTorch keeps them."""
+
+    hidden_weight: np.ndarray
+    hidden_bias: np.ndarray
+    output_weight: np.ndarray
+    output_bias: np.ndarray
+
+    @classmethod
+    def read(cls, folder: Path) -> Head:
+        """From a public model's version folder."""
+        with np.load(folder / HEAD_FILE, allow_pickle=False) as arrays:
+            return cls(**{name: arrays[name] for name in cls.__dataclass_fields__})
+
+    def write(self, folder: Path) -> None:
+        """Into a public model's version folder."""
+        np.savez(folder / HEAD_FILE, **{name: getattr(self, name) for name in self.__dataclass_fields__})
+
+    def probabilities(self, states: np.ndarray) -> np.ndarray:
+        """States `[inputs]` → probabilities of the classes."""
+        hidden = np.maximum(self.hidden_weight @ states + self.hidden_bias, 0.0)
+        logits = self.output_weight @ hidden + self.output_bias
+        weights = np.exp(logits - logits.max())
+        return weights / weights.sum()

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
@@ -55,11 +54,6 @@ class GroundTask:
         self.first = ids[0]
         if ids != list(range(self.first, self.first + len(ids))):
             raise ValueError(f"the vocabulary's {names[0]} to {names[-1]} do not stand one behind the other")
-
-    @classmethod
-    def of_folder(cls, folder: Path) -> GroundTask:
-        """From the model's version folder."""
-        return cls(ServedCheckpoint.read(folder))
 
     def parse(self, inputs: Mapping[str, Value]) -> GroundRequest:
         """Check everything before any stage is asked. Raises InvalidRequest."""

@@ -12,45 +12,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from mplug.contract import ENTAILMENT_LABELS, NLVR_LABELS, CallStage, Value, Values
 from mplug.errors import InvalidRequest
 from mplug.inputs.images import decode_image, pixel_values
-from mplug.tasks.checkpoint_files import ServedCheckpoint
+from mplug.tasks.checkpoint_files import Head, ServedCheckpoint
 from mplug.tasks.encoders import EncodedText, encode_images, encode_texts, fuse
 from mplug.tasks.inputs import one_text, tokenised
-
-HEAD_FILE = "head.npz"
-
-
-@dataclass(frozen=True)
-class Head:
-    """`mplug.network.mplug.ClassificationHead` in NumPy; weights `[outputs, inputs]`, as PyTorch keeps them."""
-
-    hidden_weight: np.ndarray
-    hidden_bias: np.ndarray
-    output_weight: np.ndarray
-    output_bias: np.ndarray
-
-    @classmethod
-    def read(cls, folder: Path) -> Head:
-        """From a public model's version folder."""
-        with np.load(folder / HEAD_FILE, allow_pickle=False) as arrays:
-            return cls(**{name: arrays[name] for name in cls.__dataclass_fields__})
-
-    def write(self, folder: Path) -> None:
-        """Into a public model's version folder."""
-        np.savez(folder / HEAD_FILE, **{name: getattr(self, name) for name in self.__dataclass_fields__})
-
-    def probabilities(self, states: np.ndarray) -> np.ndarray:
-        """States `[inputs]` → probabilities of the classes."""
-        hidden = np.maximum(self.hidden_weight @ states + self.hidden_bias, 0.0)
-        logits = self.output_weight @ hidden + self.output_bias
-        weights = np.exp(logits - logits.max())
-        return weights / weights.sum()
 
 
 @dataclass(frozen=True)
@@ -70,11 +40,6 @@ class _JudgementTask:
 
     def __init__(self, checkpoint: ServedCheckpoint, head: Head) -> None:
         self.config, self.tokenizer, self.head = checkpoint.config, checkpoint.tokenizer, head
-
-    @classmethod
-    def of_folder(cls, folder: Path):
-        """From the model's version folder."""
-        return cls(ServedCheckpoint.read(folder), Head.read(folder))
 
     def parse(self, inputs: Mapping[str, Value]) -> JudgementRequest:
         """Check everything before any stage is asked. Raises InvalidRequest."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
@@ -33,11 +32,6 @@ class _RetrievalTask:
 
     def __init__(self, checkpoint: ServedCheckpoint) -> None:
         self.config, self.tokenizer = checkpoint.config, checkpoint.tokenizer
-
-    @classmethod
-    def of_folder(cls, folder: Path):
-        """From the model's version folder."""
-        return cls(ServedCheckpoint.read(folder))
 
     def _tokenised(self, texts: Mapping[str, str]) -> tuple[np.ndarray, np.ndarray]:
         return tokenised(self.tokenizer, texts, self.config.max_text_length)

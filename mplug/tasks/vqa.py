@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 
@@ -59,11 +58,6 @@ class VqaTask:
     def __init__(self, checkpoint: ServedCheckpoint) -> None:
         self.config, self.tokenizer = checkpoint.config, checkpoint.tokenizer
         self.generation = generation_of(self.config)
-
-    @classmethod
-    def of_folder(cls, folder: Path) -> VqaTask:
-        """From the model's version folder."""
-        return cls(ServedCheckpoint.read(folder))
 
     def parse(self, inputs: Mapping[str, Value]) -> VqaRequest:
         """Check everything before any stage is asked. Raises InvalidRequest."""

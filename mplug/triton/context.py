@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mplug.contract import STAGES_FILE
+from mplug.contract import STAGES_FILE, read_stages
 from mplug.runtime.interface import GPU_TARGETS, STAGE_FILE
 
 
@@ -40,8 +40,7 @@ class ModelContext:
     @property
     def stages(self) -> dict[str, str]:
         """Names of stages → the models that this one's checkpoint has them in; what is not in it bears that name."""
-        path = self.folder / STAGES_FILE
-        return json.loads(path.read_text()) if path.exists() else {}
+        return read_stages(self.folder / STAGES_FILE)
 
     def on_gpu(self, stage: str) -> bool:
         """Whether a stage that this model calls was built for a GPU."""

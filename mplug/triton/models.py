@@ -1,8 +1,7 @@
 """Base classes of the served models, for the class that the Python backend looks for in a `1/model.py`.
 
     class TritonPythonModel(TaskModel):          # a public model: calls stages, many requests side by side
-        def create(self, context):
-            return CaptionTask.of_folder(context.folder)
+        pass                                     # the task is the one that its folder was built for
 
     class TritonPythonModel(EncoderModel):       # a batched stage: one numpy batch in, one out
         stage = "vision_encoder"
@@ -35,6 +34,7 @@ from mplug.runtime import open_graph
 from mplug.runtime.batch import groups, run_as_one
 from mplug.runtime.stage_inputs import StageInputs
 from mplug.tasks.interface import Task
+from mplug.tasks.table import open_task
 from mplug.triton.calls import call_stage
 from mplug.triton.context import ModelContext
 from mplug.triton.drain import draining, dropping
@@ -156,9 +156,9 @@ class TaskModel(DeferredModel):
 
     lead_with_code = False  # clients call this model
 
-    @abstractmethod
     def create(self, context: ModelContext) -> Task:
-        """The task to serve. Raise to fail the load: the message is what the operator reads."""
+        """Return the task to serve. Raise to fail the load: the message is what the operator reads."""
+        return open_task(context.folder)
 
     def open(self, context: ModelContext) -> None:
         self._task = self.create(context)

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from docs_examples import CHECKOUT, PAGES, Example, errors, examples, fits
 
-from builders.plan import PUBLIC_MODELS
 from mplug.server.command import TritonServer
+from mplug.tasks.table import PUBLIC_MODELS
 
 MODEL_PAGES = {page.stem: page for page in (CHECKOUT / "docs" / "models").glob("*.md")}
 

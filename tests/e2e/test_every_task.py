@@ -16,12 +16,12 @@ import torch
 from PIL import Image
 from wire import Wire, connect
 
-from builders.plan import PUBLIC_MODELS
 from mplug.checkpoint import load_checkpoint
 from mplug.inputs.images import decode_image, letterbox_pixel_values, pixel_values
 from mplug.inputs.tokenizer import Tokenizer
 from mplug.network import MPlug
 from mplug.server.command import TritonServer
+from mplug.tasks.table import PUBLIC_MODELS
 
 STAGES = {"vision_encoder", "text_encoder", "fusion_encoder", "text_decoder"}
 TEXT = "a red apple to the left of a dog"

@@ -1,11 +1,7 @@
-"""Public model `caption`."""
+"""Public model `caption`: see its row in `mplug.tasks.table`."""
 
-from mplug.tasks.caption import CaptionTask
 from mplug.triton.models import TaskModel
 
 
 class TritonPythonModel(TaskModel):
-    """See `mplug.tasks.caption` for what it does."""
-
-    def create(self, context):
-        return CaptionTask.of_folder(context.folder)
+    """The task that this version folder was built for."""

@@ -1,11 +1,7 @@
-"""Public model `embed_image`."""
+"""Public model `embed_image`: see its row in `mplug.tasks.table`."""
 
-from mplug.tasks.retrieval import EmbedImageTask
 from mplug.triton.models import TaskModel
 
 
 class TritonPythonModel(TaskModel):
-    """See `mplug.tasks.retrieval` for what it does."""
-
-    def create(self, context):
-        return EmbedImageTask.of_folder(context.folder)
+    """The task that this version folder was built for."""

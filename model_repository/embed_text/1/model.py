@@ -1,11 +1,7 @@
-"""Public model `embed_text`."""
+"""Public model `embed_text`: see its row in `mplug.tasks.table`."""
 
-from mplug.tasks.retrieval import EmbedTextTask
 from mplug.triton.models import TaskModel
 
 
 class TritonPythonModel(TaskModel):
-    """See `mplug.tasks.retrieval` for what it does."""
-
-    def create(self, context):
-        return EmbedTextTask.of_folder(context.folder)
+    """The task that this version folder was built for."""

@@ -1,11 +1,7 @@
-"""Public model `entail`."""
+"""Public model `entail`: see its row in `mplug.tasks.table`."""
 
-from mplug.tasks.judgement import EntailTask
 from mplug.triton.models import TaskModel
 
 
 class TritonPythonModel(TaskModel):
-    """See `mplug.tasks.judgement` for what it does."""
-
-    def create(self, context):
-        return EntailTask.of_folder(context.folder)
+    """The task that this version folder was built for."""

@@ -1,11 +1,7 @@
-"""Public model `ground`."""
+"""Public model `ground`: see its row in `mplug.tasks.table`."""
 
-from mplug.tasks.ground import GroundTask
 from mplug.triton.models import TaskModel
 
 
 class TritonPythonModel(TaskModel):
-    """See `mplug.tasks.ground` for what it does."""
-
-    def create(self, context):
-        return GroundTask.of_folder(context.folder)
+    """The task that this version folder was built for."""

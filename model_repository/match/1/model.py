@@ -1,11 +1,7 @@
-"""Public model `match`."""
+"""Public model `match`: see its row in `mplug.tasks.table`."""
 
-from mplug.tasks.retrieval import MatchTask
 from mplug.triton.models import TaskModel
 
 
 class TritonPythonModel(TaskModel):
-    """See `mplug.tasks.retrieval` for what it does."""
-
-    def create(self, context):
-        return MatchTask.of_folder(context.folder)
+    """The task that this version folder was built for."""

@@ -1,11 +1,7 @@
-"""Public model `nlvr`."""
+"""Public model `nlvr`: see its row in `mplug.tasks.table`."""
 
-from mplug.tasks.judgement import NlvrTask
 from mplug.triton.models import TaskModel
 
 
 class TritonPythonModel(TaskModel):
-    """See `mplug.tasks.judgement` for what it does."""
-
-    def create(self, context):
-        return NlvrTask.of_folder(context.folder)
+    """The task that this version folder was built for."""

@@ -1,11 +1,7 @@
-"""Public model `vqa`."""
+"""Public model `vqa`: see its row in `mplug.tasks.table`."""
 
-from mplug.tasks.vqa import VqaTask
 from mplug.triton.models import TaskModel
 
 
 class TritonPythonModel(TaskModel):
-    """See `mplug.tasks.vqa` for what it does."""
-
-    def create(self, context):
-        return VqaTask.of_folder(context.folder)
+    """The task that this version folder was built for."""

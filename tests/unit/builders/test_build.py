@@ -20,7 +20,7 @@ import torch
 import yaml
 
 from builders import build as builder
-from mplug.tasks.caption import CaptionTask
+from mplug.tasks.table import open_task
 
 CHECKOUT = Path(__file__).resolve().parents[3]
 DATA = CHECKOUT / "tests" / "parity" / "data"
@@ -249,7 +249,7 @@ def test_a_later_build_replaces_an_earlier_one(tmp_path: Path, capsys: pytest.Ca
     assert build(GOLDEN, output, "--image-size", "96") == 0
     assert {path.name for path in output.iterdir()} == {"caption", "vision_encoder", "text_decoder", builder.BUILD_INFO}
     assert json.loads((output / builder.BUILD_INFO).read_text())["image_size"] == 96
-    assert CaptionTask.of_folder(output / "caption" / "1").config.vision.image_size == 96
+    assert open_task(output / "caption" / "1").config.vision.image_size == 96
     assert list(tmp_path.iterdir()) == [output]
 
 
@@ -268,7 +268,7 @@ def test_the_authors_folder_with_its_task_named(checkpoint: Path, tmp_path: Path
     (checkpoint / "pytorch_model.bin").rename(checkpoint / "mplug_base_coco.pth")
     output = tmp_path / "repository"
     assert build(checkpoint, output, "--task", "image-captioning") == 0
-    assert CaptionTask.of_folder(output / "caption" / "1").config.tasks == ("image-captioning",)
+    assert open_task(output / "caption" / "1").config.tasks == ("image-captioning",)
     served = yaml.safe_load((output / "vision_encoder" / "1" / "config.yaml").read_text())
     assert served["tasks"] == ["image-captioning"] and served["unheard_of"] == [1, 2]
     assert "task" not in yaml.safe_load((checkpoint / "caption_mplug_base.yaml").read_text())

@@ -14,7 +14,7 @@ import pytest
 from mplug.config import GenerationConfig
 from mplug.contract import MAX_BEAMS, TEXT_DECODER_MODEL
 from mplug.decoding.beam_search import Hypothesis
-from mplug.decoding.request import DecodeRequestParser, Withdrawals, parse_search_options, polled, to_outputs
+from mplug.decoding.request import DecodeRequestParser, parse_search_options, to_outputs
 from mplug.errors import InvalidRequest, Unavailable
 from mplug.runtime.interface import StageInfo
 from mplug.tasks.decoding import decode
@@ -190,25 +190,6 @@ def test_a_parser_of_a_built_stage(tmp_path: Path) -> None:
     assert parser.parse({"ENCODER_STATES": STATES}).options.num_beams == 3
 
 
-def test_withdrawals_reach_their_request_alone() -> None:
-    withdrawals = Withdrawals()
-    flags = [withdrawals.register([tag]) for tag in (b"a", b"b")]
-    nameless = withdrawals.register(None)
-    withdrawals.withdraw([b"b"])
-    withdrawals.withdraw([b"unknown"])
-    assert [flag.is_set() for flag in (*flags, nameless)] == [False, True, False]
-
-
-def test_withdrawals_forget_requests_that_are_gone() -> None:
-    withdrawals = Withdrawals()
-    flag = withdrawals.register([b"a"])
-    assert len(withdrawals._flags) == 1
-    del flag
-    gc.collect()
-    assert len(withdrawals._flags) == 0
-    withdrawals.withdraw([b"a"])
-
-
 @pytest.mark.parametrize("decoder_is_there", [True, False])
 def test_who_is_cancelled_withdraws_the_search(decoder_is_there: bool) -> None:
     """Also when cancelled again meanwhile, as clients that have gone are, and when the decoder cannot be told."""
@@ -240,15 +221,3 @@ def test_who_is_cancelled_withdraws_the_search(decoder_is_there: bool) -> None:
     assert [sorted(call) for call in calls] == [["ENCODER_STATES", "TAG"], ["CANCEL"]]
     assert calls[0]["TAG"] == calls[1]["CANCEL"]
     assert complaints == []
-
-
-def test_a_dear_check_is_not_made_at_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    now, asked = 100.0, []
-    monkeypatch.setattr("mplug.decoding.request.time.monotonic", lambda: now)
-    check = polled(lambda: bool(asked.append(now)) or len(asked) == 3, seconds=0.05)
-    answers = []
-    for _ in range(10):
-        now += 0.02
-        answers.append(check())
-    assert len(asked) == 4
-    assert answers.count(True) == 1

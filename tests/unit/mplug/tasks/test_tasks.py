@@ -15,9 +15,9 @@ from mplug.config import read_config
 from mplug.errors import InvalidRequest
 from mplug.inputs.tokenizer import Tokenizer
 from mplug.tasks.caption import CaptionTask
-from mplug.tasks.checkpoint_files import ServedCheckpoint
+from mplug.tasks.checkpoint_files import Head, ServedCheckpoint
 from mplug.tasks.ground import GroundTask
-from mplug.tasks.judgement import EntailTask, Head, NlvrTask
+from mplug.tasks.judgement import EntailTask, NlvrTask
 from mplug.tasks.retrieval import EmbedImageTask, EmbedTextTask, MatchTask
 from mplug.tasks.vqa import VqaTask
 
