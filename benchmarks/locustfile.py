@@ -34,8 +34,11 @@ if str(ROOT) not in sys.path:  # locust puts the folder of this file on the path
 
 from benchmarks.measure.mixed_requests import BAD, PROMPTS, good_options  # noqa: E402
 from benchmarks.measure.pictures import picture  # noqa: E402
-from clients import calls  # noqa: E402
-from clients.client import Client, ClientError  # noqa: E402
+from clients.client import (  # noqa: E402
+    Client,
+    ClientError,
+    calls,
+)
 
 PICTURE_SUFFIXES = (".jpg", ".png", ".webp")
 #: Pictures of noise beside the examples, so that not every request meets the response cache.

@@ -22,8 +22,8 @@ if not __package__:  # run as a script: Python looks beside this file, our packa
 from tqdm import tqdm
 
 from clients import command_line
-from clients.at_once import add_concurrency, answers
 from clients.client import AsyncClient, ClientError
+from clients.concurrent_requests import add_concurrency, answers
 from clients.journal import Journal
 from clients.pictures import check_file, in_folder
 

@@ -12,8 +12,7 @@ if not __package__:  # run as a script: Python looks beside this file, our packa
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from clients import command_line
-from clients.calls import ENTAILMENT_LABELS
-from clients.client import Client, Entailment
+from clients.client import ENTAILMENT_LABELS, Client, Entailment
 
 _EXAMPLE = """\
   python clients/entail.py photo.jpg "two people are outdoors"

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from clients.calls import ClientError
+from clients.client.calls import ClientError
 
 #: Endings of the formats that the server reads; other files of a folder are no pictures, by their name.
 SUFFIXES = frozenset(

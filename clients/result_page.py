@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from clients.calls import ClientError
+from clients.client.calls import ClientError
 from clients.pictures import as_shown
 
 THUMBNAIL = 320  # pixels of the longer side

@@ -20,9 +20,9 @@ import numpy as np
 from tqdm import tqdm
 
 from clients import command_line, result_page
-from clients.at_once import add_concurrency, answers
-from clients.calls import ClientError
 from clients.client import AsyncClient, Match
+from clients.client.calls import ClientError
+from clients.concurrent_requests import add_concurrency, answers
 from clients.pictures import check_file, in_folder
 from clients.retrieval_index import PROBE, Index, IndexInTheMaking, Picture
 

@@ -16,8 +16,7 @@ import gradio as gr
 import numpy as np
 from PIL import Image
 
-from clients.calls import ENTAILMENT_LABELS
-from clients.client import Answer, Caption, Client, ClientError
+from clients.client import ENTAILMENT_LABELS, Answer, Caption, Client, ClientError
 from clients.ground import with_boxes
 from clients.pictures import as_shown
 from webpage import examples

@@ -15,8 +15,8 @@ from typing import Any
 from PIL import Image
 
 from benchmarks.measure.pictures import picture
-from clients import calls
-from clients.calls import Call, Caption
+from clients.client import calls
+from clients.client.calls import Call, Caption
 
 #: Beams asked for, by how often: most clients leave the default.
 BEAMS_CHOICES = (1, 2, 3, 5, 5, 5)

@@ -26,8 +26,8 @@ from benchmarks.measure.pictures import picture
 from benchmarks.parts import part
 from benchmarks.parts.tasks import TEXTS, of_all_tasks
 from benchmarks.workspace import Workspace, say
-from clients.at_once import DEFAULT_CONCURRENCY
 from clients.client import AsyncClient, Client
+from clients.concurrent_requests import DEFAULT_CONCURRENCY
 from clients.retrieval_index import PROBE, Index, Picture
 from clients.retrieve import Result, reranked
 from mplug.server.command import TritonServer

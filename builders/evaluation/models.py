@@ -13,7 +13,7 @@ from typing import Protocol, TypeVar
 import numpy as np
 
 from builders.build import build
-from clients.calls import Call, ClientError
+from clients.client.calls import Call, ClientError
 from mplug.contract import Value
 from mplug.errors import InvalidRequest, ServingError
 from mplug.pipeline import Pipeline
@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 
 class Model(Protocol):
-    """Whatever answers the calls of `clients.calls`."""
+    """Whatever answers the calls of `clients.client.calls`."""
 
     async def infer(self, call: Call[T]) -> T:
         """Return the answer. Raises ClientError."""

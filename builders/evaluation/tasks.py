@@ -29,8 +29,8 @@ from builders.evaluation import caption_metrics, vqa_accuracy
 from builders.evaluation.boxes import ENOUGH, iou
 from builders.evaluation.models import Model
 from builders.evaluation.retrieval_ranks import RECALLS, ranks, recalls, shortlist
-from clients import calls
-from clients.calls import Call
+from clients.client import calls
+from clients.client.calls import Call
 from mplug.inputs.images import clean_caption
 
 T = TypeVar("T")

@@ -19,9 +19,7 @@ import pytest
 import tritonclient.grpc
 from wire import PROTOCOLS
 
-from clients import shared_memory
-from clients.calls import ENTAILMENT_LABELS
-from clients.client import AsyncClient, Client, ClientError
+from clients.client import ENTAILMENT_LABELS, AsyncClient, Client, ClientError, shared_memory
 from mplug.server.command import TritonServer
 
 CHECKOUT = Path(__file__).resolve().parents[2]

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from tritonclient.utils import serialize_byte_tensor
 
-from clients import at_once
-from clients import shared_memory as shared
-from clients.calls import ClientError
+from clients import concurrent_requests
+from clients.client import shared_memory as shared
+from clients.client.calls import ClientError
 
 NOWHERE = ["--url", "localhost:9"]
 COMMANDS = ("caption", "ask", "match", "embed", "ground", "nlvr", "entail", "batch", "retrieve")
@@ -126,7 +126,7 @@ def test_no_more_at_once_than_allowed() -> None:
         return job * job
 
     async def run() -> dict[int, object]:
-        return {job: answer async for job, answer in at_once.answers(range(20), ask, 4)}
+        return {job: answer async for job, answer in concurrent_requests.answers(range(20), ask, 4)}
 
     found = asyncio.run(run())
     assert most == 4 and len(found) == 20
@@ -149,7 +149,7 @@ def test_who_finds_no_server_stops_asking(error: Exception) -> None:
             raise
 
     async def run() -> None:
-        async for _ in at_once.answers(range(100), ask, 3):
+        async for _ in concurrent_requests.answers(range(100), ask, 3):
             pass
 
     with pytest.raises(type(error)):

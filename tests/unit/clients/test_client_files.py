@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clients import calls, ground, pictures, result_page
-from clients.calls import ClientError
+from clients import ground, pictures, result_page
+from clients.client import ClientError, calls
 from clients.journal import Journal
 from mplug import contract
 from mplug.inputs.images import IMAGE_FORMATS, MAX_IMAGE_PIXELS

@@ -27,8 +27,7 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 from tritonclient.utils import deserialize_bytes_tensor, serialize_byte_tensor
 
 from clients import caption as command
-from clients import connection
-from clients.client import AsyncClient, Caption, Client, ClientError
+from clients.client import AsyncClient, Caption, Client, ClientError, connection
 
 ROOT = Path(__file__).parents[3]
 HTTP_CODES = {"INVALID_ARGUMENT": 400, "NOT_FOUND": 404, "UNAVAILABLE": 503, "INTERNAL": 500}

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clients import calls
-from clients.calls import Answer, Caption, ClientError, Entailment, Grounding, Match, Verdict
+from clients.client import calls
+from clients.client.calls import Answer, Caption, ClientError, Entailment, Grounding, Match, Verdict
 
 
 def words(*texts: str) -> np.ndarray:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from clients.calls import ClientError
+from clients.client.calls import ClientError
 from clients.retrieval_index import Index, IndexInTheMaking, Picture
 
 RANDOM = np.random.default_rng(0)

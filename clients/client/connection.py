@@ -19,8 +19,8 @@ from typing import Any, Literal
 import numpy as np
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
-from clients.calls import ClientError
-from clients.shared_memory import PATIENCE, PAUSE, SHARED_FROM, Region, Regions, size_of
+from clients.client.calls import ClientError
+from clients.client.shared_memory import PATIENCE, PAUSE, SHARED_FROM, Region, Regions, size_of
 
 Protocol = Literal["grpc", "http"]
 DEFAULT_URL: dict[Protocol, str] = {"grpc": "localhost:8001", "http": "localhost:8000"}

@@ -18,8 +18,9 @@ from typing import TypeVar, Unpack
 
 import numpy as np
 
-from clients import calls
-from clients.calls import (
+from clients.client import calls
+from clients.client.calls import (
+    ENTAILMENT_LABELS,
     Answer,
     Call,
     Caption,
@@ -32,7 +33,7 @@ from clients.calls import (
     Verdict,
     VideoLike,
 )
-from clients.connection import (
+from clients.client.connection import (
     DEFAULT_TIMEOUT,
     DEFAULT_URL,
     AsyncConnection,
@@ -45,6 +46,7 @@ from clients.connection import (
 __all__ = [
     "DEFAULT_TIMEOUT",
     "DEFAULT_URL",
+    "ENTAILMENT_LABELS",
     "Answer",
     "AsyncClient",
     "Caption",
@@ -96,7 +98,7 @@ class Client:
         self._connection.close()
 
     def infer(self, call: Call[T]) -> T:
-        """Sends any call of `clients.calls` and reads its answer."""
+        """Sends any call of `clients.client.calls` and reads its answer."""
         model = self._prefix + call.model
         deadline = time.monotonic() + self._endpoint.timeout
         attempt = 0
