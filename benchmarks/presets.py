@@ -49,7 +49,7 @@ class Preset:
     unbatched_clients: tuple[int, ...] = (16,)
     lengths: tuple[int, ...] = tuple(range(8, 21))
     warm_seconds: float = 10.0
-    #: Until repeated pictures are all in the cache, and the house is full.
+    #: Until the repeated pictures are all in the cache and every decoder slot is in use.
     fill_seconds: float = 40.0
     window_seconds: float = 25.0
     #: A window of the slow baseline goes on until this many captions are done, or for so long.
@@ -66,7 +66,7 @@ class Preset:
     #: soak
     requests: int = 2000
     soak_clients: int = 32
-    #: A part that takes longer than this is ended, by its name.
+    #: By part: it is ended when it takes longer.
     limits: dict[str, float] = field(
         default_factory=lambda: {
             "one_caption": 300.0,

@@ -1,17 +1,18 @@
 """Run the benchmarks, draw them, and fill docs/benchmarks.md: `make bench`.
 
-    python -m benchmarks.run [PART …] [--preset base|quick] [--resume] [--report-only]
+    python -m benchmarks.run [PART …] [--preset base|quick] [--limit SECONDS] [--resume] [--report-only]
 
-Parts, each in a process of its own, with a limit on its time: one_caption, decode_steps, throughput, soak. A
-part that fails is told at the end (exit code 1), and the others run all the same; `--resume` runs only what
-has no recent result. At base size all of it takes about 12 minutes on two cores, besides 2 minutes the first
-time for the checkpoint and its repository. Measure on a machine that does nothing else.
+Each part runs in a process of its own, with a limit on its time: one_caption, tasks, decode_steps, throughput,
+soak. A part that fails is reported at the end (exit code 1), and the others still run; `--resume` runs only
+what has no recent result. At base size everything takes about half an hour on two cores, besides 2 minutes the
+first time for the checkpoint and its repository. Measure on an idle machine.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import signal
 import subprocess
@@ -28,9 +29,9 @@ from benchmarks.workspace import ROOT, Workspace
 RESULTS = ROOT / "benchmarks" / "results"
 #: With --resume, a result younger than this is kept.
 RECENT_HOURS = 6.0
-#: A part that is told to end gets so long to stop its servers.
+#: Time that a part has to stop its servers once it has received SIGTERM.
 GRACE_SECONDS = 20.0
-#: Above this load of others the numbers are not worth much.
+#: Above this load average from other programs the numbers are not worth much.
 BUSY_LOAD = 0.5
 
 
@@ -64,6 +65,12 @@ def _parse() -> argparse.Namespace:
         metavar="DIR",
         help="where result files and plots go (default: benchmarks/results; quick: the workspace)",
     )
+    parser.add_argument(
+        "--limit",
+        type=_seconds,
+        metavar="SECONDS",
+        help="end a part that takes longer (default: the preset's own limit for each part)",
+    )
     parser.add_argument("--resume", action="store_true", help=f"keep results younger than {RECENT_HOURS:.0f} h")
     parser.add_argument("--report-only", action="store_true", help="draw what has been measured, measure nothing")
     options = parser.parse_args()
@@ -75,12 +82,14 @@ def _parse() -> argparse.Namespace:
 
 
 def _run_parts(options: argparse.Namespace, results: Path) -> list[tuple[str, str]]:
-    """Run the parts; the failed ones, each with its reason."""
+    """Run the parts; return those that failed, each with its reason."""
     preset = PRESETS[options.preset]
     began = time.monotonic()
     load = os.getloadavg()[0]
     if load > BUSY_LOAD:
-        print(f"warning: others keep this machine busy (load {load:.1f}): expect ratios, not times", file=sys.stderr)
+        print(
+            f"warning: this machine is busy (load average {load:.1f}): trust ratios rather than times", file=sys.stderr
+        )
     try:
         workspace = Workspace(options.workspace, preset, options.precision)
         for each in (workspace, workspace.at_precision("int8")):
@@ -93,7 +102,7 @@ def _run_parts(options: argparse.Namespace, results: Path) -> list[tuple[str, st
         if options.resume and _is_recent(path, preset.name):
             print(f"[{number}/{len(options.parts)}] {name}: kept, {path} is recent", file=sys.stderr, flush=True)
             continue
-        limit = preset.limits[name]
+        limit = options.limit or preset.limits[name]
         minutes = (time.monotonic() - began) / 60
         print(
             f"[{number}/{len(options.parts)}] {name}: at most {limit:.0f} s (after {minutes:.1f} min)",
@@ -102,7 +111,7 @@ def _run_parts(options: argparse.Namespace, results: Path) -> list[tuple[str, st
         )
         command = [sys.executable, "-m", f"benchmarks.parts.{name}", "--preset", preset.name]
         command += ["--precision", options.precision, "--workspace", str(options.workspace.resolve())]
-        command += ["--result", str(path.resolve())]
+        command += ["--result", str(path.resolve()), "--limit", str(limit)]
         if name == "soak" and options.repository is not None:
             command += ["--repository", str(options.repository.resolve())]
         reason = run_limited(command, limit)
@@ -112,16 +121,16 @@ def _run_parts(options: argparse.Namespace, results: Path) -> list[tuple[str, st
 
 
 def run_limited(command: list[str], limit: float) -> str:
-    """Run a command for at most `limit` seconds; the reason why it failed, or nothing."""
+    """Run a command for at most `limit` seconds; return the reason why it failed, or an empty string."""
     process = subprocess.Popen(command, cwd=ROOT, start_new_session=True)
     reason = ""
     try:
         code = process.wait(limit)
         reason = f"exit code {code}" if code else ""
     except subprocess.TimeoutExpired:
-        reason = f"took more than {limit:.0f} s"
+        reason = f"took longer than {limit:g} s; give it more time with --limit SECONDS"
     finally:
-        if process.poll() is None:  # too late, or we are being ended ourselves
+        if process.poll() is None:  # over the limit, or this process is being ended itself
             process.terminate()
             try:
                 process.wait(GRACE_SECONDS)
@@ -131,8 +140,19 @@ def run_limited(command: list[str], limit: float) -> str:
     return reason
 
 
+def _seconds(text: str) -> float:
+    """Parse --limit."""
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number of seconds")
+    return seconds
+
+
 def _is_recent(path: Path, preset: str) -> bool:
-    """Whether a part has been measured, at this size and not long ago."""
+    """Return whether a part was measured at this preset less than RECENT_HOURS ago."""
     try:
         document = json.loads(path.read_text())
         age = datetime.now(UTC) - datetime.fromisoformat(document["machine"]["date"])
@@ -142,8 +162,8 @@ def _is_recent(path: Path, preset: str) -> bool:
 
 
 def _report(results: Path, page: Path) -> list[str]:
-    """Plots and tables of every result there is; the names of the parts that have one."""
-    from benchmarks import plots  # on use: matplotlib takes a second
+    """Draw plots and tables of every result; return the names of the parts that have one."""
+    from benchmarks import plots  # imported here: matplotlib takes a second
 
     documents = report.read_results(results)
     for name, document in documents.items():

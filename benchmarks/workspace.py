@@ -23,6 +23,7 @@ BUILD_INFO = "build_info.json"
 #: A repository is older than these when it has to be built again.
 SOURCES = (
     "builders/*.py",
+    "builders/compile/*.py",
     "model_repository/**/*",
     "mplug/network/*.py",
     "mplug/runtime/*.py",

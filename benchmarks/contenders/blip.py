@@ -17,6 +17,7 @@ from transformers import BlipConfig, BlipForConditionalGeneration
 from transformers.utils import logging
 
 from benchmarks.presets import BEAMS, CLS_ID, PAD_ID, SEP_ID, ModelSizes
+from benchmarks.workspace import Workspace
 from mplug.inputs.images import decode_image, pixel_values
 from mplug.runtime.interface import threads
 
@@ -48,6 +49,11 @@ def blip_config(sizes: ModelSizes) -> BlipConfig:
     return BlipConfig(text_config=text, vision_config=vision)
 
 
+def open_captioner(workspace: Workspace) -> Blip:
+    """Return a BLIP as large as the model that the workspace measures."""
+    return Blip(workspace.preset.sizes)
+
+
 class Blip:
     """Encoded pictures → captions of a forced length, by beam search."""
 
@@ -61,6 +67,10 @@ class Blip:
     def pixels(self, picture: bytes) -> np.ndarray:
         """Decoded and resized exactly as ours: `[3, R, R]` float32."""
         return pixel_values(decode_image(picture), self._sizes.image_size)
+
+    def caption(self, picture: bytes, tokens: int) -> list[int]:
+        """See `Captioner.caption`."""
+        return self.generate([self.pixels(picture)], tokens)[0].tolist()
 
     @torch.inference_mode()
     def generate(self, pixels: list[np.ndarray], tokens: int, beams: int = BEAMS) -> np.ndarray:

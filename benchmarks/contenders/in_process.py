@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from benchmarks.workspace import Workspace
 from mplug.pipeline import Pipeline
 from mplug.runtime import Decoder
 
@@ -57,6 +58,11 @@ class TimedDecoder:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._decoder, name)
+
+
+def open_captioner(workspace: Workspace) -> InProcess:
+    """Open the workspace's repository."""
+    return InProcess(workspace.repository)
 
 
 class InProcess:

@@ -11,10 +11,34 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from benchmarks.presets import BEAMS, CLS_ID, SEP_ID
+from benchmarks.workspace import Workspace
+from mplug.checkpoint import load_checkpoint
 from mplug.decoding.beam_search import BeamSearch, Hypothesis, SearchOptions
+from mplug.inputs.images import decode_image, pixel_values
 from mplug.network import MPlug
 from mplug.network.graphs import BLOCKED
 from mplug.runtime.interface import threads
+
+
+def open_captioner(workspace: Workspace) -> UncachedCaptioner:
+    """Load the workspace's checkpoint."""
+    return UncachedCaptioner(load_checkpoint(workspace.checkpoint)[0])
+
+
+class UncachedCaptioner:
+    """A `Captioner` over a network: pictures are decoded and resized exactly as the server does."""
+
+    def __init__(self, network: MPlug) -> None:
+        self._model = Uncached(network, CLS_ID)
+        self._image_size = network.config.vision.image_size
+        self._length_penalty = network.config.generation.length_penalty
+
+    def caption(self, picture: bytes, tokens: int) -> list[int]:
+        """See `Captioner.caption`."""
+        options = SearchOptions(BEAMS, tokens, tokens, 1, self._length_penalty, SEP_ID)
+        best = self._model.caption(pixel_values(decode_image(picture), self._image_size), options)[0]
+        return [CLS_ID, *best.token_ids]
 
 
 class Uncached:

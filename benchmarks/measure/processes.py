@@ -1,37 +1,30 @@
-"""Memory of the processes of a server, from /proc."""
+"""Measure the memory of a server's processes."""
 
 from __future__ import annotations
 
 import os
-import re
 from pathlib import Path
 
-_RSS = re.compile(r"^VmRSS:\s+(\d+) kB", re.MULTILINE)
+import psutil
 
 
 def group_memory(group: int) -> dict[str, float]:
-    """Resident memory in MiB of every process of a process group, by name and id.
+    """Return the resident memory in MiB of every process of a process group, by name and id.
 
     A stub's name is that of the model it runs. Shared pages count in each process that holds them.
     """
     found = {}
-    for folder in Path("/proc").iterdir():
-        if not folder.name.isdigit():
-            continue
+    for process in psutil.process_iter():
         try:
-            if os.getpgid(int(folder.name)) != group:
-                continue
-            status = _RSS.search((folder / "status").read_text())
-            command = (folder / "cmdline").read_bytes().decode(errors="replace").split("\0")
-        except (OSError, ProcessLookupError):
+            if os.getpgid(process.pid) == group:
+                found[f"{_name(process.cmdline())} {process.pid}"] = process.memory_info().rss / 2**20
+        except (psutil.Error, OSError, IndexError):
             continue  # it has just ended
-        if status is not None:
-            found[f"{_name(command)} {folder.name}"] = int(status[1]) / 1024
     return found
 
 
 def _name(command: list[str]) -> str:
-    """`tritonserver`, or the model of a Python backend's stub: …/MODEL/1/model.py stands in its command line."""
+    """Return `tritonserver`, or the model of a Python backend's stub: its command line holds …/MODEL/1/model.py."""
     for argument in command:
         path = Path(argument)
         if path.name == "model.py" and len(path.parts) >= 3:

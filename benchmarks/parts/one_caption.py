@@ -15,8 +15,8 @@ from contextlib import ExitStack, closing
 from statistics import median
 from typing import Any
 
-from benchmarks.contenders import registry as contenders
-from benchmarks.contenders.registry import Captioner, OwnProcess
+from benchmarks.contenders.captioner import Captioner, CaptionerProcess
+from benchmarks.contenders.triton import TritonCaptioner
 from benchmarks.measure.figures import goal, summary
 from benchmarks.measure.pictures import Pictures
 from benchmarks.parts import part
@@ -45,15 +45,13 @@ def measure(workspace: Workspace) -> dict[str, Any]:
         server = stack.enter_context(TritonServer(workspace.repository))
         int8 = stack.enter_context(TritonServer(workspace.at_precision("int8").prepare()))
         captioners: dict[str, Captioner] = {
-            TRITON: contenders.through_triton(server.grpc_url),
-            INT8: contenders.through_triton(int8.grpc_url),
+            TRITON: stack.enter_context(closing(TritonCaptioner(server.grpc_url))),
+            INT8: stack.enter_context(closing(TritonCaptioner(int8.grpc_url))),
         }
-        makers = {DIRECT: contenders.in_process, BLIP: contenders.blip, UNCACHED: contenders.uncached}
-        for name, make in makers.items():
+        for name in (DIRECT, BLIP, UNCACHED):
             say(f"starting: {TITLES[name]}")
-            captioners[name] = OwnProcess(make, workspace)
-        for captioner in captioners.values():
-            stack.enter_context(closing(captioner))
+            process = CaptionerProcess(f"benchmarks.contenders.{name}", workspace)
+            captioners[name] = stack.enter_context(closing(process))
         for name, captioner in captioners.items():
             for _ in range(1 if name == UNCACHED else WARM_CAPTIONS):
                 captioner.caption(pictures.next(), SLOW_WARM_TOKENS if name == UNCACHED else TOKENS)

@@ -52,11 +52,16 @@ def main(
     add_common(parser)
     parser.add_argument("--result", type=Path, metavar="FILE", help="the JSON to write (default: print it)")
     parser.add_argument("--repository", type=Path, metavar="DIR", help="soak alone: run against this one")
+    parser.add_argument(
+        "--limit", type=float, metavar="SECONDS", help="the time that this part has (default: the preset's)"
+    )
     parser.add_argument("--requests", type=int, metavar="N", help="soak alone: how many (default: the preset's)")
     options = parser.parse_args()
     # Ended by the runner: leave through the `with`s, so that no server is left behind.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     preset = PRESETS[options.preset]
+    if options.limit:
+        preset = replace(preset, limits=preset.limits | {name: options.limit})
     if options.requests:
         preset = replace(preset, requests=options.requests)
     workspace = Workspace(options.workspace, preset, options.precision, options.repository)

@@ -119,13 +119,13 @@ def _new(texts: list[str]) -> list[str]:
 
 
 def _load(workspace: Workspace) -> None:
-    from benchmarks import eager  # PyTorch is loaded in its own process alone
+    from benchmarks.contenders import eager  # PyTorch is loaded in its own process alone
 
     eager.load(workspace.checkpoint)
 
 
 def _ask(*arguments: Any) -> list[float]:
-    from benchmarks.contenders.registry import eager
+    from benchmarks.contenders import eager
 
     return eager.ask(*arguments)
 

@@ -4,7 +4,7 @@
 
 Closed loops of clients that ask for captions of mixed lengths (8 to 20 tokens) of pictures that are all
 different, one server at a time. Last, ours with pictures that repeat: the response cache answers for the
-vision encoder, and what is left is the decoder at full house.
+vision encoder, and what is left is the decoder with every slot in use.
 """
 
 from __future__ import annotations
