@@ -15,7 +15,7 @@ ROOMS = ("mplug", "model_repository", "builders", "bulk", "demo", "clients", "we
 ALLOWED = {
     "mplug": {"mplug"},
     "model_repository": {"mplug"},
-    "builders": {"builders", "mplug", "clients"},
+    "builders": {"builders", "mplug", "clients", "demo"},
     "bulk": {"bulk", "mplug"},
     "demo": {"demo", "builders", "mplug", "clients"},
     "clients": {"clients"},
@@ -25,7 +25,7 @@ ALLOWED = {
 #: Layers of `mplug`, from the bottom up: each may import those before it, those of its own line, and itself.
 LAYERS = (
     ("errors",),
-    ("contract",),
+    ("contract", "answers"),
     ("config",),
     ("inputs",),
     ("network",),

@@ -137,6 +137,14 @@ def test_make_targets_and_their_variables_exist(page: Path) -> None:
                 assert variable is None or variable[1] in variables, f"{page.name}: {command}"
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_files_exist(page: Path) -> None:
+    """Paths in backticks that begin with a folder of the repository; `*` and `…` stand for any name."""
+    folders = "|".join(path.name for path in ROOT.iterdir() if path.is_dir() and path.name not in ("build", "runs"))
+    for path in re.findall(rf"`((?:{folders})/[^`\s{{}}<>]*)`", _FENCE.sub("", page.read_text())):
+        assert list(ROOT.glob(path.replace("…", "*").rstrip("/"))), f"{page.name}: {path}"
+
+
 def test_programs_are_recognised() -> None:
     """The other tests would hold of pages in which no command is found."""
     found = [words for page in PAGES for command in commands(page) for words, _ in programs(command)]
