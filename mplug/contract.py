@@ -31,6 +31,10 @@ MAX_FRAMES = 16
 MAX_CANDIDATES = 4096
 MAX_CANDIDATE_TOKENS = 64
 
+#: Largest magnitude of states and pixel values that a stage takes. Normalised states of the largest published width
+#: stay below sqrt(1024) = 32 times a gain of order one, normalised pixels below 3; half precision overflows at 65,504.
+MAX_MAGNITUDE = 1000.0
+
 #: Classes of the heads, in the order of their logits.
 NLVR_LABELS = ("false", "true")
 ENTAILMENT_LABELS = ("contradiction", "neutral", "entailment")

@@ -15,6 +15,8 @@ from pathlib import Path
 import numpy as np
 
 from mplug.contract import DECODER_SCORE
+from mplug.decoding.loop import NOT_A_NUMBER
+from mplug.errors import StageError
 from mplug.runtime.interface import Graph, StageInfo, open_graph
 
 #: Candidates that are scored to their end, as published.
@@ -66,6 +68,8 @@ class CandidateScores:
             found = self._run(ids[:, :-1], ids[:, 1:, None])[..., 0]  # [rows, L - 1]
             scores[rows] = np.where(ids[:, 1:] != 0, found, 0.0).sum(1) + (self.first_token_weight - 1) * found[:, 0]
             yield
+        if np.isnan(scores).any():
+            raise StageError(NOT_A_NUMBER)
         self.done(scores)
 
     def _run(self, tokens: np.ndarray, targets: np.ndarray) -> np.ndarray:

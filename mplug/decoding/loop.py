@@ -21,13 +21,15 @@ from typing import Any, Protocol
 import numpy as np
 
 from mplug.decoding.beam_search import Ancestry, BeamSearch, Hypothesis, SearchOptions
-from mplug.errors import Cancelled, InvalidRequest, Unavailable
+from mplug.errors import Cancelled, InvalidRequest, StageError, Unavailable
 from mplug.runtime.interface import Decoder
 from mplug.runtime.room import Room
 
 #: Requests admitted between two steps: admission computes cross-attention keys, and the active requests
 #: wait for it.
 ADMISSIONS_PER_STEP = 4
+#: A score that is no number is never an answer.
+NOT_A_NUMBER = "the decoder computed NaN for this request; its encoder states may be out of range"
 
 
 @dataclass
@@ -275,18 +277,25 @@ class DecodeLoop:
             return
         self.statistics.steps += 1
         self.statistics.sequence_steps += len(running)
-        over = []
+        over, broken = [], []
         for slot, one in enumerate(running):
             beams = one.request.options.num_beams
+            if np.isnan(log_probabilities[slot, :beams]).any():
+                broken.append(slot)
+                continue
             self.statistics.tokens += not one.in_prefix
             if one.advance(next_tokens[slot, :beams], log_probabilities[slot, :beams]):
                 over.append(slot)
         answers = [(running[slot].request, running[slot].search.best()) for slot in over]
-        for slot in reversed(over):
+        failures = [running[slot].request for slot in broken]
+        for slot in sorted([*over, *broken], reverse=True):
             self._remove(slot)
         self.statistics.finished += len(over)
+        self.statistics.failed += len(broken)
         for request, hypotheses in answers:
             _deliver(request.done, hypotheses)
+        for request in failures:
+            _deliver(request.failed, StageError(NOT_A_NUMBER))
 
     def _work(self) -> None:
         """Run one piece of the first job, then queue it last, so that a long job delays no short one."""

@@ -16,6 +16,7 @@ from mplug.decoding.loop import DecodeRequest
 from mplug.errors import InvalidRequest
 from mplug.runtime.gpu.array import DeviceArray, on_gpu
 from mplug.runtime.interface import StageInfo
+from mplug.runtime.stage_inputs import check_magnitude
 
 MAX_LENGTH_PENALTY = 10.0
 
@@ -98,8 +99,7 @@ class DecodeRequestParser:
             wanted = f"[1…{self.max_states}, {self.hidden_size}]"
             raise InvalidRequest(f"ENCODER_STATES: shape {list(states.shape)}, but must be {wanted}")
         if isinstance(states, np.ndarray):  # on a GPU they are another stage's, and stay there
-            if not np.isfinite(states).all():
-                raise InvalidRequest("ENCODER_STATES: holds values that are not finite")
+            check_magnitude("ENCODER_STATES", states)
             states = np.ascontiguousarray(states, np.float32)
         mask = _array(inputs, "ENCODER_MASK") if "ENCODER_MASK" in inputs else np.ones(len(states), np.int32)
         if mask.shape != (len(states),) or not np.isin(mask, (0, 1)).all() or not mask.any():

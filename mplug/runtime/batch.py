@@ -12,6 +12,8 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from mplug.contract import Stage
+from mplug.errors import StageError
+from mplug.runtime.stage_inputs import check_finite
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -82,7 +84,13 @@ class BatchingStage:
                         answer.set_exception(error)
                 continue
             for (_, answer), result in zip(batch, results, strict=True):
-                if not answer.done():  # the caller may have been cancelled
+                if answer.done():  # the caller was cancelled
+                    continue
+                try:
+                    check_finite("a stage", result)
+                except StageError as error:
+                    answer.set_exception(error)
+                else:
                     # Rows of a batch are views that would keep the whole batch alive.
                     answer.set_result({name: array.copy() for name, array in result.items()})
 

@@ -48,6 +48,9 @@ class HostDecoder(ABC):
     def admit(self, slot: int, encoder_states: np.ndarray) -> None:
         """See `Decoder.admit`."""
         length = encoder_states.shape[0]
+        # What the last request left here is masked, but a masked place counts 0 × what it holds, and 0 × NaN is NaN.
+        self._past[:, slot] = 0
+        self._cross[:, slot, :, length:] = 0
         for index, array in enumerate(self._prefill(encoder_states[None])):
             self._cross[index, slot, :, :length] = array[0]
 

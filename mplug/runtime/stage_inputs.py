@@ -1,14 +1,15 @@
-"""What may be sent straight to an encoding stage: checked one by one, before requests share a batch."""
+"""What an encoding stage takes and gives: checked one request at a time, around the batch that they share."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from mplug.contract import ENCODERS, GraphSpec, TensorSpec
-from mplug.errors import InvalidRequest
+from mplug.contract import ENCODERS, MAX_MAGNITUDE, GraphSpec, TensorSpec
+from mplug.errors import InvalidRequest, StageError
 from mplug.runtime.interface import StageInfo
 
 
@@ -46,9 +47,30 @@ class StageInputs:
                 raise InvalidRequest(
                     f"{tensor.name}: {lengths['L']} tokens are more than the {self.max_text_length} allowed"
                 )
+            if tensor.dtype == "FP32":
+                check_magnitude(tensor.name, inputs[tensor.name])
         ids = inputs.get("INPUT_IDS")
         if ids is not None and (ids.min() < 0 or ids.max() >= self.vocab_size):
             raise InvalidRequest(f"INPUT_IDS: ids must be 0…{self.vocab_size - 1}")
+
+
+def check_magnitude(name: str, array: np.ndarray) -> None:
+    """Raise InvalidRequest naming the input for NaN, infinities, and magnitudes above `MAX_MAGNITUDE`.
+
+    Finite values may still overflow inside a stage; the keys that come of them would be NaN in the decoder's caches.
+    """
+    largest = np.abs(array).max(initial=0.0)
+    if not np.isfinite(largest):
+        raise InvalidRequest(f"{name}: holds NaN or infinite values")
+    if largest > MAX_MAGNITUDE:
+        raise InvalidRequest(f"{name}: magnitude {largest:.3g} exceeds the limit of {MAX_MAGNITUDE:g}")
+
+
+def check_finite(stage: str, outputs: Mapping[str, np.ndarray]) -> None:
+    """Raise StageError naming the first output that holds NaN or infinite values: they are never an answer."""
+    for name, array in outputs.items():
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            raise StageError(f"{stage}: output {name} holds NaN or infinite values")
 
 
 def _wrong_shape(tensor: TensorSpec, shape: tuple[int, ...], lengths: dict[str, int]) -> InvalidRequest:

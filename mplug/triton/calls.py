@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import secrets
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -12,7 +13,7 @@ from mplug.contract import RETRY_INPUT, Value, Values
 from mplug.errors import CODES, ServingError, StageError, error_of_code
 from mplug.triton.tensors import to_tensor, to_value
 
-MAX_ATTEMPTS = 64  # places in the response cache at which a stage is asked, where each holds a failure
+MAX_ATTEMPTS = 8  # places in the response cache at which a stage is asked, where each holds no whole answer
 
 
 async def call_stage(name: str, inputs: Mapping[str, Value], outputs: Sequence[str], *, on_gpu: bool = False) -> Values:
@@ -20,13 +21,16 @@ async def call_stage(name: str, inputs: Mapping[str, Value], outputs: Sequence[s
 
     Raises the stage's error with its code, its message led by the stage's name.
 
-    Triton's response cache keeps errors too, and gives them back as successes without outputs. Such an answer is
-    asked for again at the next place in the cache: the stage runs, and this place keeps what it gives.
+    Triton's response cache keeps errors too, and gives them back as successes without outputs; and it goes by a
+    request's inputs alone, so that what it kept for a client that asked for fewer outputs comes back to one that asks
+    for more. An answer that is not whole is asked for again at the next place in the cache: the stage runs, and this
+    place keeps what it gives. The last place is drawn at random, so that no client can have spoilt it.
     """
     tensors = [to_tensor(key, value) for key, value in inputs.items()]
     rows = len(next(iter(inputs.values()), []))
     for attempt in range(MAX_ATTEMPTS):
-        retry = [to_tensor(RETRY_INPUT, np.full((rows, 1), attempt, np.int32))] if attempt else []
+        place = attempt if attempt < MAX_ATTEMPTS - 1 else secrets.randbelow(1 << 31)
+        retry = [to_tensor(RETRY_INPUT, np.full((rows, 1), place, np.int32))] if attempt else []
         request = pb_utils.InferenceRequest(
             model_name=name,
             requested_output_names=list(outputs),
@@ -42,9 +46,9 @@ async def call_stage(name: str, inputs: Mapping[str, Value], outputs: Sequence[s
                 break  # no stage of ours, or one that does not cache: it has no other place to ask at
             raise _stage_error(name, message)
         found = {tensor.name(): to_value(tensor) for tensor in response.output_tensors()}
-        if found:
+        if all(output in found for output in outputs):
             return found
-    raise StageError(f"{name}: answered without its outputs")
+    raise StageError(f"{name}: answered without {', '.join(outputs)}")
 
 
 def _stage_error(name: str, message: str) -> ServingError:

@@ -32,7 +32,7 @@ from mplug.contract import RETRY_INPUT, Forwarded, Stage, Value, Values
 from mplug.errors import Cancelled, InvalidRequest, Unavailable
 from mplug.runtime import open_graph
 from mplug.runtime.batch import groups, run_as_one
-from mplug.runtime.stage_inputs import StageInputs
+from mplug.runtime.stage_inputs import StageInputs, check_finite
 from mplug.tasks.interface import Task
 from mplug.tasks.table import open_task
 from mplug.triton.calls import call_stage
@@ -276,12 +276,19 @@ class StageModel(ABC):
             try:
                 outputs = run_as_one(self._stage, [accepted[index] for index in members])
                 for index, output in zip(members, outputs, strict=True):
-                    responses[index] = to_response(output)
+                    responses[index] = self._respond(output)
             except Exception as error:
                 for index in members:
                     responses[index] = to_error_response(error, lead_with_code=True)
         self._in_flight.add(-len(requests))
         return responses
+
+    def _respond(self, outputs: Mapping[str, np.ndarray]) -> Any:
+        try:
+            check_finite(self.context.name, outputs)
+            return to_response(outputs)
+        except Exception as error:
+            return to_error_response(error, lead_with_code=True)
 
     def finalize(self) -> None:
         """Called by Triton when the server ends or the model is unloaded."""

@@ -1,4 +1,4 @@
-"""A stage that failed once must not go on failing: Triton's response cache keeps errors, as answers without outputs."""
+"""What Triton's response cache keeps without its outputs, errors and parts of answers, must spoil no other request."""
 
 from __future__ import annotations
 
@@ -114,8 +114,33 @@ def test_what_did_not_fail_is_cached_at_once(flaky_server: TritonServer) -> None
     assert [ask(flaky_server, "caller", 200) for _ in range(3)] == [(201, 1)] * 3
 
 
+def ask_for_one_output(server: TritonServer, model: str, x: float, **inputs: np.ndarray) -> None:
+    """As a client that may call stages directly and wants Y alone: Triton caches the answer without RUNS."""
+    with connect(server, "grpc") as wire:
+        tensors = []
+        for name, array in {"X": np.array([[x]], np.float32), **inputs}.items():
+            dtype = "FP32" if array.dtype == np.float32 else "INT32"
+            tensors.append(wire.api.InferInput(name, list(array.shape), dtype))
+            tensors[-1].set_data_from_numpy(array)
+        wire.client.infer(model, tensors, outputs=[wire.api.InferRequestedOutput("Y")])
+
+
+def test_an_answer_with_fewer_outputs_spoils_no_other(flaky_server: TritonServer) -> None:
+    ask_for_one_output(flaky_server, "flaky", 300)
+    answer = ask(flaky_server, "caller", 300)
+    assert answer == (301, 2)
+    assert ask(flaky_server, "caller", 300) == answer, "the whole answer is not cached"
+
+
+def test_nobody_can_spoil_every_place_of_the_cache(flaky_server: TritonServer) -> None:
+    ask_for_one_output(flaky_server, "flaky", 400)
+    for place in range(1, 100):
+        ask_for_one_output(flaky_server, "flaky", 400, RETRY=np.array([[place]], np.int32))
+    assert ask(flaky_server, "caller", 400) == (401, 101)
+
+
 def test_a_stage_that_cannot_be_asked_past_the_cache_fails_loudly(flaky_server: TritonServer) -> None:
     with pytest.raises(InferenceServerException, match="plain: X: not now"):
         ask(flaky_server, "plain_caller", 301)
-    with pytest.raises(InferenceServerException, match="plain: answered without its outputs"):
+    with pytest.raises(InferenceServerException, match="plain: answered without Y, RUNS"):
         ask(flaky_server, "plain_caller", 301)

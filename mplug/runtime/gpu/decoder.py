@@ -144,6 +144,7 @@ class TensorRTDecoder:
                 self._states.upload()
             else:
                 self._take(borrowed)
+            self._clear_past(slot)
             layer = self._room.slots * self._cross_slot(self._room)
             self._prefill_context.set_address("ENCODER_STATES", self._states.addresses["ENCODER_STATES"])
             for index, name in enumerate(self._prefilled):
@@ -152,6 +153,13 @@ class TensorRTDecoder:
             self._prefill_context.run()
             if borrowed is not None:
                 self._device.synchronize()  # the memory is not ours any more after this
+
+    def _clear_past(self, slot: int) -> None:
+        """Zero what the last request left: it is masked, but a masked place counts 0 × what it holds."""
+        assert self._past is not None
+        size = self._past_slot(self._room)
+        for index in range(self._arrays):
+            self._device.zero(self._past.address + (index * self._room.slots + slot) * size, size)
 
     def _take(self, borrowed: Borrowed) -> None:
         assert self._states is not None

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from mplug.contract import ENCODERS
-from mplug.errors import InvalidRequest
-from mplug.runtime.stage_inputs import StageInputs
+from mplug.errors import InvalidRequest, StageError
+from mplug.runtime.stage_inputs import StageInputs, check_finite
 
 SIZES = {"fixed": {"R": 64, "W": 8}, "max_text_length": 6, "vocab_size": 50}
 
@@ -48,9 +48,18 @@ def test_what_is_right_is_taken(stage: str) -> None:
             r"IMAGE_STATES: shape \[2, 5, 9\], but must be \[B, 5, 8\]",
         ),
         ("fusion_encoder", {"TEXT_STATES": floats(1, 6, 8)}, r"TEXT_STATES: shape \[1, 6, 8\]"),
+        ("vision_encoder", {"PIXEL_VALUES": floats(1, 3, 64, 64) + np.nan}, "PIXEL_VALUES: holds NaN"),
+        ("fusion_encoder", {"IMAGE_STATES": floats(2, 5, 8) - 1e20}, r"IMAGE_STATES: magnitude 1e\+20 exceeds .* 1000"),
+        ("fusion_encoder", {"TEXT_STATES": floats(2, 6, 8) + np.inf}, "TEXT_STATES: holds NaN or infinite"),
         ("fusion_encoder", {"ATTENTION_MASK": ones(2, 1)}, r"ATTENTION_MASK: shape \[2, 1\]"),
     ],
 )
 def test_what_is_wrong_is_named(stage: str, changes: dict[str, np.ndarray], complaint: str) -> None:
     with pytest.raises(InvalidRequest, match=complaint):
         StageInputs(ENCODERS[stage], **SIZES).check(GOOD[stage] | changes)
+
+
+def test_outputs_that_are_no_numbers_are_an_error() -> None:
+    check_finite("fusion_encoder", {"MATCH_LOGITS": floats(2, 2), "TOKEN_IDS": ones(2, 2)})
+    with pytest.raises(StageError, match="fusion_encoder: output MATCH_LOGITS holds NaN"):
+        check_finite("fusion_encoder", {"TOKEN_IDS": ones(2, 2), "MATCH_LOGITS": floats(2, 2) + np.nan})
