@@ -56,8 +56,12 @@ class Example:
         return f"{self.page.relative_to(CHECKOUT)}:{self.line}"
 
     def run(self, server: TritonServer, scratch: Path) -> str:
-        """What it prints against this server; what it writes to `build/` goes to `scratch`. Fails as it does."""
+        """Return what it prints against this server, or in its own process over what the server serves.
+
+        What it writes to `build/` goes to `scratch`. Fails when it does.
+        """
         code = self.code.replace("localhost:8000", server.http_url).replace("localhost:8001", server.grpc_url)
+        code = code.replace('"build/demo"', f'"{server.repository.resolve()}"')
         code = code.replace(" build/", f" {scratch}/").replace(".venv/bin/python", "python")
         if self.language == "sh":
 
@@ -149,4 +153,6 @@ def write_outputs(server: TritonServer) -> None:
 
 
 if __name__ == "__main__":
-    write_outputs(types.SimpleNamespace(http_url=sys.argv[1], grpc_url=sys.argv[2]))
+    write_outputs(
+        types.SimpleNamespace(http_url=sys.argv[1], grpc_url=sys.argv[2], repository=CHECKOUT / "build" / "demo")
+    )

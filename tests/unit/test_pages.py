@@ -56,7 +56,7 @@ def programs(command: str) -> Iterator[tuple[list[str], str]]:
     """Yield the Python programs of a line, each as words (script or module, subcommand), and what follows it."""
     for found in re.finditer(r"(?:^|[\s/(])(?:python|torchrun(?: --nproc-per-node \w+)?) (-m )?([\w./]+)(.*)", command):
         rest = _END.split(found[3] + " ", maxsplit=1)[0]
-        if not (found[1] and (ROOT / found[2].split(".")[0]).is_dir() or found[2].endswith(".py")):
+        if not ((found[1] and (ROOT / found[2].split(".")[0]).is_dir()) or found[2].endswith(".py")):
             continue  # not ours
         words = [found[2]]
         if following := re.match(r" ([a-z]+)\b", rest):
