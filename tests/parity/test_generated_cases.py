@@ -1,0 +1,73 @@
+"""The public models' tasks against cases that `make_cases.py` made with the published code: requests in, answers out."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+from eager_stages import EagerStages
+from golden import DATA, SCORE_TOLERANCE, expected
+
+from mplug.checkpoint import load_checkpoint
+from mplug.inputs.tokenizer import Tokenizer
+from mplug.inputs.video import decode_video
+from mplug.tasks.caption import CaptionTask
+from mplug.tasks.checkpoint_files import ServedCheckpoint
+from mplug.tasks.retrieval import MatchTask
+from mplug.tasks.vqa import VqaTask
+
+TASKS = {"caption": CaptionTask, "vqa": VqaTask, "match": MatchTask}
+CASES = sorted(DATA.glob("**/answers.json"))
+FILES = ("IMAGE", "VIDEO")
+WORDS = ("OCR", "OBJECTS", "CANDIDATES", "TEXT")
+
+
+@cache
+def task_of(checkpoint: Path, task: str):
+    """The task of a checkpoint, and its stages."""
+    network, _ = load_checkpoint(checkpoint)
+    tokenizer = Tokenizer(checkpoint / "vocab.txt", network.config.text.vocab_size)
+    served = ServedCheckpoint(network.config, tokenizer, network.config.vision.image_size)
+    return TASKS[task](served), EagerStages(network, tokenizer.cls_id, tokenizer.sep_id)
+
+
+def tensor(folder: Path, name: str, value):
+    """A request's value as the task takes it."""
+    if name in FILES:
+        return [(folder / file).read_bytes() for file in ([value] if isinstance(value, str) else value)]
+    if name in WORDS:
+        return [word.encode() for word in value]
+    return [value.encode()] if isinstance(value, str) else np.array([value], np.int32)
+
+
+def requests() -> list:
+    """Every request of every case, named after its folder and its number."""
+    found = []
+    for path in CASES:
+        case = json.loads(path.read_text())
+        checkpoint = (path.parent / case["checkpoint"]).resolve()
+        for index, request in enumerate(case["requests"]):
+            found.append(pytest.param(path.parent, checkpoint, case["task"], request, id=f"{path.parent.name}-{index}"))
+    return found
+
+
+def test_there_are_cases_of_every_task() -> None:
+    assert {json.loads(path.read_text())["task"] for path in CASES} == set(TASKS)
+
+
+@pytest.mark.parametrize(("folder", "checkpoint", "task", "request_"), requests())
+def test_answers_are_the_published_ones(folder: Path, checkpoint: Path, task: str, request_: dict) -> None:
+    served, stages = task_of(checkpoint, task)
+    inputs = {name: tensor(folder, name, value) for name, value in request_["inputs"].items()}
+    answer = asyncio.run(served.run(served.parse(inputs), stages))
+    for name, reference in request_["answer"].items():
+        if name == "TOKEN_IDS":
+            assert [[index for index in row if index] for row in answer[name].tolist()] == reference
+        elif name == "ANSWER":
+            assert [text.decode() for text in answer[name]] == reference
+        else:
+            np.testing.assert_allclose(answer[name], reference, atol=SCORE_TOLERANCE, err_msg=name)
