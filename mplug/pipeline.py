@@ -153,9 +153,16 @@ class Pipeline:
         """Return the unit vector `[E]` of a text."""
         return self.infer("embed_text", {"TEXT": [text.encode()]})["FEATURE"]
 
-    def match(self, image: Picture, texts: Sequence[str]) -> list[Match]:
-        """Return how well each text fits the picture, in the order of `texts`."""
-        inputs = {"IMAGE": [encoded(image)], "TEXT": [text.encode() for text in texts]}
+    def match(
+        self,
+        image: Picture | Sequence[Picture] | None = None,
+        texts: Sequence[str] = (),
+        *,
+        video: Video | None = None,
+        frames: int | None = None,
+    ) -> list[Match]:
+        """Return how well each text fits the picture or the video, in the order of `texts`."""
+        inputs = _visual(image, video, frames) | {"TEXT": [text.encode() for text in texts]}
         return Match.read(self.infer("match", inputs))
 
     def ground(self, image: Picture, expression: str) -> Grounding:

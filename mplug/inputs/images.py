@@ -226,6 +226,14 @@ def clean_caption(text: str) -> str:
     return " ".join(text.lower().translate(_NOT_IN_CAPTIONS).replace("<person>", "person").split())
 
 
+def clean_question(text: str, words: int) -> str:
+    """Return the first `words` of what was read in a picture, without the marks that captions lose.
+
+    As the published `pre_question` does it, where blanks in a row enclose words without letters, which count, too.
+    """
+    return " ".join(text.lower().translate(_NOT_IN_CAPTIONS).rstrip(" ").split(" ")[:words])
+
+
 # --------------------------------------------------------------------------------------------- details
 
 

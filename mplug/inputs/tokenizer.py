@@ -6,7 +6,7 @@ which the published weights were used with, but without transformers: `tokenizer
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -85,18 +85,18 @@ class Tokenizer:
         """The ids of a text alone: no [CLS], no [SEP], any length."""
         return self._pieces.encode(text, add_special_tokens=False).ids
 
-    def encode(self, text: str, max_length: int, behind: Sequence[str] = ()) -> tuple[np.ndarray, np.ndarray]:
+    def encode(self, text: str, max_length: int, behind: Iterable[str] = ()) -> tuple[np.ndarray, np.ndarray]:
         """`[CLS] text [SEP]`, padded with [PAD].
 
         `behind`: texts that follow, each with a [SEP] of its own (for VQA the OCR words, then the object
-        labels); empty ones are left out. What exceeds `max_length` is cut off at the end; the last token kept
+        labels). What exceeds `max_length` is cut off at the end; the last token kept
         is always [SEP].
         Returns input ids and attention mask (1 on tokens, 0 on padding), both int32 [max_length].
         """
         if max_length < 2:
             raise ValueError(f"max_length is {max_length}, [CLS] and [SEP] alone take 2")
         ids = self.pieces(text)
-        for follower in filter(None, map(self.pieces, behind)):
+        for follower in map(self.pieces, behind):
             ids += [self.sep_id, *follower]
         ids = [self.cls_id, *ids[: max_length - 2], self.sep_id]
 

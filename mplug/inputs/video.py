@@ -1,4 +1,4 @@
-"""An encoded video → a few of its frames, evenly spaced. Everything from outside is checked here, at the door.
+"""An encoded video → a few of its frames. Everything from outside is checked here, at the door.
 
 Limits hold before pixels are decoded, as far as the file says the truth, and while they are.
 """
@@ -9,7 +9,6 @@ import io
 from collections.abc import Iterator
 
 import av
-import numpy as np
 from PIL import Image
 
 from mplug.errors import InvalidRequest
@@ -27,16 +26,19 @@ CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,flv,asf,ogg,
 PROTOCOLS = "pipe"
 
 
-def sample_indices(count: int, wanted: int) -> list[int]:
-    """Which of `count` frames are looked at: `wanted` evenly spaced ones, as published, or all there are."""
+def sample_indices(count: int, wanted: int, *, even: bool = False) -> list[int]:
+    """Return which of `count` frames are looked at: `wanted` of them, or all where there are no more.
+
+    As published, their distance is a whole number: `np.arange(0, n, n / frames, dtype=int)` of the authors' loaders
+    cuts it, so 8 of 30 frames are 0, 3, 6 … 21 and the last eight are never seen. `even`: spread over all frames.
+    """
     if count <= wanted:
         return list(range(count))
-    # The step is a fraction, so that rounding could yield one more.
-    return np.arange(0, count, count / wanted).astype(int).tolist()[:wanted]
+    return [index * count // wanted if even else index * (count // wanted) for index in range(wanted)]
 
 
-def decode_video(data: bytes, frames: int, *, name: str = "VIDEO") -> list[Image.Image]:
-    """At most `frames` upright RGB frames of an encoded video, evenly spaced from its first on.
+def decode_video(data: bytes, frames: int, *, name: str = "VIDEO", even: bool = False) -> list[Image.Image]:
+    """Return at most `frames` upright RGB frames of an encoded video, those of `sample_indices`.
 
     `name` is the input's name for messages. Raises InvalidRequest when it is empty, not a video, damaged, or
     beyond a limit of this module.
@@ -45,7 +47,7 @@ def decode_video(data: bytes, frames: int, *, name: str = "VIDEO") -> list[Image
     if not data:
         raise InvalidRequest(f"{name} is empty: send the bytes of an encoded video (MP4, WebM, AVI …)")
     try:
-        pictures = _pictures(data, set(sample_indices(_count(data, name), frames)), name)
+        pictures = _pictures(data, set(sample_indices(_count(data, name), frames, even=even)), name)
         if not pictures:
             raise InvalidRequest(f"{name} holds no frame that can be decoded")
         return pictures

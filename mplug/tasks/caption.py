@@ -3,8 +3,9 @@
     IMAGE/VIDEO → decode, resize → vision_encoder ─┬─────────────────────────────────→ text_decoder → CAPTION
                           PROMPT → text_encoder → fusion_encoder (where the captioner reads fused states)
 
-Published captioners decode from the image states alone, and a prompt is decoded first. Ours reads the
-fused states of a prompt. The checkpoint's `caption_states` says which. The states of frames lie side by side.
+Published captioners decode from the image states alone, and a prompt is decoded first, as the tokenizer reads it. Ours
+reads the fused states of a prompt, which loses its punctuation as captions do. The checkpoint's `caption_states` says
+which. The states of frames lie side by side.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import numpy as np
 from mplug.contract import CallStage, Value, Values
 from mplug.decoding.beam_search import SearchOptions
 from mplug.decoding.request import check_positions, parse_search_options
+from mplug.errors import InvalidRequest
 from mplug.tasks.checkpoint_files import ServedCheckpoint
 from mplug.tasks.decoding import SEARCH_OPTIONS, decode, encoder_inputs, search_inputs
 from mplug.tasks.encoders import encode_images, encode_texts, fuse_for_decoder, side_by_side
@@ -44,10 +46,13 @@ class CaptionTask:
         search = parse_search_options(options, self.config.generation, self.tokenizer.sep_id)
         prompt = self.config.prompt
         if "PROMPT" in inputs:
-            prompt = one_text(inputs, "PROMPT", clean=True)
-            check_tokens("PROMPT", len(self.tokenizer.pieces(prompt)), self.config.max_text_length - 2)
+            prompt = one_text(inputs, "PROMPT", clean=self.config.caption_states == "fused")
+            tokens = len(self.tokenizer.pieces(prompt))
+            if not tokens:
+                raise InvalidRequest("PROMPT: holds no words")
+            check_tokens("PROMPT", tokens, self.config.max_text_length - 2)
         check_positions(options, search, len(self._prefix(prompt)), self.config.text.max_positions)
-        return CaptionRequest(visual(inputs, self.config.vision.image_size), prompt, search)
+        return CaptionRequest(visual(inputs, self.config), prompt, search)
 
     async def run(self, request: CaptionRequest, call_stage: CallStage) -> Values:
         """Chain the stages; outputs CAPTION, SCORE, TOKEN_IDS."""

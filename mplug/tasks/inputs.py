@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from mplug.config import MPlugConfig
 from mplug.contract import MAX_FRAMES, Value
 from mplug.errors import InvalidRequest
 from mplug.inputs.images import as_text, clean_caption, decode_image, pixel_values
@@ -64,17 +65,17 @@ def tokenised(tokenizer: Tokenizer, texts: Mapping[str, str], length: int) -> tu
     return np.stack([ids for ids, _ in pairs]), np.stack([mask for _, mask in pairs])
 
 
-def visual(inputs: Mapping[str, Value], size: int) -> np.ndarray:
-    """IMAGE (one, or several as frames) or VIDEO → pixels `[F, 3, size, size]`; F is 1 for an image.
+def visual(inputs: Mapping[str, Value], config: MPlugConfig) -> np.ndarray:
+    """IMAGE (one, or several as frames) or VIDEO → pixels `[F, 3, R, R]`; F is 1 for an image.
 
-    FRAMES says how many frames of a video are looked at, evenly spaced; several IMAGEs are all looked at
-    unless it is there. Raises InvalidRequest.
+    FRAMES says how many frames of a video are looked at, the checkpoint's `frame_sampling` which; several IMAGEs
+    are all looked at unless FRAMES is there. Raises InvalidRequest.
     """
-    frames = _frames(inputs)
+    frames, size, even = _frames(inputs), config.vision.image_size, config.frame_sampling == "even"
     if "IMAGE" in inputs and "VIDEO" in inputs:
         raise InvalidRequest("VIDEO: is sent beside IMAGE; send one of the two")
     if "VIDEO" in inputs:
-        pictures = decode_video(only(inputs, "VIDEO"), frames or DEFAULT_FRAMES, name="VIDEO")
+        pictures = decode_video(only(inputs, "VIDEO"), frames or DEFAULT_FRAMES, name="VIDEO", even=even)
         return np.stack([pixel_values(picture, size) for picture in pictures])
     if "IMAGE" not in inputs:
         raise InvalidRequest("IMAGE: missing; send an encoded image, or several as frames, or a VIDEO")
@@ -83,8 +84,13 @@ def visual(inputs: Mapping[str, Value], size: int) -> np.ndarray:
         found = len(images) if isinstance(images, list) else 0
         raise InvalidRequest(f"IMAGE: holds {found} elements, but must hold one image or up to {MAX_FRAMES} frames")
     names = ["IMAGE"] if len(images) == 1 else [f"IMAGE[{index}]" for index in range(len(images))]
-    chosen = sample_indices(len(images), frames or len(images))
+    chosen = sample_indices(len(images), frames or len(images), even=even)
     return np.stack([pixel_values(decode_image(images[index], name=names[index]), size) for index in chosen])
+
+
+def is_video(inputs: Mapping[str, Value]) -> bool:
+    """Return whether checked inputs are a video or several frames, not one image."""
+    return "VIDEO" in inputs or len(inputs["IMAGE"]) > 1
 
 
 def _frames(inputs: Mapping[str, Value]) -> int | None:

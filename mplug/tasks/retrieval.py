@@ -12,10 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from mplug.contract import CallStage, Value, Values
-from mplug.inputs.images import decode_image, pixel_values
 from mplug.tasks.checkpoint_files import ServedCheckpoint
-from mplug.tasks.encoders import EncodedText, encode_images, encode_texts, fuse, normalised
-from mplug.tasks.inputs import many_texts, one_text, only, tokenised, visual
+from mplug.tasks.encoders import EncodedText, encode_images, encode_texts, fuse, normalised, side_by_side
+from mplug.tasks.inputs import is_video, many_texts, one_text, tokenised, visual
 
 MAX_TEXTS = 256  # the published length of a shortlist
 #: Texts per call of the text encoder: its `max_batch_size`.
@@ -42,7 +41,7 @@ class EmbedImageTask(_RetrievalTask):
 
     def parse(self, inputs: Mapping[str, Value]) -> np.ndarray:
         """Pixels `[F, 3, R, R]`. Raises InvalidRequest."""
-        return visual(inputs, self.config.vision.image_size)
+        return visual(inputs, self.config)
 
     async def run(self, request: np.ndarray, call_stage: CallStage) -> Values:
         """Projections of frames are averaged before they are normalised, as published for video."""
@@ -67,24 +66,29 @@ class EmbedTextTask(_RetrievalTask):
 class MatchRequest:
     """A request that was checked."""
 
-    pixels: np.ndarray  #: `[1, 3, R, R]`
+    pixels: np.ndarray  #: `[F, 3, R, R]`, one image or the frames of a video
+    video: bool
     ids: np.ndarray  #: `[k, L]`
     mask: np.ndarray  #: `[k, L]`
 
 
 class MatchTask(_RetrievalTask):
-    """IMAGE, TEXT `[k]` → SCORE `[k]` (logit of the matching head) and SIMILARITY `[k]` (of the embeddings)."""
+    """IMAGE or VIDEO, TEXT `[k]` → SCORE `[k]` (logit of the matching head) and SIMILARITY `[k]` (of the embeddings).
+
+    Of a video, the states of frames lie side by side and the similarity is added to the logit, as in the published
+    zero-shot retrieval (`retrieval_vid_mplug.py`).
+    """
 
     def parse(self, inputs: Mapping[str, Value]) -> MatchRequest:
         """Check everything before any stage is asked. Raises InvalidRequest."""
         texts = many_texts(inputs, "TEXT", MAX_TEXTS, clean=True)
-        image = decode_image(only(inputs, "IMAGE"), name="IMAGE")
-        return MatchRequest(pixel_values(image, self.config.vision.image_size)[None], *self._tokenised(texts))
+        pixels = visual(inputs, self.config)
+        return MatchRequest(pixels, is_video(inputs), *self._tokenised(texts))
 
     async def run(self, request: MatchRequest, call_stage: CallStage) -> Values:
         """Outputs SCORE and SIMILARITY, in the order of the texts."""
         states, projections = await encode_images(call_stage, self.config, request.pixels)
-        feature = normalised(projections[0])
+        states, feature = side_by_side(states), normalised(projections.mean(0))
         pairs = max(1, min(PAIRS_PER_CALL, BYTES_PER_CALL // states.nbytes))
         scores, similarities = [], []
         for start in range(0, len(request.ids), TEXTS_PER_CALL):
@@ -97,4 +101,5 @@ class MatchTask(_RetrievalTask):
                 image = np.broadcast_to(states, (len(chunk.states), *states.shape[1:]))
                 fused = await fuse(call_stage, image, chunk, ["MATCH_LOGITS"])
                 scores.append(fused["MATCH_LOGITS"][:, MATCHES])
-        return {"SCORE": np.concatenate(scores), "SIMILARITY": np.concatenate(similarities)}
+        score, similarity = np.concatenate(scores), np.concatenate(similarities)
+        return {"SCORE": score + similarity if request.video else score, "SIMILARITY": similarity}

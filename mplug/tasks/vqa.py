@@ -21,12 +21,16 @@ from mplug.contract import MAX_CANDIDATE_TOKENS, MAX_CANDIDATES, CallStage, Valu
 from mplug.decoding.beam_search import SearchOptions
 from mplug.decoding.request import check_positions, parse_search_options
 from mplug.errors import InvalidRequest
+from mplug.inputs.images import clean_question
 from mplug.tasks.checkpoint_files import ServedCheckpoint
 from mplug.tasks.decoding import SEARCH_OPTIONS, decode, encoder_inputs, search_inputs
 from mplug.tasks.encoders import encode_images, encode_texts, fuse_for_decoder, side_by_side
 from mplug.tasks.inputs import check_tokens, many_texts, one_text, visual
 
-MAX_WORDS = 256  # of OCR, and labels of objects; as many as fit behind the question are read
+MAX_WORDS = 256  # elements of OCR and of OBJECTS that a request may bring
+OCR_WORDS = 30  # of OCR, counted after cleaning; the authors' data set cuts off what follows
+#: Questions are padded to multiples of this, so that requests share batches and few compute the longest.
+PADDING_STEP = 40
 #: How many times the log-probability of a candidate's first token counts, as published.
 FIRST_TOKEN_WEIGHT = 2
 #: Tokens of an answer where the checkpoint's lengths are those of another task, as published for VQA.
@@ -70,21 +74,40 @@ class VqaTask:
         else:
             search = parse_search_options(options, self.generation, self.tokenizer.sep_id)
             check_positions(options, search, 1, self.config.text.max_positions)
-        question = one_text(inputs, "QUESTION")
-        check_tokens("QUESTION", len(self.tokenizer.pieces(question)), self.config.max_text_length - 2)
-        behind = [
-            " ".join(many_texts(inputs, name, MAX_WORDS).values())
-            for name in ("OCR", "OBJECTS")
-            if name in inputs and len(inputs[name])
-        ]
         return VqaRequest(
-            pixels=visual(inputs, self.config.vision.image_size),
-            question=self.tokenizer.encode(question, self.config.max_text_length, behind),
+            pixels=visual(inputs, self.config),
+            question=self._question(inputs),
             search=search,
             candidates=list(candidates.values()),
             candidate_ids=self._candidate_ids(candidates) if candidates else None,
             answers=answers,
         )
+
+    def _question(self, inputs: Mapping[str, Value]) -> tuple[np.ndarray, np.ndarray]:
+        """Return ids and mask `[L]` of the question, and behind it, each after a `[SEP]`, OCR words and objects.
+
+        As in the authors' vqa_dataset.py: words that were read are cleaned and cut, the rest stands as it is.
+        Raises InvalidRequest for more tokens than the checkpoint reads.
+        """
+        most = self.config.max_text_length
+        question = one_text(inputs, "QUESTION")
+        check_tokens("QUESTION", len(self.tokenizer.pieces(question)), most - 2)
+        behind = {
+            name: " ".join(many_texts(inputs, name, MAX_WORDS).values())
+            for name in ("OCR", "OBJECTS")
+            if name in inputs and len(inputs[name])
+        }
+        if "OCR" in behind:
+            behind["OCR"] = clean_question(behind["OCR"], OCR_WORDS)
+        count = 2 + len(self.tokenizer.pieces(question))
+        count += sum(1 + len(self.tokenizer.pieces(text)) for text in behind.values())
+        if count > most:
+            names = " and ".join(behind)
+            raise InvalidRequest(
+                f"{names}: with the question {count} tokens, more than the {most} that the checkpoint reads; "
+                "send fewer words"
+            )
+        return self.tokenizer.encode(question, min(most, -(-count // PADDING_STEP) * PADDING_STEP), behind.values())
 
     def _candidate_ids(self, candidates: Mapping[str, str]) -> np.ndarray:
         """Return ids `[n, L]`, from `[CLS]` to the last `[SEP]`, padded with 0.

@@ -57,7 +57,7 @@ WRONG_VALUES: list[tuple[str, str, dict[str, Tensor]]] = [
     ("PROMPT", "is empty", {"PROMPT": ""}),
     ("PROMPT", "is empty", {"PROMPT": " \t\n"}),
     ("PROMPT", "is empty", {"PROMPT": b"\0"}),
-    ("PROMPT", "holds no words", {"PROMPT": "...!"}),
+    ("PROMPT", "holds no words", {"PROMPT": "\u0301"}),
     ("PROMPT", "24 tokens are more than the 23 allowed", {"PROMPT": "w1 " * 24}),
     ("PROMPT", "100,000 characters", {"PROMPT": "a" * 100_000}),
     ("PROMPT", "not UTF-8", {"PROMPT": b"a \xff\xfe cat"}),

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import threading
+import asyncio
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from mplug.config import GenerationConfig
 from mplug.contract import Value, Values
-from mplug.decoding.candidate_scores import CandidateScores
 from mplug.decoding.loop import DecodeLoop
-from mplug.decoding.request import DecodeRequestParser, to_outputs
+from mplug.decoding.request import DecodeRequestParser
+from mplug.decoding.service import DecoderService
 from mplug.network import MPlug
 from mplug.runtime.torch import eager_decoder, torch_graphs
+
+MAX_STATES = 1 << 16  # more than any case brings
 
 
 class EagerStages:
@@ -21,48 +23,26 @@ class EagerStages:
 
     def __init__(self, network: MPlug, start_id: int, end_id: int) -> None:
         self.graphs, text = torch_graphs(network, end_id), network.config.text
-        self.loop = None
+        self.decoder = None
         if "text_decoder_step" in self.graphs:
-            self.loop = DecodeLoop(eager_decoder(network, end_id))
-            self.parser = DecodeRequestParser(
-                text.hidden_size, text.vocab_size, text.max_positions, 1 << 16, start_id, end_id, GenerationConfig()
-            )
+            sizes = text.hidden_size, text.vocab_size, text.max_positions, MAX_STATES
+            parser = DecodeRequestParser(*sizes, start_id, end_id, GenerationConfig())
+            loop = DecodeLoop(eager_decoder(network, end_id))
+            self.decoder = DecoderService(parser, loop, self.graphs.get("text_decoder_score"))
 
     def close(self) -> None:
-        if self.loop is not None:
-            self.loop.stop()
+        if self.decoder is not None:
+            self.decoder.close()
 
     async def __call__(self, name: str, inputs: Mapping[str, Value], outputs: Sequence[str]) -> Values:
-        if name == "text_decoder":
-            return self._decode(inputs)
-        found = self.graphs[name]({key: np.ascontiguousarray(value) for key, value in inputs.items()})
-        return {output: found[output] for output in outputs}
-
-    def _decode(self, inputs: Mapping[str, Value]) -> Values:
-        answer, settled = [], threading.Event()
-
-        def settle(outcome) -> None:
-            answer.append(outcome)
-            settled.set()
-
-        if "CANDIDATE_IDS" in inputs:
-            ids = self.parser.candidates(inputs)
-            self.loop.submit_job(
-                CandidateScores(
-                    self.graphs["text_decoder_score"],
-                    *self.parser.encoder_inputs(inputs),
-                    ids,
-                    done=lambda scores: settle({"TOKEN_IDS": ids, "SCORE": scores}),
-                    failed=settle,
-                    first_token_weight=self.parser.first_token_weight(inputs),
-                )
-            )
-        else:
-            request = self.parser.parse(inputs)
-            request.done = lambda found: settle(to_outputs(request, found))
-            request.failed = settle
-            self.loop.submit(request)
-        assert settled.wait(120)
-        if isinstance(answer[0], BaseException):
-            raise answer[0]
-        return answer[0]
+        if name != "text_decoder":
+            found = self.graphs[name]({key: np.ascontiguousarray(value) for key, value in inputs.items()})
+            return {output: found[output] for output in outputs}
+        events = asyncio.get_running_loop()
+        answer: asyncio.Future[Values] = events.create_future()
+        self.decoder.submit(
+            inputs,
+            lambda outputs: events.call_soon_threadsafe(answer.set_result, outputs),
+            lambda error: events.call_soon_threadsafe(answer.set_exception, error),
+        )
+        return await answer

@@ -1,4 +1,4 @@
-"""The published code on a CPU, at any size: what `make_cases.py` imports of a clone, and what it puts in place of the rest.
+"""The published code on a CPU, at any size: what `make_cases.py` imports of a clone, and what stands in for the rest.
 
 Nothing here is part of the project's own computation. The clone is imported as it is; packages that its modules
 import and that no answer depends on (loggers, cloud storage, GPU extensions) are replaced by empty ones.
@@ -6,23 +6,25 @@ import and that no answer depends on (loggers, cloud storage, GPU extensions) ar
 
 from __future__ import annotations
 
-import json
+import importlib
 import sys
 import types
 from collections.abc import Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import ClassVar
 from unittest.mock import MagicMock
 
 import numpy as np
 import torch
+from PIL import Image
 
 #: Imported by the scripts, needed by no answer.
 REPLACED = (
-    "apex decord deepspeed icecream language_evaluation optim oss2 ruamel_yaml scheduler timm timm.models timm.models.layers "
-    "timm.models.registry timm.models.vision_transformer torchvision torchvision.datasets torchvision.datasets.utils "
-    "torchvision.transforms"
-).split()
+    *("apex", "decord", "deepspeed", "icecream", "language_evaluation", "optim", "oss2", "ruamel_yaml", "scheduler"),
+    *("timm", "timm.models", "timm.models.layers", "timm.models.registry", "timm.models.vision_transformer"),
+    *("torchvision", "torchvision.datasets", "torchvision.datasets.utils", "torchvision.transforms"),
+)
 #: Parameters of the published models that no answer depends on, or that are tied to others.
 UNUSED = ("position_ids", "_m.", "queue", "temp", "fusion_encoder.embeddings.", "predictions.decoder.")
 
@@ -30,7 +32,8 @@ UNUSED = ("position_ids", "_m.", "queue", "temp", "fusion_encoder.embeddings.", 
 class VideoReader:
     """Stands in for decord's: frames are those of a video decoded beforehand, resized as pictures are."""
 
-    videos: dict[str, list] = {}  #: path → upright RGB pictures
+    videos: ClassVar[dict[str, list]] = {}  #: path → upright RGB pictures
+    asked: ClassVar[list[int]] = []  #: indices of the last batch
 
     def __init__(self, path: str, width: int, height: int) -> None:
         self.pictures, self.size = self.videos[path], (width, height)
@@ -39,15 +42,13 @@ class VideoReader:
         return len(self.pictures)
 
     def get_batch(self, indices) -> torch.Tensor:
-        """Frames `[n, height, width, 3]`, uint8; the indices asked for are kept in `asked`."""
+        """Frames `[n, height, width, 3]`, uint8; the indices are kept in `asked`."""
         VideoReader.asked = list(map(int, indices))
         return torch.from_numpy(np.stack([np.asarray(resized(self.pictures[i], self.size)) for i in indices]))
 
 
 def resized(picture, size: tuple[int, int]):
     """The picture at `size`, bicubic, as the published transforms do it."""
-    from PIL import Image
-
     return picture.convert("RGB").resize(size, Image.Resampling.BICUBIC)
 
 
@@ -74,13 +75,12 @@ class Published:
         for model in (modeling_mplug.BertModel, modeling_mplug.FusionModel, modeling_mplug.BertPrefixModel):
             model.from_pretrained = classmethod(_from_config)
         modeling_mplug.BertLMHeadModel.from_pretrained = classmethod(_from_config)
-        #: That of ModelScope's pipelines, `[CLS] … [SEP]`. The clone's own, models/tokenization_bert.py, leaves the last
-        #: `[SEP]` out; docs/models.md says what follows from that.
+        #: That of ModelScope's pipelines, `[CLS] … [SEP]`. The clone's own, models/tokenization_bert.py, leaves out the
+        #: last `[SEP]`; docs/models.md says what follows from that.
         self.tokenizer = transformers.BertTokenizer.from_pretrained
 
     def model(self, kind: str, config: Mapping, folder: Path) -> torch.nn.Module:
-        """The class `MPLUG` of `models.model_<kind>_mplug…` at a configuration, in evaluation mode, on random weights."""
-        import importlib
+        """Return an `MPLUG` of `models.model_<kind>` at a configuration, in evaluation mode, on random weights."""
 
         module = importlib.import_module(f"models.model_{kind}")
         module.initialize_clip = lambda _: (_clip(config), None)
@@ -94,9 +94,7 @@ def _from_config(cls, _: str, config, **options):
 
 
 def _clip(config: Mapping):
-    """CLIP at the sizes of a ModelScope YAML."""
-    import importlib
-
+    """Return CLIP at the sizes of a ModelScope YAML."""
     clip = importlib.import_module("models.clip.model").CLIP(
         *(
             config[f"clip_{name}"]
@@ -143,7 +141,7 @@ def load_weights(model: torch.nn.Module, path: Path) -> None:
 @contextmanager
 def n_best(model: torch.nn.Module, beams: int, min_length: int, max_length: int):
     """Let the model's generation return all hypotheses of a search of these options."""
-    generator, generation = model.beam_generator, model.generation
+    generator = model.beam_generator
     kept = generator.beam_size, generator.min_length, generator.max_length
     generator.beam_size, generator.min_length, generator.max_length = beams, min_length, max_length
     search = generator._fast_translate_batch
@@ -153,9 +151,3 @@ def n_best(model: torch.nn.Module, beams: int, min_length: int, max_length: int)
     finally:
         generator._fast_translate_batch = search
         generator.beam_size, generator.min_length, generator.max_length = kept
-        model.generation = generation
-
-
-def read_json(path: Path):
-    """The document in a JSON file."""
-    return json.loads(path.read_text())

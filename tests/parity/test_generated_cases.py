@@ -1,20 +1,20 @@
-"""The public models' tasks against cases that `make_cases.py` made with the published code: requests in, answers out."""
+"""The tasks of public models against cases that `make_cases.py` made with the published code."""
 
 from __future__ import annotations
 
 import asyncio
 import json
-from functools import cache
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 from eager_stages import EagerStages
-from golden import DATA, SCORE_TOLERANCE, expected
+from golden import DATA, SCORE_TOLERANCE
 
 from mplug.checkpoint import load_checkpoint
 from mplug.inputs.tokenizer import Tokenizer
-from mplug.inputs.video import decode_video
+from mplug.inputs.video import sample_indices
 from mplug.tasks.caption import CaptionTask
 from mplug.tasks.checkpoint_files import ServedCheckpoint
 from mplug.tasks.retrieval import MatchTask
@@ -26,9 +26,22 @@ FILES = ("IMAGE", "VIDEO")
 WORDS = ("OCR", "OBJECTS", "CANDIDATES", "TEXT")
 
 
-@cache
-def task_of(checkpoint: Path, task: str):
-    """The task of a checkpoint, and its stages."""
+@pytest.fixture(scope="module")
+def task_of():
+    """`task_of(checkpoint, task)`: the task of a checkpoint, and its stages."""
+    opened: dict = {}
+
+    def task_of(*wanted):
+        if wanted not in opened:
+            opened[wanted] = open_task(*wanted)
+        return opened[wanted]
+
+    yield task_of
+    for _, stages in opened.values():
+        stages.close()
+
+
+def open_task(checkpoint: Path, task: str):
     network, _ = load_checkpoint(checkpoint)
     tokenizer = Tokenizer(checkpoint / "vocab.txt", network.config.text.vocab_size)
     served = ServedCheckpoint(network.config, tokenizer, network.config.vision.image_size)
@@ -60,7 +73,7 @@ def test_there_are_cases_of_every_task() -> None:
 
 
 @pytest.mark.parametrize(("folder", "checkpoint", "task", "request_"), requests())
-def test_answers_are_the_published_ones(folder: Path, checkpoint: Path, task: str, request_: dict) -> None:
+def test_answers_are_the_published_ones(task_of, folder: Path, checkpoint: Path, task: str, request_: dict) -> None:
     served, stages = task_of(checkpoint, task)
     inputs = {name: tensor(folder, name, value) for name, value in request_["inputs"].items()}
     answer = asyncio.run(served.run(served.parse(inputs), stages))
@@ -71,3 +84,15 @@ def test_answers_are_the_published_ones(folder: Path, checkpoint: Path, task: st
             assert [text.decode() for text in answer[name]] == reference
         else:
             np.testing.assert_allclose(answer[name], reference, atol=SCORE_TOLERANCE, err_msg=name)
+
+
+def films() -> list:
+    """Every request with a video, and the frames that the published loader took of it."""
+    return [pytest.param(*each.values, id=each.id) for each in requests() if "frames" in each.values[3]]
+
+
+@pytest.mark.parametrize(("folder", "_checkpoint", "_task", "request_"), films())
+def test_frames_are_those_of_the_published_loader(folder: Path, _checkpoint: Path, _task: str, request_: dict) -> None:
+    with av.open(str(folder / request_["inputs"]["VIDEO"])) as container:
+        count = sum(1 for _ in container.decode(video=0))
+    assert sample_indices(count, request_["inputs"]["FRAMES"]) == request_["frames"]

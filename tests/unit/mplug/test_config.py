@@ -136,6 +136,27 @@ def test_a_length_that_is_not_said_gives_way(tmp_path: Path, lengths: dict[str, 
     assert (generation.min_length, generation.max_length) == expected
 
 
+@pytest.mark.parametrize(
+    ("task", "search", "tokens"),
+    [
+        ("image-captioning", (5, 8, 25), 25),
+        ("video-captioning", (10, 15, 25), 25),
+        ("visual-question-answering", (5, 1, 10), 80),
+        ("video-question-answering", (5, 1, 10), 80),
+        ("image-text-retrieval", (5, 8, 25), 30),
+        ("video-text-retrieval", (5, 8, 25), 35),
+        ("visual-grounding", (5, 8, 25), 20),
+    ],
+)
+def test_what_the_yaml_leaves_out_is_what_the_published_scripts_pass(
+    tmp_path: Path, task: str, search: tuple, tokens: int
+) -> None:
+    config = read(tmp_path, task=task, beam_size=ABSENT, min_length=ABSENT, max_length=ABSENT)
+    generation = config.generation
+    assert (generation.num_beams, generation.min_length, generation.max_length) == search
+    assert config.max_text_length == tokens
+
+
 def test_texts_are_never_longer_than_the_positions(tmp_path: Path) -> None:
     config = read(tmp_path, max_length=9, min_length=1, bert={"max_position_embeddings": 20})
     assert config.max_text_length == 20
@@ -188,6 +209,7 @@ WRONG_IN_YAML: list[tuple[dict[str, Any], str]] = [
     ({"max_text_length": -3}, "max_text_length -3"),
     ({"embed_dim": 0}, "embed_dim is 0"),
     ({"caption_states": "text"}, "caption_states 'text' is not image or fused"),
+    ({"frame_sampling": "random"}, "frame_sampling 'random' is not published or even"),
 ]
 WRONG_IN_BERT: list[tuple[dict[str, Any], str]] = [
     ({"hidden_size": ABSENT}, "hidden_size is missing"),

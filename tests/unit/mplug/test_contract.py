@@ -50,7 +50,7 @@ PUBLIC: dict[str, tuple[Tensors, Tensors]] = {
     "embed_image": (VIDEO, {"FEATURE": ("FP32", [-1])}),
     "embed_text": ({"TEXT": ("BYTES", [1])}, {"FEATURE": ("FP32", [-1])}),
     "match": (
-        {"IMAGE": ("BYTES", [1]), "TEXT": ("BYTES", [-1])},
+        VIDEO | {"TEXT": ("BYTES", [-1])},
         {"SCORE": ("FP32", [-1]), "SIMILARITY": ("FP32", [-1])},
     ),
     "ground": (

@@ -94,7 +94,7 @@ def test_padding_is_zero_and_masked(vocab: Path) -> None:
 def test_words_behind_the_question(vocab: Path) -> None:
     tokenizer = Tokenizer(vocab)
     assert tokens(tokenizer, "a cat?", behind=["man", "it"]) == "[CLS] a cat ? [SEP] man [SEP] it [SEP]"
-    assert tokens(tokenizer, "a cat?", behind=["", "it"]) == "[CLS] a cat ? [SEP] it [SEP]"
+    assert tokens(tokenizer, "a cat?", behind=["", "it"]) == "[CLS] a cat ? [SEP] [SEP] it [SEP]"
     assert tokens(tokenizer, "a cat?", 6, behind=["man"]) == "[CLS] a cat ? [SEP] [SEP]"
     # The published code joins strings; the ids are the same.
     joined, _ = tokenizer.encode("a cat? [SEP] man [SEP] it", 20)

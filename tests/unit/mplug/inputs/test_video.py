@@ -37,9 +37,12 @@ def levels(pictures: list[Image.Image]) -> list[int]:
 def test_frames_are_sampled_as_published(count: int, wanted: int) -> None:
     indices = sample_indices(count, wanted)
     assert len(indices) == min(count, wanted)
+    even = sample_indices(count, wanted, even=True)
     if count > wanted:
-        assert indices == np.arange(0, count, count / wanted).astype(int).tolist()[:wanted]
-    assert indices == sorted(set(indices)) and indices[-1] < count
+        assert indices == np.arange(0, count, count / wanted, dtype=int).tolist()[:wanted]
+        assert even == np.arange(0, count, count / wanted).astype(int).tolist()[:wanted]
+    for found in (indices, even):
+        assert found == sorted(set(found)) and found[-1] < count
 
 
 @pytest.mark.parametrize(

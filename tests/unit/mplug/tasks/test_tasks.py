@@ -19,7 +19,7 @@ from mplug.tasks.checkpoint_files import Head, ServedCheckpoint
 from mplug.tasks.ground import GroundTask
 from mplug.tasks.judgement import EntailTask, NlvrTask
 from mplug.tasks.retrieval import EmbedImageTask, EmbedTextTask, MatchTask
-from mplug.tasks.vqa import VqaTask
+from mplug.tasks.vqa import PADDING_STEP, VqaTask
 
 GOLDEN = Path(__file__).parents[3] / "parity" / "data"
 
@@ -86,7 +86,7 @@ def test_vqa_reads_the_fused_states_behind_their_mask() -> None:
     answer = answered(task, stages, IMAGE=[picture()], QUESTION=[b"w1 w2"], NUM_BEAMS=np.array([3], np.int32))
     assert answer["ANSWER"] == [task.tokenizer.decode([530]).encode()]
     (read,) = stages.inputs_of("text_decoder")
-    length = task.config.max_text_length
+    length = PADDING_STEP
     assert read["ENCODER_STATES"].shape == (task.config.vision.tokens + length, task.config.text.hidden_size)
     words = len(task.tokenizer.pieces("w1 w2")) + 2
     assert read["ENCODER_MASK"].tolist() == [1] * (task.config.vision.tokens + words) + [0] * (length - words)
@@ -125,6 +125,39 @@ def test_ocr_and_objects_stand_behind_the_question_each_with_its_end() -> None:
     assert request.question[0][: len(wanted)].tolist() == wanted
 
 
+def test_words_that_were_read_are_cleaned_and_cut_and_objects_are_not() -> None:
+    task = VqaTask(checkpoint("vqa"))
+    read = [b"W2,", b"w3-w4", *[b"w5"] * 40]
+    request = task.parse({"IMAGE": [picture()], "QUESTION": [b"w1?"], "OCR": read, "OBJECTS": [b"w6,", b"w7"]})
+    pieces, end = task.tokenizer.pieces, task.tokenizer.sep_id
+    words = ["w2", "w3", "w4", *["w5"] * 27]  # 30
+    wanted = [101, *pieces("w1?"), end, *pieces(" ".join(words)), end, *pieces("w6, w7"), end]
+    assert request.question[0][: len(wanted)].tolist() == wanted
+    assert request.question[1].sum() == len(wanted)
+
+
+def test_what_does_not_fit_behind_the_question_is_an_error() -> None:
+    task = VqaTask(checkpoint("vqa"))  # 64 positions: fewer than the 80 tokens of the published script
+    objects = [b"w4"] * 30
+    with pytest.raises(InvalidRequest, match="OCR and OBJECTS: with the question 66 tokens, more than the 64 that"):
+        task.parse({"IMAGE": [picture()], "QUESTION": [b"w1 w2"], "OCR": [b"w3"] * 30, "OBJECTS": objects})
+
+
+def test_a_prompt_that_is_decoded_keeps_its_punctuation_and_one_that_is_encoded_does_not() -> None:
+    served = checkpoint("caption")
+    for states, prompt in (("image", "W1, w2-w3."), ("fused", "w1 w2 w3")):
+        task = CaptionTask(replace(served, config=replace(served.config, caption_states=states)))
+        assert task.parse({"IMAGE": [picture()], "PROMPT": [b"W1, w2-w3."]}).prompt == prompt
+    task = CaptionTask(served)
+    with pytest.raises(InvalidRequest, match="PROMPT: holds no words"):
+        task.parse({"IMAGE": [picture()], "PROMPT": ["\u0301".encode()]})
+    stages = Stages(task)
+    stages.decoded = {"TOKEN_IDS": np.array([[101, 102]], np.int32), "SCORE": np.zeros(1, np.float32)}
+    answered(task, stages, IMAGE=[picture()], PROMPT=[b"W1, w2-w3."])
+    (read,) = stages.inputs_of("text_decoder")
+    assert read["PROMPT_IDS"].tolist() == [101, *task.tokenizer.pieces("w1 , w2 - w3 .")]
+
+
 def test_answers_are_short_where_the_checkpoint_writes_captions() -> None:
     captioner = VqaTask(checkpoint("caption", "image-captioning", "visual-question-answering"))
     request = captioner.parse({"IMAGE": [picture()], "QUESTION": [b"w1"]})
@@ -156,6 +189,18 @@ def test_pairs_are_matched_in_bounded_pieces_in_their_order() -> None:
     np.testing.assert_allclose(answer["SIMILARITY"], np.ones(70))
     assert [len(inputs["TEXT_STATES"]) for inputs in stages.inputs_of("fusion_encoder")] == [64, 6]
     assert len(stages.inputs_of("vision_encoder")) == 1
+
+
+def test_frames_are_matched_side_by_side_and_the_similarity_counts() -> None:
+    task = MatchTask(checkpoint("retrieval"))
+    for images, similarity in ((1, 1.0), (2, 1 / np.sqrt(5))):
+        stages = Stages(task)
+        answer = answered(task, stages, IMAGE=[picture()] * images, TEXT=[b"w1", b"w2"])
+        np.testing.assert_allclose(answer["SIMILARITY"], [similarity] * 2, rtol=1e-6)
+        logits = np.array([1, 3], np.float32)  # of the stand-in
+        np.testing.assert_allclose(answer["SCORE"], logits + (similarity if images > 1 else 0), rtol=1e-6)
+        (read,) = stages.inputs_of("fusion_encoder")
+        assert read["IMAGE_STATES"].shape[:2] == (2, images * task.config.vision.tokens)
 
 
 def test_a_box_is_undone_from_the_canvas() -> None:
@@ -205,7 +250,7 @@ def test_heads_read_the_first_state_of_every_image() -> None:
         ({"QUESTION": [b"w1"], "IMAGE": [picture()], "FRAMES": np.array([0])}, "FRAMES: "),
         ({"QUESTION": [b"w1"], "IMAGE": [picture()], "VIDEO": [b"x"]}, "VIDEO: is sent beside IMAGE"),
         ({"QUESTION": [b"w1"], "IMAGE": [picture()], "CANDIDATES": []}, "CANDIDATES: holds 0"),
-        ({"QUESTION": [b"w1"], "IMAGE": [picture()], "CANDIDATES": [b"w1 " * 60]}, r"CANDIDATES\[0\]: has"),
+        ({"QUESTION": [b"w1"], "IMAGE": [picture()], "CANDIDATES": [b"w1 " * 62]}, r"CANDIDATES\[0\]: has"),
         (
             {"QUESTION": [b"w1"], "IMAGE": [picture()], "CANDIDATES": [b"w1"], "MAX_LENGTH": np.array([3])},
             "MAX_LENGTH: ",
