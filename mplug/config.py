@@ -173,7 +173,7 @@ class MPlugConfig:
     caption_states: str = "image"
     #: Text that our captioner's text encoder reads, and that published captioners decode first.
     prompt: str = ""
-    #: What stands behind every text that the decoder writes or ranks, before the tokenizer's own `[SEP]`.
+    #: What stands behind every answer that is ranked, before the tokenizer's own `[SEP]`.
     eos: str = ""
     #: Which frames of a video are looked at: at whole steps as `published`, or `even` ones; see `sample_indices`.
     frame_sampling: str = "published"

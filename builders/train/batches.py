@@ -68,15 +68,12 @@ class TensorMaker:
     config: MPlugConfig
     crop: float = 1.0
 
-    def ids(self, texts: Sequence[str], *, clean: bool = False, end: str = "") -> Tensor:
-        """Return ids `[T, L]`. What exceeds the checkpoint's length is cut.
-
-        `clean`: as captions and texts to be matched are. `end`: what stands behind each text, before the last `[SEP]`.
-        """
+    def ids(self, texts: Sequence[str], *, clean: bool = False) -> Tensor:
+        """`[T, L]`; `clean`: as captions and texts to be matched are. What exceeds the checkpoint's length is cut."""
         room = self.config.max_text_length - 2
         rows = []
         for text in texts:
-            pieces = self.tokenizer.pieces((clean_caption(text) if clean else text) + end)[:room]
+            pieces = self.tokenizer.pieces(clean_caption(text) if clean else text)[:room]
             rows.append([self.tokenizer.cls_id, *pieces, self.tokenizer.sep_id])
         return padded(rows)
 
@@ -122,7 +119,7 @@ def caption_batch(records: Sequence[CaptionRecord], maker: TensorMaker, random: 
     captions = [spoken + random.choice(record.captions) for record in records]
     return {
         "pixel_values": pixels[index],
-        "caption_ids": maker.ids(captions, clean=True, end=config.eos),
+        "caption_ids": maker.ids(captions, clean=True),
         "references": [[clean_caption(caption) for caption in record.captions] for record in records],
     }
 
@@ -140,7 +137,7 @@ def question_batch(records: Sequence[QuestionRecord], maker: TensorMaker, random
         "pixel_values": pixels,
         "image_index": index,
         "question_ids": maker.ids([r.question for r in records]),
-        "answer_ids": maker.ids(answers, end=maker.config.eos),
+        "answer_ids": maker.ids(answers),
         "weights": torch.tensor(weights),
         "question_index": torch.tensor(questions),
     }
