@@ -27,6 +27,9 @@ import numpy as np
 import torch
 import yaml
 from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).parent))
+
 from published_code import Published, VideoReader, is_needed, load_weights, n_best, resized
 
 MEAN = np.array((0.48145466, 0.4578275, 0.40821073), np.float32)
