@@ -53,10 +53,25 @@ def add_server(parser: argparse.ArgumentParser, *, timeout_of: str = "one answer
         type=float,
         metavar="SECONDS",
         default=DEFAULT_TIMEOUT,
-        help=f"for {timeout_of}, repetitions included; default: {DEFAULT_TIMEOUT:g}",
+        help=f"for {timeout_of}, retries included; default: {DEFAULT_TIMEOUT:g}",
     )
     group.add_argument(
-        "--shared-memory", action="store_true", help="the server is on this host: large inputs go through shared memory"
+        "--retries",
+        type=int,
+        metavar="N",
+        help="how often a request is sent again when the server is busy, shutting down or cannot be reached; "
+        "default: 5 (3 when it cannot be reached)",
+    )
+    group.add_argument(
+        "--shared-memory",
+        action="store_true",
+        help="send large inputs through shared memory; for a server on this host with --allow-shared-memory",
+    )
+    group.add_argument(
+        "--shared-memory-key",
+        metavar="FILE",
+        help="the file with the server's key to it; default: $MPLUG_SHARED_MEMORY_KEY_FILE, or the one that a server "
+        "of this user writes for its port",
     )
 
 
@@ -117,7 +132,8 @@ def connection_arguments(options: argparse.Namespace) -> dict[str, Any]:
         "url": options.url,
         "protocol": options.protocol,
         "timeout": options.timeout,
-        "shared_memory": options.shared_memory,
+        "shared_memory": options.shared_memory_key or options.shared_memory,
+        "retries": options.retries,
         "checkpoint": options.checkpoint,
     }
 

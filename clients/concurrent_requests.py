@@ -7,7 +7,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from typing import TypeVar
 
-from clients.client.calls import ClientError
+from clients.client import ClientError
 
 J = TypeVar("J")
 R = TypeVar("R")

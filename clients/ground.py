@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw
 
 from clients import command_line
 from clients.client import Client, ClientError, Grounding
-from clients.pictures import as_shown
+from clients.client.images import as_shown
 
 _EXAMPLE = """\
   python clients/ground.py photo.jpg "the left dog" --output found.png

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from clients.client.calls import ClientError
+from clients.client import ClientError
 
 #: How every line of ours begins, since each is an object; a file that begins otherwise is somebody else's.
 _BEGINNING = b'{"'

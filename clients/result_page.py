@@ -9,8 +9,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from clients.client.calls import ClientError
-from clients.pictures import as_shown
+from clients.client import ClientError
+from clients.client.images import as_shown
 
 THUMBNAIL = 320  # pixels of the longer side
 

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from clients.client.calls import ClientError
+from clients.client import ClientError
 from clients.journal import Journal
 
 #: Embedded with every index: another checkpoint gives another feature, and mixing the two gives nonsense.

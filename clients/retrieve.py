@@ -20,8 +20,7 @@ import numpy as np
 from tqdm import tqdm
 
 from clients import command_line, result_page
-from clients.client import AsyncClient, Match
-from clients.client.calls import ClientError
+from clients.client import AsyncClient, ClientError, Match
 from clients.concurrent_requests import add_concurrency, answers
 from clients.pictures import check_file, in_folder
 from clients.retrieval_index import PROBE, Index, IndexInTheMaking, Picture

@@ -17,8 +17,8 @@ import numpy as np
 from PIL import Image
 
 from clients.client import ENTAILMENT_LABELS, Answer, Caption, Client, ClientError
+from clients.client.images import as_shown
 from clients.ground import with_boxes
-from clients.pictures import as_shown
 from webpage import examples
 
 T = TypeVar("T")

@@ -1,20 +1,22 @@
-"""What each public model is asked, and how its answer reads: one function and one answer class per model.
+"""What each public model is asked, and how its answer is read: one function per model, the methods of both clients.
 
-Knows tensors, not transports: a `Call` made here is sent by either client over either protocol. Names, types
-and shapes are those of the served models' contract; shapes have no batch dimension.
+A `Call` made here is sent by either client over either protocol. Names, types and shapes are those of the served
+models' contract; shapes have no batch dimension.
 """
 
 from __future__ import annotations
 
-import io
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Generic, TypedDict, TypeVar
+from typing import Generic, TypeVar
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
+
+from clients.client.answers import Answer, Caption, Entailment, Grounding, Match, Verdict
+from clients.client.errors import ClientError
+from clients.client.images import as_png, read_file
 
 T = TypeVar("T")
 Tensors = Mapping[str, np.ndarray]
@@ -23,79 +25,6 @@ Tensors = Mapping[str, np.ndarray]
 ImageLike = bytes | str | os.PathLike[str] | Image.Image
 #: An encoded video or a path to one.
 VideoLike = bytes | str | os.PathLike[str]
-
-#: A larger file is not even read: the server takes at most so much of a video, and half of it of a picture.
-MAX_FILE_BYTES = 64 << 20
-
-#: What the probabilities of `entail` stand for, in their order.
-ENTAILMENT_LABELS = ("contradiction", "neutral", "entailment")
-
-# What PNG can store; other modes are sent as RGB.
-_PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")
-
-
-class ClientError(Exception):
-    """A request that got no result. The message is one line, fit to be shown as it is.
-
-    `status`: INVALID_ARGUMENT (the request is wrong), NOT_FOUND (no such model), UNAVAILABLE (not ready or
-    too busy), DEADLINE_EXCEEDED (timeout), INTERNAL and the other gRPC code names, the same over HTTP;
-    and of our own UNREACHABLE (no server answers there) and UNREADABLE (a local file).
-    """
-
-    def __init__(self, message: str, status: str = "INVALID_ARGUMENT") -> None:
-        super().__init__(" ".join(message.split()))
-        self.status = status
-
-
-class SearchOptions(TypedDict, total=False):
-    """Options of a generating model; what is absent or None is left to the server."""
-
-    num_beams: int | None
-    min_length: int | None  # tokens
-    max_length: int | None  # tokens
-    num_return: int | None  # answers, at most num_beams
-    length_penalty: float | None
-
-
-# --------------------------------------------------------------------------------------------- answers
-
-
-@dataclass(frozen=True)
-class Caption:
-    text: str
-    score: float  # log-probability over the length penalty; the higher the better
-    token_ids: list[int]  # from [CLS], padding removed
-
-
-@dataclass(frozen=True)
-class Answer:
-    text: str
-    score: float
-    token_ids: list[int]
-
-
-@dataclass(frozen=True)
-class Match:
-    score: float  # logit of "this text fits this image"
-    similarity: float  # cosine of the two embeddings
-
-
-@dataclass(frozen=True)
-class Grounding:
-    box: tuple[float, float, float, float]  # x0, y0, x1, y1 in pixels of the image as shown upright
-    token_ids: list[int]
-
-
-@dataclass(frozen=True)
-class Verdict:
-    label: str  # "true" or "false"
-    probability: float
-
-
-@dataclass(frozen=True)
-class Entailment:
-    label: str  # of ENTAILMENT_LABELS
-    probabilities: tuple[float, ...]  # of each of them
 
 
 # ----------------------------------------------------------------------------------------------- calls
@@ -110,7 +39,7 @@ class Call(Generic[T]):
     read: Callable[[Tensors], T]
 
     def parse(self, outputs: Tensors) -> T:
-        """The typed answer; `ClientError` for tensors that are not what the contract promises."""
+        """Return the typed answer. Raises ClientError for tensors that are not what the contract promises."""
         try:
             return self.read(outputs)
         except KeyError as error:
@@ -131,7 +60,12 @@ def caption(
     num_return: int | None = None,
     length_penalty: float | None = None,
 ) -> Call[list[Caption]]:
-    """Describe a picture, several frames, or a video."""
+    """Return captions of a picture, of several frames, or of a video, best first, each beginning with `prompt`.
+
+    `frames`: how many to sample from a video. Search options left out are the served checkpoint's defaults:
+    `num_beams`, `min_length` and `max_length` in tokens, `num_return` captions (at most `num_beams`),
+    `length_penalty`.
+    """
     inputs = _visual(image, video, frames) | _search(num_beams, min_length, max_length, num_return, length_penalty)
     if prompt is not None:
         inputs["PROMPT"] = _texts([prompt], "prompt")
@@ -153,9 +87,10 @@ def vqa(
     num_return: int | None = None,
     length_penalty: float | None = None,
 ) -> Call[list[Answer]]:
-    """Answer a question freely, or rank the given answers.
+    """Return answers to a question, best first: written freely, or the `candidates` ranked.
 
-    `ocr` and `objects`: words read in the picture and labels of things in it, which ride behind the question.
+    `ocr` and `objects`: words read in the picture and labels of things in it, appended to the question. The rest as
+    for `caption`.
     """
     inputs = _visual(image, video, frames) | _search(num_beams, min_length, max_length, num_return, length_penalty)
     inputs["QUESTION"] = _texts([question], "question")
@@ -171,17 +106,17 @@ def embed_image(
     video: VideoLike | None = None,
     frames: int | None = None,
 ) -> Call[np.ndarray]:
-    """The image's embedding, float32 [E], of length 1."""
+    """Return the embedding of an image or a video, float32 [E], of length 1; compare by dot product."""
     return Call("embed_image", _visual(image, video, frames), lambda outputs: outputs["FEATURE"])
 
 
 def embed_text(text: str) -> Call[np.ndarray]:
-    """The text's embedding, float32 [E], of length 1."""
+    """Return the embedding of a text, float32 [E], of length 1; compare by dot product."""
     return Call("embed_text", {"TEXT": _texts([text], "text")}, lambda outputs: outputs["FEATURE"])
 
 
 def match(image: ImageLike, texts: Sequence[str]) -> Call[list[Match]]:
-    """How well each text fits the image, in the order of `texts`."""
+    """Return how well each text fits the image, in the order of `texts`."""
     inputs = {"IMAGE": _images([image]), "TEXT": _texts(texts, "texts")}
 
     def read(outputs: Tensors) -> list[Match]:
@@ -192,7 +127,7 @@ def match(image: ImageLike, texts: Sequence[str]) -> Call[list[Match]]:
 
 
 def ground(image: ImageLike, expression: str) -> Call[Grounding]:
-    """Where in the image the thing is that the expression describes."""
+    """Return the box of what the expression describes, in pixels of the image as shown upright."""
     inputs = {"IMAGE": _images([image]), "EXPRESSION": _texts([expression], "expression")}
 
     def read(outputs: Tensors) -> Grounding:
@@ -203,7 +138,7 @@ def ground(image: ImageLike, expression: str) -> Call[Grounding]:
 
 
 def nlvr(images: tuple[ImageLike, ImageLike], statement: str) -> Call[Verdict]:
-    """Whether the statement is true of the two images."""
+    """Return whether the statement is true of the two images."""
     if isinstance(images, (bytes, str, os.PathLike, Image.Image)) or len(images) != 2:
         raise ClientError("nlvr takes two images")
     inputs = {"IMAGE": _images(images), "STATEMENT": _texts([statement], "statement")}
@@ -215,7 +150,7 @@ def nlvr(images: tuple[ImageLike, ImageLike], statement: str) -> Call[Verdict]:
 
 
 def entail(image: ImageLike, hypothesis: str) -> Call[Entailment]:
-    """Whether the image entails the hypothesis, contradicts it, or neither."""
+    """Return whether the image entails the hypothesis, contradicts it, or neither."""
     inputs = {"IMAGE": _images([image]), "HYPOTHESIS": _texts([hypothesis], "hypothesis")}
     return Call(
         "entail",
@@ -234,7 +169,7 @@ def _visual(
         raise ClientError("give either an image (or several, as frames) or a video")
     inputs: dict[str, np.ndarray] = {}
     if video is not None:
-        inputs["VIDEO"] = _bytes([video if isinstance(video, bytes) else _read_file(video)])
+        inputs["VIDEO"] = _bytes([video if isinstance(video, bytes) else read_file(video)])
     elif isinstance(image, (bytes, str, os.PathLike, Image.Image)):
         inputs["IMAGE"] = _images([image])
     else:
@@ -292,34 +227,14 @@ def _bytes(elements: list[bytes]) -> np.ndarray:
 def _encoded(image: ImageLike) -> bytes:
     if isinstance(image, bytes):
         return image
-    if not isinstance(image, Image.Image):
-        return _read_file(image)
-    upright = ImageOps.exif_transpose(image)  # PNG would not carry the EXIF orientation along
-    if upright.mode not in _PNG_MODES:
-        upright = upright.convert("RGB")
-    buffer = io.BytesIO()
-    upright.save(buffer, "PNG", compress_level=1)
-    return buffer.getvalue()
-
-
-def _read_file(path: str | os.PathLike[str]) -> bytes:
-    try:
-        with Path(path).open("rb") as file:
-            data = file.read(MAX_FILE_BYTES + 1)
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise ClientError(f"{os.fspath(path)} cannot be read: {reason}", "UNREADABLE") from error
-    if len(data) > MAX_FILE_BYTES:
-        limit = f"{MAX_FILE_BYTES >> 20} MiB, which is more than the server takes"
-        raise ClientError(f"{os.fspath(path)} cannot be read: it has more than {limit}", "UNREADABLE")
-    return data
+    return as_png(image) if isinstance(image, Image.Image) else read_file(image)
 
 
 # ------------------------------------------------------------------------------------ tensors → answers
 
 
 def _generated(outputs: Tensors, text_name: str) -> list[tuple[str, float, list[int]]]:
-    """(text, score, token ids) per hypothesis, best first."""
+    """Return (text, score, token ids) per hypothesis, best first."""
     texts, scores = _strings(outputs[text_name]), outputs["SCORE"].tolist()
     ids = [np.trim_zeros(row, "b").tolist() for row in outputs["TOKEN_IDS"]]
     return list(zip(texts, scores, ids, strict=True))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import importlib
-import random
+import os
 import re
 import time
 import weakref
@@ -19,30 +19,36 @@ from typing import Any, Literal
 import numpy as np
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
-from clients.client.calls import ClientError
+from clients.client import shared_memory_key
+from clients.client.errors import ClientError
+from clients.client.retries import FIRST_PAUSE
 from clients.client.shared_memory import PATIENCE, PAUSE, SHARED_FROM, Region, Regions, size_of
 
 Protocol = Literal["grpc", "http"]
+#: Whether large inputs go through shared memory, or the file with the server's key to it.
+SharedMemory = bool | str | os.PathLike[str]
 DEFAULT_URL: dict[Protocol, str] = {"grpc": "localhost:8001", "http": "localhost:8000"}
-DEFAULT_TIMEOUT = 60.0  # seconds for one request, its repetitions included
-
-#: A request that found a server too busy or not ready, or no server, is repeated so often. No other is.
-RETRIES = {"UNAVAILABLE": 5, "UNREACHABLE": 3}
-_FIRST_PAUSE = 0.1  # seconds before the first repetition; doubles each time
+DEFAULT_TIMEOUT = 60.0  # seconds for one request, its retries included
 
 _LONGEST_MESSAGE = 500  # characters shown of what a server says
 _HOST_AND_PORT = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^\s:/\[\]]+):(\d{1,5})")
 _LOOPBACK = ("localhost", "127.", "[::1]")
 _MAX_MESSAGE_BYTES = 2**31 - 1
+_RESTRICTED = "is restricted, expecting header"  # what Triton says of an API that wants a key
 
-# The gRPC names of what Triton's HTTP front end answers.
+# The gRPC names of what Triton's HTTP front end, or a gateway before it, answers.
 _HTTP_STATUS = {
     "400": "INVALID_ARGUMENT",
+    "401": "UNAUTHENTICATED",
+    "403": "PERMISSION_DENIED",
     "404": "NOT_FOUND",
     "409": "ALREADY_EXISTS",
+    "413": "INVALID_ARGUMENT",
+    "429": "UNAVAILABLE",
     "499": "CANCELLED",
     "500": "INTERNAL",
     "501": "UNIMPLEMENTED",
+    "502": "UNAVAILABLE",
     "503": "UNAVAILABLE",
     "504": "DEADLINE_EXCEEDED",
 }
@@ -53,7 +59,9 @@ _NO_CONNECTION = re.compile(r"failed to connect|connection re|resol|dns|socket c
 class Endpoint:
     """Where a server is and how it is talked to: what the blocking and the asyncio connection share."""
 
-    def __init__(self, url: str | None, protocol: Protocol, timeout: float, shared_memory: bool = False) -> None:
+    def __init__(
+        self, url: str | None, protocol: Protocol, timeout: float, shared_memory: SharedMemory = False
+    ) -> None:
         if protocol not in DEFAULT_URL:
             raise ClientError(f"protocol is {protocol!r}, it must be one of {', '.join(DEFAULT_URL)}")
         url = DEFAULT_URL[protocol] if url is None else url
@@ -62,8 +70,10 @@ class Endpoint:
             raise ClientError(f"{url!r} is not HOST:PORT, for example {DEFAULT_URL[protocol]}")
         if not timeout > 0:
             raise ClientError(f"timeout is {timeout} s, it must be positive")
-        self.url, self.protocol, self.timeout, self.shared_memory = url, protocol, timeout, shared_memory
+        self.url, self.protocol, self.timeout = url, protocol, timeout
+        self.shared_memory = bool(shared_memory)
         self._is_local = found[1].startswith(_LOOPBACK)
+        self._port, self._key_file = int(found[2]), None if isinstance(shared_memory, bool) else shared_memory
 
     def __str__(self) -> str:
         return f"{self.url} ({self.protocol})"
@@ -77,8 +87,8 @@ class Endpoint:
         return [
             ("grpc.max_send_message_length", _MAX_MESSAGE_BYTES),
             ("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES),
-            # gRPC waits 1 s before it looks again for a server it missed: longer than all our repetitions.
-            ("grpc.initial_reconnect_backoff_ms", int(_FIRST_PAUSE * 1000)),
+            # gRPC waits 1 s before it looks again for a server it missed: longer than all our retries.
+            ("grpc.initial_reconnect_backoff_ms", int(FIRST_PAUSE * 1000)),
             # A proxy from the environment cannot know this machine's own address.
             ("grpc.enable_http_proxy", 0 if self._is_local else 1),
         ]
@@ -86,6 +96,13 @@ class Endpoint:
     def call_options(self, timeout: float) -> dict[str, float]:
         """The time limit of one call, seconds; HTTP clients take theirs once, when they are made."""
         return {"client_timeout": timeout} if self.protocol == "grpc" else {}
+
+    def shared_memory_headers(self) -> dict[str, str]:
+        """Return what opens the server's shared-memory API; read anew each time, since a restarted server has another.
+
+        Raises ClientError when the key file cannot be used.
+        """
+        return shared_memory_key.headers(self.protocol, self._port, self._key_file)
 
     def error(self, error: Exception, model: str, shared: bool = False) -> ClientError:
         """What any of tritonclient's clients raised, as one line and one status. `shared`: memory was."""
@@ -98,47 +115,39 @@ class Endpoint:
             if status == "INVALID_ARGUMENT":
                 return ClientError(said, status)
             if status == "DEADLINE_EXCEEDED":
-                return self._late()
+                return self._timed_out()
             if status == "UNAVAILABLE" and self.protocol == "grpc" and _NO_CONNECTION.search(said):
-                return self._away(said)
+                return self._unreachable(said)
             return ClientError(f"{model} at {self} answered {status}: {said}", status)
         if isinstance(error, ClientError):
             return error
         if isinstance(error, TimeoutError):
-            return self._late()
-        return self._away(" ".join(str(error).split())[:_LONGEST_MESSAGE] or type(error).__name__)
+            return self._timed_out()
+        return self._unreachable(" ".join(str(error).split())[:_LONGEST_MESSAGE] or type(error).__name__)
 
-    def _away(self, detail: str) -> ClientError:
+    def _unreachable(self, detail: str) -> ClientError:
         return ClientError(
             f"no Triton server answers at {self}: is it running, and is that its {self.protocol} port? ({detail})",
             "UNREACHABLE",
         )
 
     def not_shared(self, error: Exception) -> ClientError:
-        """The server could not map this process's memory."""
+        """Return what to say when the server did not map this process's memory."""
+        if isinstance(error, ClientError):
+            return error
         found = self.error(error, "shared memory")
-        if found.status in ("UNREACHABLE", "DEADLINE_EXCEEDED", "UNAVAILABLE"):
+        if found.status in ("UNREACHABLE", "DEADLINE_EXCEEDED") or (
+            found.status == "UNAVAILABLE" and _RESTRICTED not in str(found)
+        ):
             return found
         return ClientError(
-            f"{self} cannot open this process's shared memory: is it on this host, in containers with --ipc=host? "
-            f"ask without shared memory otherwise ({found})",
+            f"{self} does not map this process's shared memory: it must be on this host (containers: --ipc=host) and "
+            f"be started with --allow-shared-memory by the same user; ask without shared memory otherwise ({found})",
             "FAILED_PRECONDITION",
         )
 
-    def _late(self) -> ClientError:
+    def _timed_out(self) -> ClientError:
         return ClientError(f"no answer from {self} within {self.timeout:g} s", "DEADLINE_EXCEEDED")
-
-
-def pause_before_retry(error: ClientError, attempt: int, deadline: float) -> float:
-    """Seconds to wait after attempt number `attempt` (from 0) failed; raises `error` if it was the last.
-
-    `deadline` is in `time.monotonic()` seconds. Asking a model again is safe: requests change nothing.
-    """
-    # Spread out, so that clients turned away together do not come back together.
-    pause = _FIRST_PAUSE * 2**attempt * random.uniform(0.75, 1.25)
-    if attempt >= RETRIES.get(error.status, 0) or time.monotonic() + pause >= deadline:
-        raise error
-    return pause
 
 
 class Connection:
@@ -150,7 +159,7 @@ class Connection:
         self._client = self._connect()
         self._regions = Regions()
         # Whoever forgets to close: the server is still told which regions it may forget.
-        self._finalizer = weakref.finalize(self, _close, self._client, self._regions)
+        self._finalizer = weakref.finalize(self, _close, self._client, self._regions, self._endpoint)
 
     def _connect(self) -> Any:
         if self._endpoint.protocol == "grpc":
@@ -177,7 +186,7 @@ class Connection:
             raise self._endpoint.error(error, model, shared=bool(used)) from error
         for region in used:
             self._regions.give(region)
-        _sweep(self._client, self._regions)
+        _sweep(self._client, self._regions, self._endpoint)
         return outputs
 
     @contextlib.contextmanager
@@ -197,7 +206,7 @@ class Connection:
             self._finalizer.detach()
             self._client.close()
             self._client = self._connect()
-            self._finalizer = weakref.finalize(self, _close, self._client, self._regions)
+            self._finalizer = weakref.finalize(self, _close, self._client, self._regions, self._endpoint)
 
     def _region(self, size: int, used: list[Region]) -> Region:
         """A region that the server has mapped; noted in `used`."""
@@ -205,9 +214,11 @@ class Connection:
         if region is None:
             region = self._regions.create(size)
             try:
-                self._client.register_system_shared_memory(region.name, region.key, region.size)
+                self._client.register_system_shared_memory(
+                    region.name, region.key, region.size, headers=self._endpoint.shared_memory_headers()
+                )
             except Exception as error:
-                self._regions.give_up(region)  # who did not wait for the answer may have it registered
+                self._regions.give_up(region)  # a request that timed out may have registered it
                 raise self._endpoint.not_shared(error) from error
             region.unlink()
         used.append(region)
@@ -265,7 +276,9 @@ class AsyncConnection:
         if region is None:
             region = self._regions.create(size)
             try:
-                await self._client.register_system_shared_memory(region.name, region.key, region.size)
+                await self._client.register_system_shared_memory(
+                    region.name, region.key, region.size, headers=self._endpoint.shared_memory_headers()
+                )
             except BaseException as error:
                 self._regions.give_up(region)
                 if isinstance(error, Exception):
@@ -278,9 +291,13 @@ class AsyncConnection:
     async def _sweep(self) -> None:
         leaving = self._regions.leaving
         for name in leaving.copy():
-            with contextlib.suppress(Exception):  # it is in use, or the server has gone
-                await self._client.unregister_system_shared_memory(name)
-                leaving.remove(name)
+            try:
+                headers = self._endpoint.shared_memory_headers()
+                await self._client.unregister_system_shared_memory(name, headers=headers)
+            except Exception as error:  # it is in use, or the server has gone
+                if not _is_refused(error):
+                    continue
+            leaving.remove(name)
 
     async def is_ready(self, model: str | None) -> bool:
         options = self._endpoint.call_options(self._endpoint.timeout)
@@ -301,21 +318,29 @@ class AsyncConnection:
         await self._client.close()
 
 
-def _sweep(client: Any, regions: Regions) -> None:
+def _sweep(client: Any, regions: Regions, endpoint: Endpoint) -> None:
     """Tell the server which regions it may forget."""
     for name in regions.leaving.copy():
-        with contextlib.suppress(Exception):  # it is in use, or the server has gone
-            client.unregister_system_shared_memory(name)
-            regions.leaving.remove(name)
+        try:
+            client.unregister_system_shared_memory(name, headers=endpoint.shared_memory_headers())
+        except Exception as error:  # it is in use, or the server has gone
+            if not _is_refused(error):
+                continue
+        regions.leaving.remove(name)
 
 
-def _close(client: Any, regions: Regions) -> None:
+def _is_refused(error: Exception) -> bool:
+    """Return whether the server will never do it for us: it has another key, or the key file cannot be used."""
+    return isinstance(error, ClientError) or _RESTRICTED in str(error)
+
+
+def _close(client: Any, regions: Regions, endpoint: Endpoint) -> None:
     regions.give_up_all()
     deadline = time.monotonic() + PATIENCE
-    _sweep(client, regions)
+    _sweep(client, regions, endpoint)
     while regions.leaving and time.monotonic() < deadline and _is_live(client):
         time.sleep(PAUSE)
-        _sweep(client, regions)
+        _sweep(client, regions, endpoint)
     client.close()
 
 
@@ -327,7 +352,7 @@ def _is_live(client: Any) -> bool:
 
 
 def _outputs(result: Any) -> dict[str, np.ndarray]:
-    """All output tensors of tritonclient's result, by name."""
+    """Return all output tensors of tritonclient's result, by name."""
     response = result.get_response()
     if isinstance(response, dict):
         names = [output["name"] for output in response.get("outputs", [])]

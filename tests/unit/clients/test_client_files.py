@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from clients import ground, pictures, result_page
-from clients.client import ClientError, calls
+from clients.client import ENTAILMENT_LABELS, ClientError, calls, images
 from clients.journal import Journal
 from mplug import contract
 from mplug.inputs.images import IMAGE_FORMATS, MAX_IMAGE_PIXELS
@@ -28,9 +28,10 @@ ROOT = Path(__file__).parents[3]
 
 def test_numbers_that_clients_repeat_are_the_servers() -> None:
     """Clients import nothing of the server, so these stand twice."""
-    assert calls.MAX_FILE_BYTES == MAX_VIDEO_BYTES
-    assert pictures.MAX_PIXELS == MAX_IMAGE_PIXELS
-    assert calls.ENTAILMENT_LABELS == contract.ENTAILMENT_LABELS
+    assert images.MAX_FILE_BYTES == MAX_VIDEO_BYTES
+    assert images.MAX_PIXELS == MAX_IMAGE_PIXELS
+    assert images.FORMATS == IMAGE_FORMATS
+    assert ENTAILMENT_LABELS == contract.ENTAILMENT_LABELS
     Image.init()
     taken = {suffix for suffix, name in Image.EXTENSION.items() if name in IMAGE_FORMATS}
     assert taken >= pictures.SUFFIXES
@@ -38,10 +39,10 @@ def test_numbers_that_clients_repeat_are_the_servers() -> None:
 
 def test_a_larger_file_than_the_server_takes_is_not_read(tmp_path: Path) -> None:
     at_limit, beyond = tmp_path / "at.png", tmp_path / "beyond.png"
-    for path, size in ((at_limit, calls.MAX_FILE_BYTES), (beyond, calls.MAX_FILE_BYTES + 1)):
+    for path, size in ((at_limit, images.MAX_FILE_BYTES), (beyond, images.MAX_FILE_BYTES + 1)):
         with path.open("wb") as file:
             file.truncate(size)
-    assert len(calls.caption(at_limit).inputs["IMAGE"][0]) == calls.MAX_FILE_BYTES
+    assert len(calls.caption(at_limit).inputs["IMAGE"][0]) == images.MAX_FILE_BYTES
     with pytest.raises(ClientError, match=f"{beyond} cannot be read: it has more than 64 MiB") as caught:
         calls.caption(beyond)
     assert caught.value.status == "UNREADABLE"
@@ -144,13 +145,13 @@ def test_a_folder_below_that_cannot_be_read_is_told(tmp_path: Path, monkeypatch:
 
     monkeypatch.setattr(os, "scandir", scandir)
     assert pictures.in_folder(tmp_path) == ["a.png", "locked"]
-    with pytest.raises(ClientError, match="locked cannot be read: it is no regular file"):
+    with pytest.raises(ClientError, match="locked cannot be read: it is not a regular file"):
         pictures.check_file(tmp_path / "locked")
 
 
 def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.png")
-    with pytest.raises(ClientError, match=r"pipe.png cannot be read: it is no regular file"):
+    with pytest.raises(ClientError, match=r"pipe.png cannot be read: it is not a regular file"):
         pictures.check_file(tmp_path / "pipe.png")
 
 
@@ -159,18 +160,18 @@ def test_pictures_are_drawn_as_they_are_shown(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.new("RGB", (40, 20), "red").save(sideways, exif=exif)
-    assert pictures.as_shown(sideways).size == (20, 40)
+    assert images.as_shown(sideways).size == (20, 40)
     Image.new("RGBA", (4, 4), (255, 0, 0, 0)).save(tmp_path / "clear.png")
-    assert pictures.as_shown(tmp_path / "clear.png").getpixel((0, 0)) == (255, 255, 255)
+    assert images.as_shown(tmp_path / "clear.png").getpixel((0, 0)) == (255, 255, 255)
     Image.fromarray(np.full((4, 4), 0x8000, np.uint16)).save(tmp_path / "deep.png")
-    assert pictures.as_shown(tmp_path / "deep.png").getpixel((0, 0)) == (128, 128, 128)
+    assert images.as_shown(tmp_path / "deep.png").getpixel((0, 0)) == (128, 128, 128)
     (tmp_path / "text.png").write_text("hello")
     for name, reason in (("text.png", "not a picture"), ("no.png", "No such file"), (".", "Is a directory")):
         with pytest.raises(ClientError, match=reason):
-            pictures.as_shown(tmp_path / name)
+            images.as_shown(tmp_path / name)
     Image.new("1", (10_000, 6_401)).save(tmp_path / "huge.png")
-    with pytest.raises(ClientError, match="too many to draw"):
-        pictures.as_shown(tmp_path / "huge.png")
+    with pytest.raises(ClientError, match="10,000 × 6,401 pixels, more than 64,000,000"):
+        images.as_shown(tmp_path / "huge.png")
 
 
 def test_boxes_are_drawn_where_they_are() -> None:

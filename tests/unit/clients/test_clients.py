@@ -6,8 +6,10 @@ What matters here is what a user sees when something goes wrong; the real server
 from __future__ import annotations
 
 import asyncio
+import inspect
 import json
 import os
+import pydoc
 import socket
 import subprocess
 import sys
@@ -18,7 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import grpc
 import numpy as np
@@ -27,7 +29,7 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 from tritonclient.utils import deserialize_bytes_tensor, serialize_byte_tensor
 
 from clients import caption as command
-from clients.client import AsyncClient, Caption, Client, ClientError, connection
+from clients.client import AsyncClient, Caption, Client, ClientError, calls, retries
 
 ROOT = Path(__file__).parents[3]
 HTTP_CODES = {"INVALID_ARGUMENT": 400, "NOT_FOUND": 404, "UNAVAILABLE": 503, "INTERNAL": 500}
@@ -44,6 +46,7 @@ class Fake:
     """A server with one model. `answer` takes the bytes of IMAGE; returns (text, score, ids) or raises."""
 
     url: str = ""
+    ready: bool = True
     asked: list[str] = field(default_factory=list)
     answer: Callable[[bytes], tuple[str, float, list[int]]] = lambda image: ("a cat", -1.5, [101, 7, 102])
 
@@ -51,7 +54,7 @@ class Fake:
 def serve_grpc(fake: Fake) -> Callable[[], object]:
     class Service(service_pb2_grpc.GRPCInferenceServiceServicer):
         def ServerReady(self, request: Any, context: Any) -> Any:
-            return service_pb2.ServerReadyResponse(ready=True)
+            return service_pb2.ServerReadyResponse(ready=fake.ready)
 
         def ModelReady(self, request: Any, context: Any) -> Any:
             return service_pb2.ModelReadyResponse(ready=request.name == "caption")
@@ -94,7 +97,8 @@ def serve_http(fake: Fake) -> Callable[[], object]:
             self.wfile.write(data)
 
         def do_GET(self) -> None:
-            self.reply(200 if self.path in ("/v2/health/ready", "/v2/models/caption/ready") else 400)
+            ready = fake.ready if self.path == "/v2/health/ready" else self.path == "/v2/models/caption/ready"
+            self.reply(200 if ready else 400)
 
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["Content-Length"]))
@@ -220,7 +224,7 @@ def test_a_server_not_ready_is_asked_again(fake: Fake, ask: Callable[..., Any]) 
 
 
 def test_asking_again_has_an_end(fake: Fake, ask: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connection, "_FIRST_PAUSE", 0.01)
+    monkeypatch.setattr(retries, "FIRST_PAUSE", 0.01)
 
     def refuse(image: bytes) -> Any:
         raise Refusal("UNAVAILABLE", "caption is not at ready state")
@@ -233,21 +237,66 @@ def test_asking_again_has_an_end(fake: Fake, ask: Callable[..., Any], monkeypatc
 
 
 def test_pauses_grow_are_spread_and_end_by_the_deadline() -> None:
-    busy, far = ClientError("busy", "UNAVAILABLE"), time.monotonic() + 1000
-    for attempt in range(connection.RETRIES["UNAVAILABLE"]):
-        pauses = {connection.pause_before_retry(busy, attempt, far) for _ in range(50)}
+    busy, far, policy = ClientError("busy", "UNAVAILABLE"), time.monotonic() + 1000, retries.RetryPolicy()
+    for attempt in range(retries.DEFAULT_RETRIES["UNAVAILABLE"]):
+        pauses = {policy.pause(busy, attempt, far) for _ in range(50)}
         assert len(pauses) > 1
         assert 0.075 * 2**attempt <= min(pauses) <= max(pauses) <= 0.125 * 2**attempt
+    assert retries.RetryPolicy(100).pause(busy, 99, far) <= 6.25  # seconds; pauses are bounded
     for error, attempt, deadline in [
-        (busy, connection.RETRIES["UNAVAILABLE"], far),
+        (busy, retries.DEFAULT_RETRIES["UNAVAILABLE"], far),
         (busy, 0, time.monotonic() + 0.05),  # before the pause is over
         (ClientError("wrong", "INVALID_ARGUMENT"), 0, far),
         (ClientError("late", "DEADLINE_EXCEEDED"), 0, far),
-        (ClientError("away", "UNREACHABLE"), connection.RETRIES["UNREACHABLE"], far),
+        (ClientError("away", "UNREACHABLE"), retries.DEFAULT_RETRIES["UNREACHABLE"], far),
+        (ClientError("no such model", "NOT_FOUND"), 0, far),
     ]:
         with pytest.raises(ClientError) as caught:
-            connection.pause_before_retry(error, attempt, deadline)
+            policy.pause(error, attempt, deadline)
         assert caught.value is error
+    with pytest.raises(ClientError, match="retries is 101, it must be from 0 to 100"):
+        Client(retries=101)
+
+
+def test_a_model_that_vanishes_is_asked_for_again(fake: Fake, ask: Callable[..., Any]) -> None:
+    """A server that shuts down drops its models first: NOT_FOUND then, while another may take over its address."""
+
+    def answer(image: bytes) -> tuple[str, float, list[int]]:
+        if len(fake.asked) == 1:
+            fake.ready = False
+            raise Refusal("NOT_FOUND", "Request for unknown model: 'caption' is not found")
+        return "a cat", -1.0, [101, 102]
+
+    fake.answer = answer
+    assert ask(fake.url, "caption", b"i")[0].text == "a cat"
+    assert len(fake.asked) == 2
+
+
+def test_a_model_that_answered_before_is_asked_for_again(fake: Fake, protocol: str) -> None:
+    def answer(image: bytes) -> tuple[str, float, list[int]]:
+        if len(fake.asked) == 2:
+            raise Refusal("NOT_FOUND", "Request for unknown model: 'caption' is not found")
+        return "a cat", -1.0, [101, 102]
+
+    fake.answer = answer
+    with Client(fake.url, protocol) as client:
+        for _ in range(2):
+            assert client.caption(b"i")[0].text == "a cat"
+    assert len(fake.asked) == 3
+
+
+def test_retries_can_be_chosen(fake: Fake, protocol: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retries, "FIRST_PAUSE", 0.01)
+
+    def refuse(image: bytes) -> Any:
+        raise Refusal("UNAVAILABLE", "caption is not at ready state")
+
+    fake.answer = refuse
+    for number in (0, 2):
+        fake.asked.clear()
+        with Client(fake.url, protocol, retries=number) as client, pytest.raises(ClientError):
+            client.caption(b"i")
+        assert len(fake.asked) == 1 + number
 
 
 def test_server_away(nobody: str, ask: Callable[..., Any]) -> None:
@@ -299,6 +348,24 @@ def test_wrong_settings() -> None:
         Client("localhost:1", "ftp")
     with pytest.raises(ClientError, match="timeout is 0 s"):
         Client("localhost:1", timeout=0)
+
+
+@pytest.mark.parametrize("name", ["caption", "vqa", "embed_image", "embed_text", "match", "ground", "nlvr", "entail"])
+def test_both_clients_have_the_signatures_of_the_calls(name: str) -> None:
+    declared = inspect.signature(getattr(calls, name))
+    call = get_type_hints(getattr(calls, name))["return"]
+    for client, is_awaited in ((Client, False), (AsyncClient, True)):
+        method = getattr(client, name)
+        assert inspect.iscoroutinefunction(method) == is_awaited
+        found = inspect.signature(method)
+        assert list(found.parameters.values())[1:] == list(declared.parameters.values())
+        assert calls.Call[found.return_annotation] == call
+        assert method.__name__ == name and method.__qualname__ == f"{client.__name__}.{name}"
+        assert method.__doc__ == getattr(calls, name).__doc__
+        shown = pydoc.plain(pydoc.render_doc(client))
+        assert all(parameter in shown for parameter in declared.parameters)
+    with pytest.raises(TypeError, match="beams"):
+        Client().caption(b"i", beams=3)
 
 
 # ----------------------------------------------------------------------------------------- command line
