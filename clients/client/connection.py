@@ -297,7 +297,8 @@ class AsyncConnection:
             except Exception as error:  # it is in use, or the server has gone
                 if not _is_refused(error):
                     continue
-            leaving.remove(name)
+            if name in leaving:  # another request's sweep may have been faster
+                leaving.remove(name)
 
     async def is_ready(self, model: str | None) -> bool:
         options = self._endpoint.call_options(self._endpoint.timeout)
