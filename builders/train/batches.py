@@ -111,15 +111,16 @@ def pair_batch(records: Sequence[CaptionRecord], maker: TensorMaker, random: Ran
 def caption_batch(records: Sequence[CaptionRecord], maker: TensorMaker, random: Random) -> Batch:
     """Each picture with one of its captions as the decoder writes it, and all of them as `references`.
 
-    A captioner that decodes its prompt first learns to write it.
+    A captioner that decodes its prompt first learns to write it, and punctuation, as the published ones do.
     """
     config = maker.config
-    spoken = f"{config.prompt} " if config.prompt and config.caption_states == "image" else ""
+    published = config.caption_states == "image"
+    spoken = f"{config.prompt} " if config.prompt and published else ""
     pixels, index = maker.pixels([record.image for record in records], random)
     captions = [spoken + random.choice(record.captions) for record in records]
     return {
         "pixel_values": pixels[index],
-        "caption_ids": maker.ids(captions, clean=True),
+        "caption_ids": maker.ids(captions, clean=not published),
         "references": [[clean_caption(caption) for caption in record.captions] for record in records],
     }
 
