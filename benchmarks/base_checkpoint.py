@@ -27,7 +27,7 @@ LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789"
 
 
 def vocabulary(size: int) -> list[str]:
-    """A stand-in for BERT's: special tokens at their ids, letters (so that prompts tokenise), then fillers."""
+    """Return a substitute for BERT's vocabulary: special tokens at their ids, letters for prompts, then fillers."""
     tokens = ["[PAD]", *(f"[unused{slot}]" for slot in range(SLOTS_BEFORE)), "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     tokens += [f"[unused{slot}]" for slot in range(SLOTS_BEFORE, SLOTS)]
     tokens += [*LETTERS, *(f"##{letter}" for letter in LETTERS)]
@@ -37,7 +37,7 @@ def vocabulary(size: int) -> list[str]:
 
 
 def documents(sizes: ModelSizes, tasks: Sequence[str] = CAPTIONING) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The YAML and the BERT JSON of the checkpoint."""
+    """Return the YAML and the BERT JSON of the checkpoint."""
     yaml = {
         "tasks": list(tasks),
         "caption_states": "image",

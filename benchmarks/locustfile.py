@@ -49,7 +49,7 @@ REQUEST_SECONDS = 120.0
 
 @events.init_command_line_parser.add_listener
 def add_arguments(parser: LocustArgumentParser) -> None:
-    """Where the server is; also fields of locust's page."""
+    """Add the server's addresses, which are also fields of locust's page."""
     parser.add_argument("--grpc-url", default="localhost:8001", metavar="HOST:PORT", help="the server's gRPC port")
     parser.add_argument("--http-url", default="localhost:8000", metavar="HOST:PORT", help="the server's HTTP port")
     parser.add_argument("--pictures", default=str(ROOT / "examples"), metavar="DIR", help="pictures to send")
@@ -71,7 +71,7 @@ def load_pictures(environment: Environment, **_: object) -> None:
 
 @events.quit.add_listener
 def end_at_once(exit_code: int, **_: object) -> None:
-    """After the last report: under gevent, gRPC's threads now and then keep the interpreter from ending for ever."""
+    """End the process after the last report: under gevent, gRPC's threads sometimes keep the interpreter alive."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(exit_code)

@@ -78,7 +78,7 @@ class Preset:
     )
 
     def settings(self) -> dict[str, Any]:
-        """As it stands in a result file."""
+        """Return the settings as written to a result file."""
         return asdict(self)
 
 

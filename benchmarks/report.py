@@ -33,13 +33,13 @@ STAGE_TITLES = {
 
 
 def read_results(folder: Path) -> dict[str, dict[str, Any]]:
-    """The result files that there are, by part."""
+    """Read the existing result files, by part."""
     paths = {name: folder / f"{name}.json" for name in PARTS}
     return {name: json.loads(path.read_text()) for name, path in paths.items() if path.exists()}
 
 
 def fill(page: str, documents: dict[str, dict[str, Any]]) -> str:
-    """The page with its tables made anew. Raises ValueError for a marker that nothing fills."""
+    """Return the page with its tables filled in again. Raises ValueError for a marker that nothing fills."""
 
     def replace(match: re.Match[str]) -> str:
         name = match[2]
@@ -55,13 +55,13 @@ def fill(page: str, documents: dict[str, dict[str, Any]]) -> str:
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """A Markdown table; columns after the first are aligned right."""
+    """Format a Markdown table; columns after the first are aligned right."""
     lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
     return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
 
 
 def provenance(document: dict[str, Any]) -> str:
-    """One line: when, on what, of what."""
+    """Return one line: when, on what machine, of which stages."""
     machine = document["machine"]
     versions = machine["versions"]
     told = ", ".join(f"{name} {versions[name]}" for name in PACKAGES_TOLD if name in versions)
@@ -74,7 +74,7 @@ def provenance(document: dict[str, Any]) -> str:
 
 
 def goals_table(documents: Iterable[dict[str, Any]]) -> str:
-    """Every goal beside what was measured."""
+    """Return a table of every goal beside what was measured."""
     rows = [
         (goal["goal"], goal["target"], f"{goal['measured']:g}", "yes" if goal["reached"] else "**no**")
         for document in documents
@@ -84,7 +84,7 @@ def goals_table(documents: Iterable[dict[str, Any]]) -> str:
 
 
 def headroom(documents: dict[str, dict[str, Any]]) -> str:
-    """How far the goals and we are from the floor of this machine, where that was measured too."""
+    """Return how far the goals and we are from this machine's floor, if that was measured too."""
     lines = []
     if not {"one_caption", "decode_steps"} <= set(documents):
         return ""
@@ -110,7 +110,7 @@ def headroom(documents: dict[str, dict[str, Any]]) -> str:
 
 
 def captions_per_second_at_most(steps: dict[str, Any]) -> float | None:
-    """By the floors alone: captions of the mix's mean length, 16 in every step; None where 16 were not measured."""
+    """Return the captions per second that the floors allow, with 16 in every step; None if 16 were not measured."""
     results, lengths = steps["results"], steps["settings"]["lengths"]
     full = [each for each in results["steps"] if each["batch"] == 16]
     if not full:
@@ -255,7 +255,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
 
 
 def _seconds(seconds: float) -> str:
-    """Three digits, in milliseconds below a second."""
+    """Format seconds with three digits, as milliseconds below one second."""
     if seconds < 1:
         milliseconds = seconds * 1000
         return f"{milliseconds:.{max(0, 3 - len(str(int(milliseconds))))}f} ms"

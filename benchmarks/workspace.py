@@ -44,11 +44,11 @@ class Workspace:
     tasks: tuple[str, ...] = ()  #: of the checkpoint; none: it captions
 
     def at_preset(self, name: str) -> Workspace:
-        """The workspace of another preset beside this one."""
+        """Return the workspace of another preset beside this one."""
         return replace(self, preset=PRESETS[name])
 
     def at_precision(self, precision: str) -> Workspace:
-        """The workspace of the same checkpoint, its stages in another precision."""
+        """Return the workspace of the same checkpoint, its stages in another precision."""
         return replace(self, precision=precision)
 
     @property
@@ -85,11 +85,11 @@ class Workspace:
         return max([*times, (self.checkpoint / "model.safetensors").stat().st_mtime])
 
     def build_info(self) -> dict[str, Any]:
-        """What the repository is: its precision, among others."""
+        """Read what the repository was built from."""
         return read_build_info(self.repository)
 
     def one_slot_repository(self) -> Path:
-        """A copy of the repository whose decoder takes one request at a time: no in-flight batching."""
+        """Make a copy of the repository whose decoder takes one request at a time: no in-flight batching."""
         copy = self.repository.with_name(f"{self.repository.name}-one-slot")
         shutil.rmtree(copy, ignore_errors=True)
         shutil.copytree(self.repository, copy, copy_function=_link)
@@ -101,7 +101,7 @@ class Workspace:
 
 
 def with_parameter(config: str, key: str, value: str) -> str:
-    """A config.pbtxt with another value of one parameter. Raises ValueError where it has none of that name."""
+    """Set one parameter of a config.pbtxt. Raises ValueError if it has none of that name."""
     pattern = rf'(key:\s*"{re.escape(key)}"\s*,?\s*value:\s*{{\s*string_value:\s*")[^"]*(")'
     changed, times = re.subn(pattern, rf"\g<1>{value}\g<2>", config)
     if times != 1:
@@ -110,12 +110,12 @@ def with_parameter(config: str, key: str, value: str) -> str:
 
 
 def read_build_info(repository: Path) -> dict[str, Any]:
-    """What a repository was built from, as its builder left it."""
+    """Read what a repository was built from, as its builder wrote it."""
     return json.loads((repository / BUILD_INFO).read_text())
 
 
 def say(text: str) -> None:
-    """One line of progress."""
+    """Print one line of progress."""
     print(f"  {text}", file=sys.stderr, flush=True)
 
 

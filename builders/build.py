@@ -76,7 +76,7 @@ class Build:
     )  #: TensorRT's, as `builders.compile.tensorrt` describes them
 
     def stage_info(self, stage: Stage, folder: Path) -> StageInfo:
-        """What the served stage must know besides its artefact."""
+        """Return what the served stage must know besides its artefact."""
         config, text, tokenizer = stage.config, stage.config.text, stage.readers[0].tokenizer
         sizes = {
             "layers": text.text_decode_layers,
@@ -105,7 +105,7 @@ def build(
     task: str | None = None,
     engine_settings: Mapping[str, object] | None = None,
 ) -> dict[str, float]:
-    """`build_repository` of one checkpoint, whose public models keep their names."""
+    """Build a repository of one checkpoint, whose public models keep their names; see `build_repository`."""
     sources = [Source(checkpoint, task=task, image_size=image_size)]
     return build_repository(sources, output, target=target, precision=precision, engine_settings=engine_settings)
 
@@ -227,7 +227,7 @@ def _check(errors: dict[str, float], precision: str) -> None:
 
 
 def _write_weights(stage: Stage, folder: Path) -> None:
-    """What the torch runtime loads: the stage's weights, with the heads behind it, and the configuration."""
+    """Write what the torch runtime loads: the weights of the stage and its heads, and the configuration."""
     first = stage.readers[0]
     prefixes = tuple(f"{part}." for part in first.parts(stage.name))
     weights = {key: value.contiguous() for key, value in stage.network.state_dict().items() if key.startswith(prefixes)}
@@ -236,7 +236,7 @@ def _write_weights(stage: Stage, folder: Path) -> None:
 
 
 def _write_config(files: CheckpointFiles, tasks: Sequence[str], folder: Path) -> None:
-    """The checkpoint's two files; a YAML without a task, as the authors' are, gets the one that is built."""
+    """Write the checkpoint's two configuration files; a YAML without a task, like the authors', gets the one built."""
     document = yaml.safe_load(files.config.read_text(encoding="utf-8"))
     document["tasks"] = list(tasks)
     (folder / "config.yaml").write_text(yaml.safe_dump(document, sort_keys=False), encoding="utf-8")
@@ -285,7 +285,7 @@ def _checkpoint_info(job: Build, checkpoint: Checkpoint) -> dict[str, object]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit code."""
+    """Run the command line and return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "checkpoints",
@@ -367,7 +367,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _sources(options: argparse.Namespace) -> list[Source]:
-    """The checkpoints with what the options say of each. Raises PlanError."""
+    """Return the checkpoints with the options of each. Raises PlanError."""
 
     def for_each(option: str, values: list | None) -> list:
         given = values or [None]

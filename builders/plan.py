@@ -46,7 +46,7 @@ class Source:
 
     @classmethod
     def parse(cls, argument: str, task: str | None = None, image_size: int | None = None) -> Source:
-        """`CHECKPOINT` or `NAME=CHECKPOINT`. Raises PlanError for a name that cannot be one."""
+        """Parse `CHECKPOINT` or `NAME=CHECKPOINT`. Raises PlanError for an invalid name."""
         name, equals, folder = argument.partition("=")
         if not equals or Path(argument).is_dir():  # a folder may have that sign in its name
             return cls(Path(argument), "", task, image_size)
@@ -66,7 +66,7 @@ class Checkpoint:
 
     @classmethod
     def read(cls, source: Source) -> Checkpoint:
-        """Raises CheckpointError, ConfigError, or PlanError for one that nothing serves."""
+        """Read a checkpoint. Raises CheckpointError, ConfigError, or PlanError if no public model can serve it."""
         network, files = load_checkpoint(source.folder, task=source.task, image_size=source.image_size)
         try:
             tokenizer = Tokenizer(files.vocabulary, network.config.text.vocab_size)
@@ -87,13 +87,13 @@ class Checkpoint:
         return {f"{prefix}{model.name}": model.name for model in served_by(self.network.config.tasks)}
 
     def parts(self, stage: str) -> tuple[str, ...]:
-        """Parts of the network that a stage is made of: itself, and the heads that this checkpoint has behind it."""
+        """Return the parts of the network that make up a stage: itself, and the heads that this checkpoint adds."""
         outputs = ENCODERS[stage].outputs if stage in ENCODERS else ()
         heads = (OPTIONAL_OUTPUTS[output.name] for output in outputs if output.name in OPTIONAL_OUTPUTS)
         return (stage, *(head for head in heads if hasattr(self.network, head)))
 
     def fingerprint(self, stage: str) -> str:
-        """SHA-256 of all that a stage computes with: weights, heads included, and what its layers are."""
+        """Return the SHA-256 of what a stage computes with: weights, heads included, and sizes of its layers."""
         config = self.network.config
         if stage == "vision_encoder":
             layers: dict[str, object] = asdict(config.vision)
@@ -129,7 +129,7 @@ class Stage:
         return MAX_FRAMES * self.config.vision.tokens + self.config.max_text_length
 
     def graphs(self) -> Iterator[tuple[GraphSpec, nn.Module]]:
-        """Its graphs, in the order in which they are built."""
+        """Yield its graphs, in the order in which they are built."""
         for spec, graph in graphs_of(self.network, self.readers[0].tokenizer.sep_id):
             if spec.name == self.name or spec.name.startswith(f"{self.name}_"):
                 yield spec, graph
@@ -143,12 +143,12 @@ class Plan:
     stages: tuple[Stage, ...]
 
     def stages_of(self, checkpoint: Checkpoint) -> dict[str, str]:
-        """Names of a checkpoint's stages → models of the repository."""
+        """Return which model of the repository each stage of a checkpoint is, by stage name."""
         return {stage.name: stage.model for stage in self.stages if checkpoint in stage.readers}
 
 
 def plan(checkpoints: Sequence[Checkpoint]) -> Plan:
-    """Names for all models. Raises PlanError when two checkpoints serve a public model of the same name."""
+    """Name all models. Raises PlanError when two checkpoints serve a public model of the same name."""
     served: dict[str, Checkpoint] = {}
     for checkpoint in checkpoints:
         for name, model in checkpoint.public_models.items():
@@ -172,7 +172,7 @@ def plan(checkpoints: Sequence[Checkpoint]) -> Plan:
 
 
 def _for_all(networks: Sequence[MPlug]) -> MPlug:
-    """The first network, configured for the tasks, the longest texts and the most image states of all of them."""
+    """Return the first network, configured for the tasks, longest texts and most image states of all of them."""
     configs = [network.config for network in networks]
     network = copy.copy(networks[0])  # the weights are the same objects
     network.config = replace(

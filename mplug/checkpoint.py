@@ -44,7 +44,7 @@ class CheckpointFiles:
     weights: Path
 
     def sha256(self) -> str:
-        """Hash of the weights file, hexadecimal."""
+        """Return the hash of the weights file, hexadecimal."""
         with self.weights.open("rb") as stream:
             return hashlib.file_digest(stream, "sha256").hexdigest()
 
@@ -236,7 +236,7 @@ _STORED_LAYER = re.compile(r"^(fusion_encoder|text_encoder|text_decoder)\.layers
 
 
 def rename_published(state_dict: dict[str, Tensor], config: MPlugConfig) -> dict[str, Tensor]:
-    """Published names, without prefix → ours; drops what is not served and layers that do not run."""
+    """Rename published weights, without prefix, to our names; drop what is not served and layers that do not run."""
     text = config.text
     first_fusion_layer = text.num_hidden_layers - text.fusion_layers
     depth = {"text_encoder": text.text_encoder_layers, "text_decoder": text.text_decode_layers}
@@ -316,13 +316,13 @@ def load_weights(network: MPlug, state_dict: dict[str, Tensor], *, source: Path 
 
 
 def own_names(state_dict: dict[str, Tensor], config: MPlugConfig) -> dict[str, Tensor]:
-    """A state dict of any layout, prefixed or not → our names."""
+    """Return a state dict of any layout, prefixed or not, under our names."""
     bare = {_WRAPPER_PREFIX.sub("", key): tensor for key, tensor in state_dict.items()}
     return bare if is_own(bare) else rename_published(bare, config)
 
 
 def is_own(state_dict: dict[str, Tensor]) -> bool:
-    """Whether the names are already ours."""
+    """Return whether the names are already ours."""
     return any(key.startswith("vision_encoder.") for key in state_dict)
 
 

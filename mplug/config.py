@@ -130,7 +130,7 @@ class TextConfig:
         return self.hidden_size // self.heads
 
     def fusion_layer_is_connected(self, index: int) -> bool:
-        """Whether running fusion layer `index` is connected attention (paper, section 3.2).
+        """Return whether running fusion layer `index` is connected attention (paper, section 3.2).
 
         The first and every layer off the stride are what the published code calls asymmetric
         co-attention when `index == 0 or index % stride_layer != 0`; the others are connected.
@@ -211,7 +211,7 @@ class MPlugConfig:
         return any(task.endswith("question-answering") for task in self.tasks)
 
     def at_image_size(self, image_size: int) -> MPlugConfig:
-        """The same checkpoint served at another image size, pixels."""
+        """Return the configuration of the same checkpoint at another image size, in pixels."""
         return replace(self, vision=replace(self.vision, image_size=image_size))
 
 
@@ -237,7 +237,7 @@ DEFAULT_TEXT_LENGTHS = {
 
 
 def bert_config_name(yaml_path: Path) -> str | None:
-    """File name of the BERT JSON that a YAML refers to; None where it names none.
+    """Return the file name of the BERT JSON that a YAML refers to, or None if it names none.
 
     The folder in front of it is that of the authors' checkout and means nothing here.
     Raises ConfigError for a YAML that cannot be read.
@@ -311,7 +311,7 @@ def _vision(document: dict[str, Any], path: Path) -> VisionConfig:
 
 
 def _generation(document: dict[str, Any], path: Path, task: str) -> GenerationConfig:
-    """Where one of the two lengths is not said, the published one gives way to the one that is."""
+    """Read the search defaults; a published length that contradicts the one given is adjusted to it."""
     beams, least, most = DEFAULT_GENERATION.get(task, CAPTION_GENERATION)
     max_length = _number(document, "max_length", path, max(most, _number(document, "min_length", path, 0)))
     return GenerationConfig(

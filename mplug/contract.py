@@ -119,7 +119,7 @@ ENCODERS = {spec.name: spec for spec in (VISION_ENCODER, TEXT_ENCODER, FUSION_EN
 
 
 def decoder_prefill(layers: int) -> GraphSpec:
-    """Encoder states → cross-attention keys and values of every layer, once per request."""
+    """Return the graph from encoder states to cross-attention keys and values of every layer, run once per request."""
     return GraphSpec(
         "text_decoder_prefill",
         inputs=(TensorSpec("ENCODER_STATES", "FP32", ("S", "A", "W")),),
@@ -132,7 +132,7 @@ def decoder_prefill(layers: int) -> GraphSpec:
 
 
 def decoder_step(layers: int) -> GraphSpec:
-    """One token for every beam of every slot; see `mplug.network.text_decoder.TextDecoder.step`."""
+    """Return the graph of one token for every beam of every slot; see `mplug.network.text_decoder.TextDecoder.step`."""
     return GraphSpec(
         "text_decoder_step",
         inputs=(

@@ -68,7 +68,7 @@ _CLASS_OF_CODE = {error.code: error for error in (InvalidRequest, Unavailable, C
 
 
 def error_of_code(code: str, message: str) -> ServingError:
-    """The exception for an error code of `CODES`; an unknown code becomes INTERNAL."""
+    """Return the exception for an error code of `CODES`; an unknown code becomes INTERNAL."""
     if code not in CODES:
         code = "INTERNAL"
     return _CLASS_OF_CODE.get(code, StageError)(message, code)

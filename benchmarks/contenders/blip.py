@@ -23,7 +23,7 @@ from mplug.runtime.interface import threads
 
 
 def blip_config(sizes: ModelSizes) -> BlipConfig:
-    """A BLIP of these sizes."""
+    """Return a BLIP of these sizes."""
     vision = {
         "hidden_size": sizes.vision_width,
         "intermediate_size": 4 * sizes.vision_width,
@@ -65,7 +65,7 @@ class Blip:
         self.model = BlipForConditionalGeneration(blip_config(sizes)).to(dtype).eval()
 
     def pixels(self, picture: bytes) -> np.ndarray:
-        """Decoded and resized exactly as ours: `[3, R, R]` float32."""
+        """Decode and resize a picture exactly as ours: `[3, R, R]` float32."""
         return pixel_values(decode_image(picture), self._sizes.image_size)
 
     def caption(self, picture: bytes, tokens: int) -> list[int]:
@@ -74,7 +74,7 @@ class Blip:
 
     @torch.inference_mode()
     def generate(self, pixels: list[np.ndarray], tokens: int, beams: int = BEAMS) -> np.ndarray:
-        """Ids `[batch, 1 + tokens]` behind the start token; every caption gets exactly `tokens`."""
+        """Return ids `[batch, 1 + tokens]` from the start token on; every caption has exactly `tokens`."""
         batch = torch.from_numpy(np.stack(pixels)).to(self._dtype)
         ids = self.model.generate(batch, num_beams=beams, min_new_tokens=tokens, max_new_tokens=tokens, do_sample=False)
         return ids.numpy()

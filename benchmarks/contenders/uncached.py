@@ -50,13 +50,13 @@ class Uncached:
 
     @torch.inference_mode()
     def caption(self, pixel_values: np.ndarray, options: SearchOptions) -> list[Hypothesis]:
-        """Pixels `[3, R, R]` → the best hypotheses; their ids stand behind the start token."""
+        """Return the best hypotheses for pixels `[3, R, R]`; their ids follow the start token."""
         image_states = self._network.vision_encoder(torch.from_numpy(pixel_values)[None])  # [1, N, W]
         return self.search(image_states, torch.ones(image_states.shape[:2], dtype=torch.long), options)
 
     @torch.inference_mode()
     def search(self, states: Tensor, mask: Tensor, options: SearchOptions) -> list[Hypothesis]:
-        """States that the decoder reads `[1, A, W]` and their mask `[1, A]` → the best hypotheses."""
+        """Return the best hypotheses for states `[1, A, W]` with mask `[1, A]`."""
         search = BeamSearch(options)
         ids = torch.full((options.num_beams, 1), self._start_id)
         while True:
@@ -70,7 +70,7 @@ class Uncached:
     def _likeliest(
         self, ids: Tensor, states: Tensor, mask: Tensor, options: SearchOptions, end_blocked: bool
     ) -> tuple[Tensor, Tensor]:
-        """Prefixes `[M, L]` → the M likeliest next tokens of each and their log-probabilities, `[M, M]`."""
+        """Return the M likeliest next tokens of prefixes `[M, L]` and their log-probabilities, `[M, M]`."""
         tiled = states.repeat(len(ids), 1, 1)  # [M, A, W]
         logits = self._network.text_decoder(ids, tiled, mask.repeat(len(ids), 1))  # [M, L, V]
         log_probabilities = torch.log_softmax(logits[:, -1], dim=-1)

@@ -13,7 +13,7 @@ BATCH_GAP = 0.25
 
 
 def percentile(values: Sequence[float], percent: float) -> float:
-    """The value below which `percent` % lie, between neighbours in proportion (as numpy's default)."""
+    """Return the value below which `percent` % lie, between neighbours in proportion (as numpy's default)."""
     if not values:
         raise ValueError("there is no percentile of nothing")
     if not 0 <= percent <= 100:
@@ -51,7 +51,7 @@ class Answered:
 
 
 def in_window(answers: Sequence[Answered], opened: float) -> tuple[list[Answered], float]:
-    """The answers that count, and the seconds in which they came.
+    """Return the answers that count, and the seconds in which they came.
 
     The window opens with the answers of one batch (the first at or after `opened`, and those that follow
     within BATCH_GAP) and closes with the last answer, so that it holds whole rounds: a server that answers
@@ -69,7 +69,7 @@ def in_window(answers: Sequence[Answered], opened: float) -> tuple[list[Answered
 
 
 def load_figures(answers: Sequence[Answered], opened: float) -> dict[str, Any]:
-    """Captions per second and latencies of a load; raises ValueError where its window holds no answer."""
+    """Return captions per second and latencies of a load. Raises ValueError if its window holds no answer."""
     counted, seconds = in_window(answers, opened)
     if not counted or seconds <= 0:
         raise ValueError(f"no caption was answered in the window; {len(answers)} were in all")
@@ -86,12 +86,12 @@ def load_figures(answers: Sequence[Answered], opened: float) -> dict[str, Any]:
 
 
 def goal(name: str, target: str, measured: float, reached: bool) -> dict[str, Any]:
-    """One goal beside what was measured, as it stands in a result file."""
+    """Return a goal with what was measured, as written to a result file."""
     return {"goal": name, "target": target, "measured": round(measured, 3), "reached": bool(reached)}
 
 
 def growth(samples: Sequence[float], warm_share: float) -> float:
-    """How much the level of some samples rose once warm: median of the last third over that of the first, less 1.
+    """Return how much samples rose once warm: the median of the last third over that of the first, minus 1.
 
     The first `warm_share` of the samples is not counted. 0.0 means flat.
     """

@@ -29,27 +29,27 @@ class Work:
         return Work(self.bytes + other.bytes, self.operations + other.operations)
 
     def scaled(self, times: float) -> Work:
-        """So many runs."""
+        """Return the work of `times` runs."""
         return Work(self.bytes * times, self.operations * times)
 
     def seconds(self, limits: Limits, precision: str) -> float:
-        """The floor under the time of one run."""
+        """Return the least time that one run can take."""
         return max(self.bytes / limits.bandwidth, self.operations / limits.arithmetic(precision))
 
     def bound_by(self, limits: Limits, precision: str) -> str:
-        """Which of the two floors is the higher."""
+        """Return which of the two limits, memory or arithmetic, takes longer."""
         memory = self.bytes / limits.bandwidth >= self.operations / limits.arithmetic(precision)
         return "memory" if memory else "arithmetic"
 
 
 def vision_weights(sizes: ModelSizes) -> int:
-    """Numbers in the matrices of the vision encoder: patches, attention, feed-forward of four widths."""
+    """Count the weights of the vision encoder: patches, attention, feed-forward of four widths."""
     width = sizes.vision_width
     return 3 * sizes.patch_size**2 * width + sizes.vision_layers * 12 * width**2
 
 
 def step_weights(sizes: ModelSizes) -> int:
-    """Numbers in the matrices of one decoder step.
+    """Count the weights of one decoder step.
 
     Per layer four matrices of self-attention, two of cross-attention (its keys and values are made before),
     two of feed-forward; then the head: its dense layer, and the word embedding.
@@ -60,12 +60,12 @@ def step_weights(sizes: ModelSizes) -> int:
 
 
 def prefill_weights(sizes: ModelSizes) -> int:
-    """Numbers in the matrices that make the keys and values of cross-attention."""
+    """Count the weights that compute the keys and values of cross-attention."""
     return sizes.decoder_layers * 2 * sizes.hidden_size**2
 
 
 def vision_work(sizes: ModelSizes, precision: str, images: int = 1) -> Work:
-    """The vision encoder on a batch of images."""
+    """Return the work of the vision encoder on a batch of images."""
     tokens, width = sizes.image_tokens, sizes.vision_width
     weights = vision_weights(sizes)
     # Scores and their sum over values: two products of tokens × tokens × width in each layer.
@@ -74,7 +74,7 @@ def vision_work(sizes: ModelSizes, precision: str, images: int = 1) -> Work:
 
 
 def prefill_work(sizes: ModelSizes, precision: str, states: int | None = None) -> Work:
-    """Cross-attention's keys and values of one request; they are written to the cache."""
+    """Return the work of computing one request's cross-attention keys and values, which are written to the cache."""
     states = sizes.image_tokens if states is None else states
     weights = prefill_weights(sizes)
     written = sizes.decoder_layers * 2 * states * sizes.hidden_size
@@ -84,7 +84,7 @@ def prefill_work(sizes: ModelSizes, precision: str, states: int | None = None) -
 def step_work(
     sizes: ModelSizes, precision: str, *, sequences: int, beams: int, position: int, states: int | None = None
 ) -> Work:
-    """One step of the decoder: `sequences` requests of `beams` beams, each at `position` (from 0).
+    """Return the work of a decoder step: `sequences` requests of `beams` beams, each at `position` (from 0).
 
     The beams of a request share the keys and values of its encoder states; of its own past a request reads
     every beam's columns, of which there are as many as beams.

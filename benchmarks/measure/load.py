@@ -87,7 +87,7 @@ async def _pass(clients: list[asyncio.Task[None]], seconds: float) -> None:
 
 
 def _in_turn(lengths: tuple[int, ...]) -> Iterator[int]:
-    """For ever, in strides: neighbours differ in length, and any few in a row are a fair mix."""
+    """Yield lengths without end, in strides: neighbours differ, and any few in a row are a fair mix."""
     stride = next(prime for prime in (5, 7, 11, 13) if len(lengths) % prime)  # meets every length
     position = 0
     while True:

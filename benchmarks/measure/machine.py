@@ -24,7 +24,7 @@ TRIES = 7
 
 
 def describe() -> dict[str, Any]:
-    """CPU, cores, memory, system, versions, date: what stands in every result file."""
+    """Return CPU, cores, memory, system, versions and date, as written to every result file."""
     cpu = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
     flags = set(_field(cpu, "flags").split())
     return {
@@ -70,12 +70,12 @@ class Limits:
         return max(self.read_bandwidth, self.copy_bandwidth, self.triad_bandwidth)
 
     def arithmetic(self, precision: str) -> float:
-        """The peak for stages of a precision; int8 weights are multiplied in half precision."""
+        """Return the peak for stages of a precision; int8 weights are multiplied in half precision."""
         return self.matmul_fp32 if precision == "fp32" else max(self.matmul_bf16, self.matmul_fp32)
 
 
 def measure_limits(matrix_side: int, array_mib: int) -> Limits:
-    """Stream arrays of `array_mib` MiB each and multiply square matrices, with the threads that a stage has."""
+    """Measure streaming arrays of `array_mib` MiB and multiplying square matrices, with the threads of a stage."""
     import torch  # on use: parts that measure no limits do without
 
     torch.set_num_threads(threads())
@@ -97,7 +97,7 @@ def measure_limits(matrix_side: int, array_mib: int) -> Limits:
 
 
 def best_seconds(run: Callable[[], object], tries: int = TRIES) -> float:
-    """The shortest of some runs, after one that is not counted."""
+    """Return the shortest of `tries` runs, after one that is not counted."""
     run()
     taken = []
     for _ in range(tries):
@@ -108,6 +108,6 @@ def best_seconds(run: Callable[[], object], tries: int = TRIES) -> float:
 
 
 def environment() -> dict[str, str]:
-    """Settings of the environment that change what is measured, where they are set."""
+    """Return settings of the environment that change what is measured, where they are set."""
     names = (THREADS_VARIABLE, "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")
     return {name: os.environ[name] for name in names if name in os.environ}

@@ -44,7 +44,7 @@ class Mixed:
 
 
 def draw(number: int, seed: int, pictures: Sequence[bytes]) -> list[Mixed]:
-    """So many requests of all kinds."""
+    """Draw `number` requests of all kinds."""
     chance = random.Random(seed)
     kinds = chance.choices(list(KINDS), weights=list(KINDS.values()), k=number)
     return [_draw_one(kind, chance, pictures) for kind in kinds]
@@ -67,7 +67,7 @@ def _draw_one(kind: str, chance: random.Random, pictures: Sequence[bytes]) -> Mi
 
 
 def good_options(chance: random.Random) -> dict[str, Any]:
-    """Options of a search that any captioner allows."""
+    """Return options of a search that any captioner allows."""
     beams, most = chance.choice(BEAMS_CHOICES), chance.choice(LENGTHS)
     options: dict[str, Any] = {"num_beams": beams, "max_length": most, "min_length": chance.randint(0, most)}
     if chance.random() < 0.3:
@@ -82,7 +82,7 @@ def _damaged(image: bytes) -> bytes:
 
 
 def _huge() -> bytes:
-    """A picture of more pixels than are taken, in few bytes."""
+    """Return a picture with more pixels than are accepted, in few bytes."""
     stream = io.BytesIO()
     Image.new("1", (16_000, 16_000)).save(stream, "PNG")
     return stream.getvalue()
@@ -109,5 +109,5 @@ BAD: tuple[_Bad, ...] = (
 
 
 def soak_pictures(number: int) -> list[bytes]:
-    """Pictures to choose from: some requests see the same one, and meet the response cache."""
+    """Return pictures to choose from: some requests share one, and so use the response cache."""
     return [picture(seed) for seed in range(number)]

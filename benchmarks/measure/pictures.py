@@ -13,7 +13,7 @@ COARSE = (9, 12, 3)
 
 
 def picture(seed: int) -> bytes:
-    """A JPEG of soft random colours; another seed, another picture."""
+    """Return a JPEG of soft random colours; each seed gives a different picture."""
     colours = np.random.default_rng(seed).integers(0, 256, COARSE, np.uint8)
     stream = io.BytesIO()
     Image.fromarray(colours).resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC).save(stream, "JPEG", quality=90)
@@ -28,7 +28,7 @@ class Pictures:
         self._turn = count()
 
     def next(self) -> bytes:
-        """The next one; the first again after the last."""
+        """Return the next picture; after the last, the first again."""
         return self._pictures[next(self._turn) % len(self._pictures)]
 
     def __len__(self) -> int:

@@ -35,7 +35,7 @@ STAGES = ("parse", "vision_encoder", "prefill", "step", "rest")
 
 
 def measure(workspace: Workspace) -> dict[str, Any]:
-    """Limits, time per stage of one caption, time per step against batch and position."""
+    """Measure the machine's limits, the time per stage of a caption, and the time per step by batch and position."""
     preset, precision = workspace.preset, workspace.build_info()["precision"]
     say("measuring bandwidth and arithmetic")
     limits = measure_limits(preset.matrix_side, preset.array_mib)
@@ -45,7 +45,7 @@ def measure(workspace: Workspace) -> dict[str, Any]:
 
 
 def time_stages(workspace: Workspace) -> list[dict[str, float]]:
-    """Seconds per stage of some captions; `rest` is what no stage accounts for: search, queues, copies."""
+    """Return seconds per stage of some captions; `rest` is what no stage accounts for: search, queues, copies."""
     pictures = Pictures(WARM_CAPTIONS + TIMED_CAPTIONS)
     say("captions, stage by stage")
     captions = []
@@ -68,7 +68,7 @@ def _by_stage(stopwatch: Stopwatch, whole: float) -> dict[str, float]:
 
 
 def time_steps(workspace: Workspace) -> list[dict[str, Any]]:
-    """Seconds of a step for every batch and position of the preset.
+    """Return seconds of a step for every batch and position of the preset.
 
     Room is reserved as the decode loop reserves it, for a request whose last token stands at `position`; in
     ascending order, since room never shrinks.
@@ -97,7 +97,7 @@ def time_steps(workspace: Workspace) -> list[dict[str, Any]]:
 def step_inputs(
     batch: int, past: int, states: int, vocabulary: int, random: np.random.Generator
 ) -> tuple[np.ndarray, ...]:
-    """What `Decoder.step` takes for `batch` requests of BEAMS beams that have `past` positions behind them."""
+    """Return the inputs of `Decoder.step` for `batch` requests of BEAMS beams after `past` positions."""
     ancestry = np.full((batch, BEAMS, past + 1), -1, np.int32)
     ancestry[:, :, :past] = random.integers(0, BEAMS, (batch, BEAMS, past))
     return (
@@ -122,7 +122,7 @@ def _steps(decoder: Decoder, inputs: tuple[np.ndarray, ...], number: int) -> lis
 def outcome(
     preset: Preset, precision: str, limits: Limits, captions: list[dict[str, float]], steps: list[dict[str, Any]]
 ) -> dict[str, Any]:
-    """Measurements → `results`, each beside its floor."""
+    """Turn measurements into `results`, each with its floor."""
     sizes = preset.sizes
     caption_steps = [
         step_work(sizes, precision, sequences=1, beams=BEAMS, position=position) for position in range(TOKENS)

@@ -80,7 +80,7 @@ def _rounds(
 
 
 def outcome(taken: dict[str, list[float]]) -> dict[str, Any]:
-    """Seconds of every round by contender → the part's `results` and `goals`."""
+    """Turn the seconds of every round by contender into the part's `results` and `goals`."""
     medians = {name: median(times) for name, times in taken.items()}
     ours = medians[TRITON]
     # Of the same rounds: both saw the same minute of the machine.

@@ -23,7 +23,7 @@ PRECISIONS = ("auto", "fp32", "bf16", "fp16", "int8")
 
 
 def add_common(parser: argparse.ArgumentParser) -> None:
-    """The options that every part takes, and the runner."""
+    """Add the options that every part and the runner take."""
     parser.add_argument("--preset", choices=PRESETS, default="base", help="base, or quick: a rehearsal at tiny sizes")
     parser.add_argument("--precision", choices=PRECISIONS, default="auto", help="of our stages (default: %(default)s)")
     parser.add_argument(
@@ -82,7 +82,7 @@ def main(
 
 
 def describe(name: str, workspace: Workspace, repository: Path) -> dict[str, Any]:
-    """The head of a result file: what was measured, of what, on what."""
+    """Return the head of a result file: what was measured, of what, on what."""
     info = read_build_info(repository)
     return {
         "part": name,

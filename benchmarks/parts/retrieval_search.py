@@ -41,7 +41,7 @@ MOST_SECONDS = 0.05
 
 
 def measure(workspace: Workspace) -> dict[str, Any]:
-    """Seconds of every step; `results` and the goals."""
+    """Measure the seconds of every step; return `results` and goals."""
     workspace = of_all_tasks(workspace)
     rounds = ROUNDS[workspace.preset.name]
     with tempfile.TemporaryDirectory() as scratch, TritonServer(workspace.repository) as server:
@@ -88,7 +88,7 @@ def measure(workspace: Workspace) -> dict[str, Any]:
 
 
 def write_index(path: Path, probe: np.ndarray) -> tuple[Index, np.ndarray]:
-    """An index of random features on disk, read again; and the features, float32 [n, E]."""
+    """Write an index of random features, read it again, and return it with the features, float32 [n, E]."""
     random = np.random.default_rng(0)
     features = random.normal(size=(PICTURES, len(probe))).astype(np.float32)
     features /= np.linalg.norm(features, axis=1, keepdims=True)
@@ -99,7 +99,7 @@ def write_index(path: Path, probe: np.ndarray) -> tuple[Index, np.ndarray]:
 
 
 def index_alone(index: Index, features: np.ndarray) -> dict[str, list[float]]:
-    """Seconds of searches in the index and in NumPy, by turns. Raises RuntimeError where they differ."""
+    """Time searches in the index and in NumPy, alternating. Raises RuntimeError if their results differ."""
     random = np.random.default_rng(1)
     queries = random.normal(size=(SEARCHES, features.shape[1])).astype(np.float32)
 
@@ -122,7 +122,7 @@ def index_alone(index: Index, features: np.ndarray) -> dict[str, list[float]]:
 
 
 async def _reranking(url: str, folder: Path, rounds: int) -> dict[str, list[float]]:
-    """Seconds of re-ranking a shortlist: of new pictures, and of the same ones by other words."""
+    """Time re-ranking a shortlist: of new pictures, and of the same ones with other words."""
     taken: dict[str, list[float]] = {"rerank_new": [], "rerank_seen": []}
     async with AsyncClient(url, timeout=600.0) as client:
         for number in range(rounds + 1):

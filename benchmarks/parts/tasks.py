@@ -80,7 +80,7 @@ STAGES = ("vision_encoder", "text_encoder", "fusion_encoder")
 
 
 def of_all_tasks(workspace: Workspace) -> Workspace:
-    """The workspace whose checkpoint serves what is measured here."""
+    """Return the workspace whose checkpoint serves what is measured here."""
     return replace(workspace, tasks=TASKS)
 
 
@@ -113,7 +113,7 @@ def measure(workspace: Workspace) -> dict[str, Any]:
 
 
 def _new(texts: list[str]) -> list[str]:
-    """These texts with a word more, another one each time: a text that was seen before is in the cache."""
+    """Return these texts with another word appended each time, so that none is in the cache."""
     word = next(_turn)
     return [f"{text} word{word}" for text in texts]
 
@@ -138,7 +138,7 @@ def _check_alike(ours: Callable[..., Any], eager: Callable[..., Any], picture: b
 
 
 def _rounds(asked: dict[str, Callable[..., Any]], pictures: Pictures, rounds: int) -> dict[str, dict[str, list[float]]]:
-    """Seconds per task and contender."""
+    """Return seconds per task and contender."""
     taken = {name: {who: [] for who in asked} for name in REQUESTS}
     for number in range(rounds):
         order = list(asked) if number % 2 else list(reversed(asked))
@@ -154,7 +154,7 @@ def _rounds(asked: dict[str, Callable[..., Any]], pictures: Pictures, rounds: in
 
 
 def _further(client: Client, metrics_url: str, pictures: Pictures, rounds: int) -> dict[str, Any]:
-    """First and further questions about the same pictures: seconds, and how often stages ran for the further ones."""
+    """Ask two questions about each picture; return seconds, and how often stages ran for the second ones."""
     first, further = [], []
     for _ in range(rounds):
         picture = [pictures.next()]
@@ -168,7 +168,7 @@ def _further(client: Client, metrics_url: str, pictures: Pictures, rounds: int) 
 
 
 def _counted(metrics_url: str, ask: Callable[[], Any]) -> dict[str, float]:
-    """How often each stage ran for a request, a batch counting once; and its seconds."""
+    """Return how often each stage ran for a request, a batch counting once, and its seconds."""
     before = Metrics.read(metrics_url)
     began = time.perf_counter()
     ask()
@@ -191,7 +191,7 @@ def _timed(ask: Callable[[bytes], Any], pictures: Pictures, rounds: int) -> floa
 def outcome(
     taken: dict[str, dict[str, list[float]]], further: dict[str, Any], batched: dict[str, float], singly: float
 ) -> dict[str, Any]:
-    """Seconds of every round → the part's `results` and `goals`."""
+    """Turn the seconds of every round into the part's `results` and `goals`."""
     rows = {
         name: {
             "title": REQUESTS[name].title,

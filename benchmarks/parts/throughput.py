@@ -56,7 +56,7 @@ GOAL_CLIENTS = 16
 
 
 def measure(workspace: Workspace) -> dict[str, Any]:
-    """All settings, one after the other; a setting that fails is told in `errors`, and the others go on."""
+    """Measure all settings, one after another; one that fails is named in `errors`, and the others go on."""
     preset = workspace.preset
     say(f"drawing {preset.pictures} pictures")
     pictures = Pictures(preset.pictures)
@@ -162,7 +162,7 @@ async def _http_ask(url: str) -> AsyncIterator[Ask]:
 
 @contextmanager
 def litserve(workspace: Workspace) -> Iterator[int]:
-    """LitServe in a process group of its own, healthy; gives its port."""
+    """Start LitServe in a process group of its own and yield its port once it is healthy."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -197,7 +197,7 @@ def _wait_healthy(process: subprocess.Popen[bytes], port: int, log: Path) -> Non
 
 
 def outcome(results: dict[str, list[dict[str, Any]]], errors: list[str]) -> dict[str, Any]:
-    """Figures by setting → the part's `results` and those goals that can be judged."""
+    """Turn figures by setting into the part's `results` and those goals that can be judged."""
     ours, baseline = results[OURS], results[LITSERVE]
     goals = []
     at_baseline = _at(baseline, GOAL_CLIENTS)

@@ -24,7 +24,7 @@ class ArtefactError(RuntimeError):
 
 
 def relative_error(actual: np.ndarray, reference: np.ndarray) -> float:
-    """Largest deviation over largest magnitude. `actual` may lie on a GPU."""
+    """Return the largest deviation over the largest magnitude. `actual` may lie on a GPU."""
     actual = np.asarray(actual)
     if actual.shape != reference.shape:
         raise ArtefactError(f"shape {actual.shape} instead of {reference.shape}")
@@ -33,7 +33,7 @@ def relative_error(actual: np.ndarray, reference: np.ndarray) -> float:
 
 @torch.inference_mode()
 def compare_graph(folder: Path, spec: GraphSpec, graph: torch.nn.Module, network: MPlug) -> dict[str, float]:
-    """Relative error per output of an encoder that was built into `folder`."""
+    """Return the relative error per output of an encoder that was built into `folder`."""
     inputs = example_inputs(spec, network, seed=1)
     references = graph(*inputs.values())
     outputs = open_graph(folder, spec.name)({name: tensor.numpy() for name, tensor in inputs.items()})
@@ -44,12 +44,12 @@ def compare_graph(folder: Path, spec: GraphSpec, graph: torch.nn.Module, network
 
 
 def compare_decoder(folder: Path, network: MPlug, end_id: int) -> dict[str, float]:
-    """`compare_decoders` of the decoder that was built into `folder`."""
+    """Compare the decoder that was built into `folder` with PyTorch; see `compare_decoders`."""
     return compare_decoders(open_decoder(folder), network, end_id)
 
 
 def compare_decoders(compiled: Decoder, network: MPlug, end_id: int) -> dict[str, float]:
-    """Relative error of the log-probabilities over some steps of two requests, beams swapping ancestors."""
+    """Return the relative error of log-probabilities over some steps of two requests, with beams swapping ancestors."""
     vocabulary, width = network.config.text.vocab_size, network.config.text.hidden_size
     random = np.random.default_rng(1)
     eager = eager_decoder(network, end_id)

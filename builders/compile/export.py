@@ -21,7 +21,7 @@ OPSET = 20
 
 
 def example_inputs(spec: GraphSpec, network: MPlug, *, seed: int = 0, **sizes: int) -> dict[str, Tensor]:
-    """Random inputs of a graph that its network could meet, by name.
+    """Return random inputs by name, such as the graph could meet.
 
     `sizes` overrides the length of dynamic axes, by letter (see `mplug.contract`).
     """

@@ -12,7 +12,7 @@ from mplug.runtime.openvino import PRECISIONS, best_precision, supported
 
 
 def resolve_precision(precision: str) -> str:
-    """What `auto` means on this machine; raises ValueError for a precision that cannot be checked here."""
+    """Return what `auto` means on this machine. Raises ValueError for a precision that cannot be checked here."""
     if precision == "auto":
         return best_precision()
     if precision not in PRECISIONS:

@@ -86,12 +86,12 @@ class EngineOptions:
 
 
 def resolve_precision(precision: str) -> str:
-    """What `auto` means: fp16, which every tensor core computes, and which is eight times finer than bf16."""
+    """Return what `auto` means: fp16, which every tensor core computes, and which is eight times finer than bf16."""
     return "fp16" if precision == "auto" else precision
 
 
 def engine_name(graph: str, target: str) -> str:
-    """File name of a graph's engine."""
+    """Return the file name of a graph's engine."""
     return f"{graph}.{target}.plan"
 
 
@@ -134,7 +134,7 @@ class Limits:
 
 
 def profiles(spec: GraphSpec, network: MPlug, limits: Limits) -> list[dict[str, Range]]:
-    """Ranges of a graph's dynamic axes, by their letters in `mplug.contract`; an engine runs what one of them holds.
+    """Return ranges of a graph's dynamic axes by their letters in `mplug.contract`; an engine runs what one holds.
 
     TensorRT sets memory aside for a profile's largest shapes all at once, so the decoder's step has two: many
     requests of the usual length, and few of any length.
@@ -189,13 +189,13 @@ def profiles(spec: GraphSpec, network: MPlug, limits: Limits) -> list[dict[str, 
 
 
 def _states(network: MPlug, most: int) -> Range:
-    """Encoder states of one image as a rule, and room for `most`."""
+    """Return the range of encoder states: usually those of one image, at most `most`."""
     most = round_up(most, STATE_MULTIPLE)
     return Range(1, min(round_up(network.config.vision.tokens, STATE_MULTIPLE), most), most)
 
 
 def input_shapes(spec: GraphSpec, network: MPlug, ranges: Mapping[str, Range]) -> Shapes:
-    """Least, usual and largest shape of every input of a graph that has a dynamic axis."""
+    """Return the least, usual and largest shape of every input of a graph that has a dynamic axis."""
     text, vision = network.config.text, network.config.vision
     fixed = {"W": text.hidden_size, "H": text.heads, "D": text.head_width, "R": vision.image_size, "N": vision.tokens}
 

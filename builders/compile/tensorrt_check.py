@@ -54,7 +54,7 @@ def onnx_decoder(network: MPlug, prefill: OnnxGraph, step: OnnxGraph) -> GraphDe
 
 @torch.inference_mode()
 def compare_onnx(onnx_graph: OnnxGraph, spec: GraphSpec, graph: torch.nn.Module, network: MPlug) -> dict[str, float]:
-    """Relative error per output of an exported graph, NEXT_TOKENS apart, which near-ties may swap."""
+    """Return the relative error per output of an exported graph, except NEXT_TOKENS, which near-ties may swap."""
     inputs = example_inputs(spec, network, seed=1)
     references = graph(*inputs.values())
     outputs = onnx_graph({name: tensor.numpy() for name, tensor in inputs.items()})

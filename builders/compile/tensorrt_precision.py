@@ -38,7 +38,7 @@ class PrecisionError(ValueError):
 
 
 def to_half(model: ModelProto, precision: str, single_operators: Iterable[str] = SINGLE_OPERATORS) -> ModelProto:
-    """A copy of `model`, an fp32 graph, in `fp16` or `bf16`.
+    """Return a copy of `model`, an fp32 graph, in `fp16` or `bf16`.
 
     `single_operators` are kept in fp32. Raises PrecisionError for a constant that fp16 cannot hold.
     """
@@ -107,7 +107,7 @@ class _Converter:
                 raise PrecisionError(f"constant {node.output[0]}: {attribute.name} is not handled; use value")
 
     def _as(self, name: str, wanted: int) -> str:
-        """The name under which float tensor `name` is had in type `wanted`."""
+        """Return the name of float tensor `name` in type `wanted`."""
         if name in self._constants:
             if wanted == TensorProto.FLOAT:
                 return name
@@ -146,7 +146,7 @@ class _Converter:
 
 
 def _single_nodes(nodes: Iterable[NodeProto], operators: frozenset[str]) -> set[int]:
-    """Indices of the nodes that compute in fp32; see the module's description."""
+    """Return the indices of the nodes that compute in fp32; see the module's description."""
     nodes = list(nodes)
     single = {index for index, node in enumerate(nodes) if node.op_type in operators}
     scores = {index for index in single if nodes[index].op_type == "LogSoftmax"}
@@ -167,7 +167,7 @@ def _single_nodes(nodes: Iterable[NodeProto], operators: frozenset[str]) -> set[
 
 
 def _element_types(model: ModelProto) -> dict[str, int]:
-    """Element type of every tensor of a graph, by name. Raises PrecisionError where one cannot be told."""
+    """Return the element type of every tensor of a graph by name. Raises PrecisionError if one is unknown."""
     graph = onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True).graph
     types = {value.name: value.type.tensor_type.elem_type for value in [*graph.input, *graph.output, *graph.value_info]}
     types |= {tensor.name: tensor.data_type for tensor in graph.initializer}
@@ -178,7 +178,7 @@ def _element_types(model: ModelProto) -> dict[str, int]:
 
 
 def rounded_emulation(model: ModelProto) -> ModelProto:
-    """A graph in half precision as one in fp32 that rounds every tensor as the half graph does.
+    """Turn a graph in half precision into one in fp32 that rounds every tensor as the half graph does.
 
     Each operator computes in fp32 from rounded inputs and its answer is rounded, which is what a GPU does
     with fp32 accumulators. Inputs and outputs become fp32. ONNX Runtime must run it unoptimised: it takes

@@ -40,7 +40,7 @@ class TensorRTStages:
         options: EngineOptions,
         built: list[dict[str, Any]],
     ) -> None:
-        """`max_states` is what one request may bring to the decoder, `max_frames` the images of a video.
+        """Take `max_states`, which one request may bring to the decoder, and `max_frames`, the images of a video.
 
         To `built` is added what is written beside each engine, without its network.
         """
@@ -109,7 +109,7 @@ def drop_absent_outputs(config: Path, spec: GraphSpec) -> None:
 
 
 def _batch_of(model: Path) -> int:
-    """How many requests a model's config lets into one batch: its `max_batch_size`, the decoder's `max_slots`."""
+    """Return the requests that a model's config admits to a batch: `max_batch_size`, or the decoder's `max_slots`."""
     text = (model / "config.pbtxt").read_text()
     batch = re.search(r"^max_batch_size: (\d+)", text, re.MULTILINE)
     slots = re.search(r'key: "max_slots", value: \{ string_value: "(\d+)"', text)

@@ -19,12 +19,12 @@ MASKED = -1e4
 
 
 def additive_mask(attention_mask: Tensor) -> Tensor:
-    """Attention mask `[B, K]` of ones and zeros → scores to add, `[B, 1, 1, K]`, float."""
+    """Turn an attention mask `[B, K]` of ones and zeros into scores to add, `[B, 1, 1, K]`, float."""
     return ((1.0 - attention_mask.float()) * MASKED)[:, None, None, :]
 
 
 def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-    """Scaled dot-product attention: `[B, H, L, D]`, `[B, H, K, D]` twice → `[B, H, L, D]`.
+    """Compute scaled dot-product attention: `[B, H, L, D]`, `[B, H, K, D]` twice → `[B, H, L, D]`.
 
     Exported graphs get it written out: TensorRT's and OpenVINO's pattern matchers fuse the plain
     products, and OpenVINO's own scaled_dot_product_attention is slower for one query per beam. So
@@ -57,15 +57,15 @@ class MultiHeadAttention(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def split_heads(self, states: Tensor) -> Tensor:
-        """`[B, L, W]` → `[B, H, L, D]`."""
+        """Split `[B, L, W]` into `[B, H, L, D]`."""
         return states.unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
     def keys_and_values(self, states: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values of `states` `[B, K, W]`, each `[B, H, K, D]`."""
+        """Return keys and values of `states` `[B, K, W]`, each `[B, H, K, D]`."""
         return self.split_heads(self.key(states)), self.split_heads(self.value(states))
 
     def finish(self, context: Tensor, residual: Tensor) -> Tensor:
-        """Attended `[B, H, L, D]` → output projection added to `residual` `[B, L, W]`, normalised."""
+        """Project what was attended to, `[B, H, L, D]`, add `residual` `[B, L, W]` and normalise."""
         context = context.transpose(1, 2).flatten(2)
         return self.norm(self.dropout(self.output(context)) + residual)
 
@@ -120,6 +120,6 @@ class Embeddings(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, input_ids: Tensor, positions: Tensor) -> Tensor:
-        """Token ids and positions, of shapes that broadcast → `[..., W]`."""
+        """Embed token ids and positions, of shapes that broadcast: `[..., W]`."""
         summed = self.word(input_ids) + self.position(positions) + self.token_type.weight[0]
         return self.dropout(self.norm(summed))

@@ -30,7 +30,7 @@ class FusionEncoder(nn.Module):
         return any(layer.cross_attention is None for layer in self.layers)
 
     def forward(self, image_states: Tensor, text_states: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
-        """`[B, N, W]`, `[B, L, W]`, text mask `[B, L]` → fused image `[B, N, W]`, fused text `[B, L, W]`."""
+        """Fuse image states `[B, N, W]` and text states `[B, L, W]` with mask `[B, L]`; both keep their shapes."""
         text_mask = additive_mask(attention_mask)
         image_mask = torch.zeros_like(image_states[:, :, 0], dtype=text_mask.dtype)[:, None, None, :]
         joint_mask = torch.cat([image_mask, text_mask], dim=-1)

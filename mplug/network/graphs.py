@@ -129,7 +129,7 @@ class DecoderScoreGraph(nn.Module):
 
 
 def graphs_of(network: MPlug, end_id: int) -> Iterator[tuple[GraphSpec, nn.Module]]:
-    """The graphs that this checkpoint needs, each with its specification, in the order of the flow.
+    """Yield the graphs that this checkpoint needs, each with its specification, in the order of the flow.
 
     `end_id` is the id of `[SEP]`.
     """

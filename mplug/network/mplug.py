@@ -42,7 +42,7 @@ PARTS_OF_TASK = {
 
 
 def parts_needed(config: MPlugConfig) -> tuple[str, ...]:
-    """Stages and heads that the checkpoint's tasks use, without repeats, stages first."""
+    """Return the stages and heads that the checkpoint's tasks use, each once, stages first."""
     needed = [part for task in config.tasks for part in PARTS_OF_TASK[task]]
     if config.caption_states == "fused" and any(task.endswith("captioning") for task in config.tasks):
         needed += PARTS_OF_TASK["visual-question-answering"]
@@ -82,7 +82,7 @@ class MPlug(nn.Module):
             self.add_module(part, makers[part]())
 
     def initialise(self, seed: int = 0) -> None:
-        """Fresh weights for training from nothing: normal(0, 0.02), norms one, biases zero, sine positions."""
+        """Set fresh weights for training from scratch: normal(0, 0.02), norms one, biases zero, sine positions."""
         generator = torch.Generator().manual_seed(seed)
         for name, parameter in self.named_parameters():
             if name.endswith("bias"):
@@ -95,16 +95,16 @@ class MPlug(nn.Module):
             self.vision_encoder.initialise_positions()
 
     def decoder_input(self, image_states: Tensor, text_states: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
-        """What the decoder reads when it reads both: `[B, N + L, W]` and its mask `[B, N + L]`."""
+        """Concatenate image and text states for the decoder: `[B, N + L, W]` and its mask `[B, N + L]`."""
         image_mask = torch.ones_like(image_states[:, :, 0], dtype=attention_mask.dtype)
         return torch.cat([image_states, text_states], dim=1), torch.cat([image_mask, attention_mask], dim=1)
 
     def image_feature(self, image_states: Tensor) -> Tensor:
-        """Image states `[B, N, W]` → unit vectors `[B, E]` of the contrastive space."""
+        """Project image states `[B, N, W]` to unit vectors `[B, E]` of the contrastive space."""
         return functional.normalize(self.vision_projection(image_states[:, 0]), dim=-1)
 
     def text_feature(self, text_states: Tensor) -> Tensor:
-        """Text states `[B, L, W]` → unit vectors `[B, E]` of the contrastive space."""
+        """Project text states `[B, L, W]` to unit vectors `[B, E]` of the contrastive space."""
         return functional.normalize(self.text_projection(text_states[:, 0]), dim=-1)
 
 

@@ -35,7 +35,7 @@ class TextDecoder(nn.Module):
         self.head_bias = nn.Parameter(torch.zeros(config.vocab_size))
 
     def head(self, states: Tensor) -> Tensor:
-        """Hidden states `[..., W]` → logits `[..., V]`; the output matrix is the word embedding."""
+        """Compute logits `[..., V]` of hidden states `[..., W]`; the output matrix is the word embedding."""
         states = self.head_norm(functional.gelu(self.head_dense(states)))
         return functional.linear(states, self.embeddings.word.weight, self.head_bias)
 
@@ -46,7 +46,7 @@ class TextDecoder(nn.Module):
         encoder_mask: Tensor,
         attention_mask: Tensor | None = None,
     ) -> Tensor:
-        """`[B, L]` ids, `[B, N, W]` states, `[B, N]` mask → logits `[B, L, V]` of the token after each."""
+        """Compute logits `[B, L, V]` of the token after each of `[B, L]` ids, given `[B, N, W]` states and a mask."""
         length = input_ids.shape[1]
         positions = torch.arange(length, device=input_ids.device)
         states = self.embeddings(input_ids, positions)
@@ -58,7 +58,7 @@ class TextDecoder(nn.Module):
         return self.head(states)
 
     def prefill(self, encoder_states: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """Encoder states `[S, N, W]` → per layer the cross-attention keys and values, `[S, H, N, D]` each."""
+        """Compute the cross-attention keys and values of encoder states `[S, N, W]` per layer, `[S, H, N, D]` each."""
         return [_cross(layer).keys_and_values(encoder_states) for layer in self.layers]
 
     def step(
@@ -123,7 +123,7 @@ def _cross(layer: nn.Module) -> MultiHeadAttention:
 def _beam_attention(
     query: Tensor, key: Tensor, value: Tensor, past_key: Tensor, past_value: Tensor, past_mask: Tensor
 ) -> Tensor:
-    """Each beam attends to its own past and to itself: all `[S, H, B, D]`, past `[S, H, T*C, D]`."""
+    """Attend from each beam to its own past and to itself: all `[S, H, B, D]`, past `[S, H, T*C, D]`."""
     query = query * (1.0 / math.sqrt(query.shape[-1]))
     past = query @ past_key.transpose(-1, -2) + past_mask  # [S, H, B, T*C]
     itself = (query * key).sum(-1, keepdim=True)  # [S, H, B, 1]

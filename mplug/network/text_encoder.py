@@ -20,7 +20,7 @@ class TextEncoder(nn.Module):
         )
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """`[B, L]` ids and mask (1 for tokens, 0 for padding) → text states `[B, L, W]`."""
+        """Encode `[B, L]` ids with their mask (1 for tokens, 0 for padding) into text states `[B, L, W]`."""
         positions = torch.arange(input_ids.shape[1], device=input_ids.device)
         states = self.embeddings(input_ids, positions)
         mask = additive_mask(attention_mask)

@@ -13,7 +13,7 @@ CLIP_LAYER_NORM_EPS = 1e-5
 
 
 def quick_gelu(hidden: Tensor) -> Tensor:
-    """CLIP's activation, x·sigmoid(1.702 x)."""
+    """Apply CLIP's activation, x·sigmoid(1.702 x)."""
     if torch.compiler.is_exporting():
         return hidden * torch.sigmoid(1.702 * hidden)  # the form that compilers know as one operator
     return functional.silu(1.702 * hidden) * (1 / 1.702)  # PyTorch's fused form, and less to keep for training
@@ -33,7 +33,7 @@ class VisionBlock(nn.Module):
         self.contract = nn.Linear(4 * width, width)
 
     def forward(self, states: Tensor) -> Tensor:
-        """`[B, N, width]` → the same."""
+        """Transform states `[B, N, width]`; the shape stays."""
         packed = self.query_key_value(self.norm_attention(states))
         query, key, value = packed.unflatten(-1, (3, self.heads, CLIP_HEAD_WIDTH)).permute(2, 0, 3, 1, 4).unbind(0)
         states = states + self.output(attention(query, key, value, None).transpose(1, 2).flatten(2))
@@ -63,7 +63,7 @@ class VisionEncoder(nn.Module):
 
     @torch.no_grad()
     def initialise_positions(self) -> None:
-        """Sines and cosines of row and column, which a small transformer learns from sooner than from noise.
+        """Set positions to sines and cosines of row and column: better than noise for small transformers.
 
         Source: "Better plain ViT baselines for ImageNet-1k" (arXiv 2205.01580).
         """
@@ -76,7 +76,7 @@ class VisionEncoder(nn.Module):
         self.position_embedding[1:] = 0.5 * torch.cat(waves, dim=1)
 
     def forward(self, pixel_values: Tensor, kept: Tensor | None = None) -> Tensor:
-        """Normalised pixels `[B, 3, R, R]` → image states `[B, N, W]`, N = 1 + (R / patch)².
+        """Encode normalised pixels `[B, 3, R, R]` into image states `[B, N, W]`, N = 1 + (R / patch)².
 
         `kept` `[B, K]`: indices of the patches to work on, for cheaper training; then N = 1 + K
         (PatchDropout, arXiv 2208.07220).
@@ -94,7 +94,7 @@ class VisionEncoder(nn.Module):
 
 
 def resample_positions(position_embedding: Tensor, grid: int) -> Tensor:
-    """Position embedding `[1 + g², width]` → `[1 + grid², width]`.
+    """Resample a position embedding `[1 + g², width]` to `[1 + grid², width]`.
 
     The part that belongs to the patches is resampled bilinearly, as the published code does when a
     checkpoint is used at another image size; the class token keeps its own.

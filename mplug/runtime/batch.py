@@ -19,7 +19,7 @@ Arrays = Mapping[str, np.ndarray]
 
 
 def groups(requests: Mapping[int, Arrays]) -> list[list[int]]:
-    """Indices of the requests that can be one batch: the same inputs, and all axes but the first agree.
+    """Return the indices of the requests that can be one batch: the same inputs, and all axes but the first agree.
 
     `requests`: by index, each with its inputs; the first axis of an input is that request's batch.
     """
@@ -31,7 +31,7 @@ def groups(requests: Mapping[int, Arrays]) -> list[list[int]]:
 
 
 def run_as_one(stage: Stage, requests: Sequence[Arrays]) -> list[dict[str, np.ndarray]]:
-    """One run of `stage` over requests of one group; the outputs of each, in order.
+    """Run `stage` once over requests of one group and return the outputs of each, in order.
 
     Raises ValueError when the stage's outputs have not one row per row of its inputs.
     """
@@ -55,7 +55,7 @@ class BatchingStage:
     """A stage on a worker thread: runs, as one batch, what arrived while it ran before. One event loop calls it."""
 
     def __init__(self, stage: Stage, max_batch_size: int, worker: ThreadPoolExecutor) -> None:
-        """`max_batch_size` is in rows, as in config.pbtxt."""
+        """Take `max_batch_size` in rows, as in config.pbtxt."""
         self._stage, self._max_batch_size, self._worker = stage, max_batch_size, worker
         self._waiting: list[tuple[Arrays, asyncio.Future[dict[str, np.ndarray]]]] = []
         self._runner: asyncio.Task[None] | None = None

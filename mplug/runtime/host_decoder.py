@@ -92,7 +92,7 @@ class HostDecoder(ABC):
 
     @abstractmethod
     def _prefill(self, encoder_states: np.ndarray) -> list[np.ndarray]:
-        """States `[1, A, W]` → keys and values `[1, H, A, D]` per layer, in the type of the cache."""
+        """Compute keys and values `[1, H, A, D]` per layer of states `[1, A, W]`, in the type of the cache."""
 
     @abstractmethod
     def _run_step(self, inputs: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -101,7 +101,7 @@ class Decoder(Protocol):
         end_blocked: np.ndarray,
         token_range: np.ndarray,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """One step of the first S slots: next tokens and log-probabilities `[S, M, K]` (inputs: contract)."""
+        """Run one step of the first S slots: next tokens and log-probabilities `[S, M, K]` (inputs: contract)."""
 
 
 class Runtime(Protocol):
@@ -113,7 +113,7 @@ class Runtime(Protocol):
 
 
 def open_runtime(target: str) -> Runtime:
-    """The runtime of a target. Raises RuntimeUnavailable listing the choices, or naming what is not installed."""
+    """Return the runtime of a target. Raises RuntimeUnavailable with the choices, or naming what is not installed."""
     if target not in RUNTIMES:
         raise RuntimeUnavailable(f"unknown runtime {target!r}; known: {', '.join(RUNTIMES)}")
     try:
@@ -135,7 +135,7 @@ def open_decoder(folder: Path) -> Decoder:
 
 
 def threads() -> int:
-    """Threads for one stage: MPLUG_THREADS, or the cores that this process may use."""
+    """Return the threads of one stage: MPLUG_THREADS, or the cores that this process may use."""
     configured = os.environ.get(THREADS_VARIABLE, "")
     if not configured:
         return len(os.sched_getaffinity(0))

@@ -22,18 +22,18 @@ QUANTISED_TOGETHER = 128
 
 
 def supported(precision: str) -> bool:
-    """Whether this machine's CPU computes in `precision`."""
+    """Return whether this machine's CPU computes in `precision`."""
     capabilities = openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     return precision not in CAPABILITIES or CAPABILITIES[precision] in capabilities
 
 
 def best_precision() -> str:
-    """What `auto` means here: bf16 where the CPU has it, else fp32."""
+    """Return what `auto` means here: bf16 where the CPU has it, else fp32."""
     return "bf16" if supported("bf16") else "fp32"
 
 
 def computed_in(precision: str) -> str:
-    """The precision that a stage of `precision` computes in on this machine."""
+    """Return the precision that a stage of `precision` computes in on this machine."""
     return best_precision() if precision == "int8" else precision
 
 
@@ -113,7 +113,7 @@ class OpenVinoDecoder(HostDecoder):
         return _compile(model, info).create_infer_request()
 
     def _tensor(self, array: np.ndarray) -> openvino.Tensor:
-        """A view of a cache array, without a copy."""
+        """Return a view of a cache array, without a copy."""
         if self._half:
             return openvino.Tensor(array, openvino.Shape(array.shape), openvino.Type.bf16)
         return openvino.Tensor(array, shared_memory=True)

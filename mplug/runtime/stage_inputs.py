@@ -24,7 +24,7 @@ class StageInputs:
 
     @classmethod
     def of_stage(cls, folder: Path, name: str) -> StageInputs:
-        """From a built stage's folder."""
+        """Read it from a built stage's folder."""
         sizes = StageInfo.read(folder).sizes
         fixed = {"R": sizes["image_size"], "W": sizes["hidden_size"]}
         return cls(ENCODERS[name], fixed, sizes["max_text_length"], sizes["vocab_size"])

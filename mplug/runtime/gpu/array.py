@@ -18,7 +18,7 @@ from mplug.runtime.gpu.dlpack import CUDA, borrow, capsule, on_gpu
 
 @cache
 def own_device() -> Device:
-    """The device of a process that has no engine of its own. Raises RuntimeUnavailable without a GPU."""
+    """Return the device of a process without an engine of its own. Raises RuntimeUnavailable without a GPU."""
     return Device()
 
 
@@ -31,7 +31,7 @@ class DeviceArray:
 
     @classmethod
     def copied(cls, device: Device, address: int, shape: Sequence[int], dtype: np.dtype) -> DeviceArray:
-        """A copy, on the device, of what lies at `address` once the device's work is done."""
+        """Copy, on the device, what lies at `address` once the device's work is done."""
         size = prod(shape) * np.dtype(dtype).itemsize
         memory = device.allocate(size)
         device.copy(memory.address, address, size)
@@ -40,7 +40,7 @@ class DeviceArray:
 
     @classmethod
     def received(cls, tensor: Any) -> DeviceArray:
-        """A copy of what another process or library left on the device: a DLPack capsule, or what gives one.
+        """Copy what another process or library left on the device: a DLPack capsule, or an object that gives one.
 
         Raises ValueError for memory that is not contiguous, or of a type that numpy has not.
         """
@@ -63,7 +63,7 @@ class DeviceArray:
         return self.shape[0]
 
     def reshape(self, *shape: int) -> DeviceArray:
-        """The same memory in another shape; one length may be −1."""
+        """Return the same memory in another shape; one length may be −1."""
         known = prod(length for length in shape if length != -1)
         whole = tuple(prod(self.shape) // known if length == -1 else length for length in shape)
         if prod(whole) != prod(self.shape):
@@ -71,7 +71,7 @@ class DeviceArray:
         return DeviceArray(self._device, self._memory, whole, self.dtype, self._offset)
 
     def __getitem__(self, index: int | slice | None) -> DeviceArray:
-        """Of the first axis one index or a run; None puts an axis in front."""
+        """Return one index or a slice of the first axis; None adds an axis in front."""
         if index is None:
             return self.reshape(1, *self.shape)
         start, stop, step = (index if isinstance(index, slice) else slice(index, index + 1)).indices(len(self))
@@ -84,7 +84,7 @@ class DeviceArray:
         )
 
     def __array__(self, dtype: np.dtype | None = None, copy: bool | None = None) -> np.ndarray:
-        """On the host."""
+        """Copy to the host."""
         staging = self._device.pinned(self.nbytes)
         try:
             self._device.download(staging[: self.nbytes], self.address)
@@ -98,12 +98,12 @@ class DeviceArray:
         return CUDA, 0
 
     def __dlpack__(self, stream: Any = None) -> Any:
-        """A capsule; whoever takes it keeps the memory alive for as long as he holds it."""
+        """Return a capsule, which keeps the memory alive for as long as the consumer holds it."""
         return capsule(self.address, self.shape, self.dtype.name, keep=self._memory)
 
 
 def concatenated(arrays: Sequence[np.ndarray | DeviceArray]) -> np.ndarray | DeviceArray:
-    """Arrays one behind the other along the first axis; on the device if all of them lie there."""
+    """Concatenate arrays along the first axis; on the device if all of them lie there."""
     if not all(isinstance(array, DeviceArray) for array in arrays):
         return np.concatenate([np.asarray(array) for array in arrays])
     first = arrays[0]

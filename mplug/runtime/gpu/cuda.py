@@ -93,7 +93,7 @@ class Device:
     """The first GPU that this process sees (`CUDA_VISIBLE_DEVICES` says which that is)."""
 
     def __init__(self) -> None:
-        """Raises RuntimeUnavailable without `cuda-python`, a driver or a GPU."""
+        """Open the device. Raises RuntimeUnavailable without `cuda-python`, a driver or a GPU."""
         self._runtime, self._driver = _load("runtime"), _load("driver")
         count = self._runtime.cudaGetDeviceCount()
         if int(count[0]) != 0 or not count[1]:
@@ -121,13 +121,13 @@ class Device:
         return results[0] if len(results) == 1 else None
 
     def allocate(self, size: int) -> Buffer:
-        """`size` bytes of zeros."""
+        """Allocate `size` bytes of zeros."""
         buffer = Buffer(self, size)
         self.check("cudaMemsetAsync", buffer.address, 0, max(size, ALIGNMENT), self._stream)
         return buffer
 
     def pinned(self, size: int) -> np.ndarray:
-        """`size` bytes of the host that the device can read and write on its own, for as long as this object lives."""
+        """Allocate `size` bytes of the host that the device can read and write, as long as this object lives."""
         address = int(self.check("cudaHostAlloc", max(size, 1), self._runtime.cudaHostAllocDefault))
         self._pinned.append(address)
         return np.ctypeslib.as_array(ctypes.cast(address, ctypes.POINTER(ctypes.c_uint8)), (max(size, 1),))
@@ -144,15 +144,15 @@ class Device:
             self.check("cudaMemsetAsync", address, 0, size, self._stream)
 
     def upload(self, target: int, source: np.ndarray) -> None:
-        """Pinned host memory → device. `source` must not change before the next `synchronize`."""
+        """Copy pinned host memory to the device. `source` must not change before the next `synchronize`."""
         self._copy(target, source.ctypes.data, source.nbytes, "cudaMemcpyHostToDevice")
 
     def download(self, target: np.ndarray, source: int) -> None:
-        """Device → pinned host memory, which may be read after the next `synchronize`."""
+        """Copy from the device to pinned host memory, which may be read after the next `synchronize`."""
         self._copy(target.ctypes.data, source, target.nbytes, "cudaMemcpyDeviceToHost")
 
     def copy(self, target: int, source: int, size: int) -> None:
-        """Device → device."""
+        """Copy within the device."""
         self._copy(target, source, size, "cudaMemcpyDeviceToDevice")
 
     def _copy(self, target: int, source: int, size: int, kind: str) -> None:
@@ -228,7 +228,7 @@ class Device:
 
 
 def compile_kernel(source: str, architecture: str) -> bytes:
-    """CUDA C → machine code, with NVRTC; needs no GPU. Raises DeviceError with the compiler's log."""
+    """Compile CUDA C to machine code with NVRTC; needs no GPU. Raises DeviceError with the compiler's log."""
     nvrtc = _load("nvrtc")
 
     def check(function: str, *arguments: Any) -> Any:
@@ -250,7 +250,7 @@ def compile_kernel(source: str, architecture: str) -> bytes:
 
 
 def device_count() -> int:
-    """GPUs that this process can use; 0 without `cuda-python` or a driver."""
+    """Return the number of GPUs that this process can use; 0 without `cuda-python` or a driver."""
     try:
         error, count = _load("runtime").cudaGetDeviceCount()
     except RuntimeUnavailable:

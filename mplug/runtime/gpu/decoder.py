@@ -226,7 +226,7 @@ class TensorRTDecoder:
         self._steps = {}
 
     def _profile(self, room: Room, slots: int, beams: int) -> int | None:
-        """The engine's profile for steps of a size over caches of this room."""
+        """Return the engine's profile for steps of a size over caches of this room."""
         shapes = {"TOKENS": (slots, beams), "ENCODER_MASK": (slots, room.states)}
         shapes[self._past_names[0]] = (slots, self._heads, room.positions, room.columns, self._head_width)
         return self._step_engine.profile_of(shapes)
@@ -262,7 +262,7 @@ class TensorRTDecoder:
         )
 
     def new_step(self, slots: int, beams: int) -> tuple[Context, StagedTensors, StagedTensors, Buffer]:
-        """A context for steps of a size, with the memory of what goes in and comes out."""
+        """Return a context for steps of a size, with the memory of what goes in and comes out."""
         room, whole = self._room, np.dtype(np.int32)
         inputs = StagedTensors(
             self._device,

@@ -65,14 +65,14 @@ class Borrowed:
 
 
 def on_gpu(tensor: Any) -> bool:
-    """Whether `tensor` says through DLPack that it lies in a GPU's memory."""
+    """Return whether `tensor` says through DLPack that it lies in a GPU's memory."""
     where = getattr(tensor, "__dlpack_device__", None)
     return where is not None and int(where()[0]) == CUDA
 
 
 @contextmanager
 def borrow(tensor: Any) -> Iterator[Borrowed]:
-    """The memory behind a tensor with `__dlpack__`, or a capsule.
+    """Borrow the memory of a tensor with `__dlpack__`, or of a capsule.
 
     It is given back at the end of the block: all work that reads it must be done by then. Raises ValueError
     for memory that is not contiguous, or of a type that no stage has.
@@ -117,7 +117,7 @@ def _forget(capsule: int) -> None:
 
 
 def capsule(address: int, shape: tuple[int, ...], dtype: str, keep: Any) -> Any:
-    """A DLPack capsule over memory of the GPU; `keep` lives until whoever takes the capsule gives the memory back."""
+    """Return a DLPack capsule over memory of the GPU; `keep` lives until the consumer of the capsule releases it."""
     code, bits = next(kind for kind, name in TYPES.items() if name == dtype)
     lengths = (ctypes.c_int64 * len(shape))(*shape)
     tensor = _Tensor(address, _Device(CUDA, 0), len(shape), _DataType(code, bits, 1), lengths, None, 0)

@@ -22,7 +22,7 @@ ITEM_BYTES = {"FLOAT": 4, "HALF": 2, "BF16": 2, "INT32": 4, "INT64": 8, "BOOL": 
 
 
 def can_run(target: str) -> bool:
-    """Whether engines of a target can be loaded here: its package is installed, and there is a GPU."""
+    """Return whether engines of a target can be loaded here: its package is installed, and there is a GPU."""
     try:
         importlib.import_module(PACKAGES[target])
     except ImportError:
@@ -52,7 +52,7 @@ class Engine:
     """A compiled graph in the memory of the device."""
 
     def __init__(self, device: Device, info: StageInfo, name: str) -> None:
-        """Raises RuntimeUnavailable saying what to do when it cannot be loaded here."""
+        """Load the engine. Raises RuntimeUnavailable saying what to do if it cannot be loaded here."""
         self.device, self.name = device, name
         trt = _package(info.target)
         path = info.folder / f"{name}.{info.target}.plan"
@@ -90,11 +90,11 @@ class Engine:
         return [tensor for tensor in self.tensors.values() if not tensor.is_input]
 
     def largest(self, name: str) -> tuple[int, ...]:
-        """The largest shape of an input that the engine's first profile was compiled for."""
+        """Return the largest shape of an input that the engine's first profile was compiled for."""
         return tuple(self._engine.get_tensor_profile_shape(name, 0)[2])
 
     def profile_of(self, shapes: Mapping[str, tuple[int, ...]]) -> int | None:
-        """The first profile that holds these inputs, None where none does."""
+        """Return the first profile that holds these inputs, or None."""
         for profile in range(self._engine.num_optimization_profiles):
             ranges = {name: self._engine.get_tensor_profile_shape(name, profile) for name in shapes}
             if all(
@@ -106,7 +106,7 @@ class Engine:
         return None
 
     def context(self, profile: int = 0) -> Context:
-        """What holds shapes and addresses for runs of this engine within one of its profiles."""
+        """Create an execution context for runs of this engine within one of its profiles."""
         context = self._engine.create_execution_context(self._strategy)
         if context is None:
             raise RuntimeUnavailable(f"{self.name}: TensorRT makes no execution context; is the GPU's memory full?")
@@ -131,11 +131,11 @@ class Context:
             )
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """A tensor's shape, once those of all inputs are set."""
+        """Return a tensor's shape, once those of all inputs are set."""
         return tuple(self._context.get_tensor_shape(name))
 
     def set_address(self, name: str, address: int) -> None:
-        """Say where a tensor is, or is to be written."""
+        """Set where a tensor is, or is to be written."""
         if not self._context.set_tensor_address(name, address):
             raise ValueError(f"{self._engine.name}: TensorRT does not take address {address:#x} for {name}")
 
@@ -162,6 +162,6 @@ def _package(target: str) -> ModuleType:
 
 
 def _about(plan: Path) -> dict[str, Any]:
-    """What the builder wrote beside an engine."""
+    """Read what the builder wrote beside an engine."""
     path = plan.with_suffix(".json")
     return json.loads(path.read_text()) if path.exists() else {}

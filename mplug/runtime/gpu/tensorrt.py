@@ -42,7 +42,7 @@ class TensorRTGraph:
     """
 
     def __init__(self, engine: Engine, stay: Sequence[str] = ()) -> None:
-        """Outputs named in `stay` are answered as a `DeviceArray`, the others as numpy arrays."""
+        """Return outputs named in `stay` as a `DeviceArray`, the others as numpy arrays."""
         self._engine, self._context = engine, engine.context()
         self._stay = frozenset(stay)
         self._buffers: dict[str, Buffer] = {}
