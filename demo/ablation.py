@@ -45,7 +45,7 @@ from demo.scenes.generator import Scene
 from demo.scenes.sprites import TRAIN_STYLES
 from mplug.checkpoint import load_checkpoint
 from mplug.config import MPlugConfig, TextConfig
-from mplug.inputs.images import pixel_values
+from mplug.inputs.pixels import pixel_values
 from mplug.inputs.tokenizer import Tokenizer
 from mplug.network import MPlug
 from mplug.network.fusion_encoder import FusionEncoder

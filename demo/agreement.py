@@ -38,7 +38,7 @@ from mplug.config import MPlugConfig
 from mplug.contract import DECODER_SCORE, GraphSpec
 from mplug.decoding.beam_search import Hypothesis, SearchOptions
 from mplug.decoding.loop import DecodeLoop, DecodeRequest
-from mplug.inputs.images import pixel_values
+from mplug.inputs.pixels import pixel_values
 from mplug.inputs.tokenizer import Tokenizer
 from mplug.network import MPlug
 from mplug.network.graphs import graphs_of

@@ -313,7 +313,12 @@ def encoded(picture: Picture) -> bytes:
     if not isinstance(picture, Image.Image):
         return Path(picture).read_bytes()
     buffer = io.BytesIO()
-    (picture if picture.mode in _PNG_MODES else picture.convert("RGB")).save(buffer, "PNG")
+    if picture.mode.startswith("I;16"):  # of either byte order
+        picture = Image.fromarray(np.asarray(picture).astype(np.uint16))
+    if picture.mode in ("I", "F"):  # PNG has no 32-bit samples, and TIFF keeps them for the task to judge
+        picture.save(buffer, "TIFF")
+    else:
+        (picture if picture.mode in _PNG_MODES else picture.convert("RGB")).save(buffer, "PNG")
     return buffer.getvalue()
 
 

@@ -18,7 +18,8 @@ from transformers.utils import logging
 
 from benchmarks.presets import BEAMS, CLS_ID, PAD_ID, SEP_ID, ModelSizes
 from benchmarks.workspace import Workspace
-from mplug.inputs.images import decode_image, pixel_values
+from mplug.inputs.images import decode_image
+from mplug.inputs.pixels import pixel_values
 from mplug.runtime.interface import threads
 
 

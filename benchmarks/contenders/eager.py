@@ -16,7 +16,8 @@ from benchmarks.contenders.uncached import Uncached
 from benchmarks.presets import BEAMS, CLS_ID, SEP_ID
 from mplug.checkpoint import load_checkpoint
 from mplug.decoding.beam_search import SearchOptions
-from mplug.inputs.images import decode_image, letterbox_pixel_values, pixel_values
+from mplug.inputs.images import decode_image
+from mplug.inputs.pixels import letterbox_pixel_values, pixel_values
 from mplug.inputs.tokenizer import Tokenizer
 
 BOX_TOKENS = 4

@@ -15,7 +15,8 @@ from benchmarks.presets import BEAMS, CLS_ID, SEP_ID
 from benchmarks.workspace import Workspace
 from mplug.checkpoint import load_checkpoint
 from mplug.decoding.beam_search import BeamSearch, Hypothesis, SearchOptions
-from mplug.inputs.images import decode_image, pixel_values
+from mplug.inputs.images import decode_image
+from mplug.inputs.pixels import pixel_values
 from mplug.network import MPlug
 from mplug.network.graphs import BLOCKED
 from mplug.runtime.interface import threads

@@ -31,7 +31,7 @@ from builders.evaluation.models import Model
 from builders.evaluation.retrieval_ranks import RECALLS, ranks, recalls, shortlist
 from clients.client import calls
 from clients.client.calls import Call
-from mplug.inputs.images import clean_caption
+from mplug.inputs.text import clean_caption
 
 T = TypeVar("T")
 R = TypeVar("R")

@@ -33,7 +33,8 @@ from builders.train.fused_states import PAD_ID
 from builders.train.objectives.grounding import BoxIds
 from mplug.config import MPlugConfig
 from mplug.contract import ENTAILMENT_LABELS, NLVR_LABELS
-from mplug.inputs.images import clean_caption, letterbox_pixel_values, pixel_values
+from mplug.inputs.pixels import letterbox_pixel_values, pixel_values
+from mplug.inputs.text import clean_caption
 from mplug.inputs.tokenizer import Tokenizer
 
 #: Tensors by name, and beside them what is no tensor (references of captions).

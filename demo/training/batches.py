@@ -29,7 +29,8 @@ from demo.texts.questions import questions_of
 from demo.texts.statements import hypotheses_of, pair_statements
 from demo.texts.vocabulary import write_vocabulary
 from mplug.contract import ENTAILMENT_LABELS, NLVR_LABELS
-from mplug.inputs.images import PIXEL_MEAN, PIXEL_STD, clean_caption
+from mplug.inputs.pixels import PIXEL_MEAN, PIXEL_STD
+from mplug.inputs.text import clean_caption
 from mplug.inputs.tokenizer import Tokenizer
 
 SCENE_SIZE = 128  # pixels

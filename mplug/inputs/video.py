@@ -6,19 +6,33 @@ Limits hold before pixels are decoded, as far as the file says the truth, and wh
 from __future__ import annotations
 
 import io
+import struct
+import time
 from collections.abc import Iterator
 
 import av
+from av.stream import Disposition
 from PIL import Image
 
 from mplug.errors import InvalidRequest
-from mplug.inputs.images import file_bytes
+from mplug.inputs.files import file_bytes
+from mplug.inputs.images import UPRIGHT
 
 MAX_VIDEO_BYTES = 64 * 2**20  # encoded, 64 MiB
 MAX_VIDEO_SECONDS = 300
 MAX_VIDEO_FRAMES = 18_000  # 300 s of 60 frames a second
 MAX_VIDEO_SIDE = 4096  # pixels
 MAX_VIDEO_PIXELS = 4096 * 2304  # of one frame
+#: Frames × pixels up to the last frame that is looked at: all of them have to be decoded. 4 gigapixels are 64 s of
+#: 1080p or 145 s of 720p at 30 frames a second.
+MAX_DECODED_PIXELS = 4 * 10**9
+MAX_DECODING_SECONDS = 30  # of the clock, for content that is slower to decode than its size says
+#: Codecs that are decoded, by FFmpeg's names: what cameras, phones, browsers and editors write. FFmpeg has some 300
+#: decoders, and its odd ones are where its vulnerabilities are.
+CODECS = (
+    *("h264", "hevc", "av1", "vp8", "vp9", "mpeg4", "mpeg2video", "mpeg1video", "mjpeg", "theora", "h263"),
+    *("msmpeg4v3", "wmv1", "wmv2", "wmv3", "vc1", "flv1", "prores", "dnxhd", "dvvideo", "gif", "png", "rawvideo"),
+)
 #: Containers that are opened, by FFmpeg's names. A fixed list: playlists (HLS, DASH, concat) are containers to
 #: FFmpeg, too, and would have it open other files and addresses.
 CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,flv,asf,ogg,gif"
@@ -47,11 +61,14 @@ def decode_video(data: bytes, frames: int, *, name: str = "VIDEO", even: bool = 
     if not data:
         raise InvalidRequest(f"{name} is empty: send the bytes of an encoded video (MP4, WebM, AVI …)")
     try:
-        pictures = _pictures(data, set(sample_indices(_count(data, name), frames, even=even)), name)
+        count, pixels = _count(data, name)
+        wanted = set(sample_indices(count, frames, even=even))
+        _check_work(max(wanted) + 1, pixels, name)
+        pictures = _pictures(data, wanted, name)
         if not pictures:
             raise InvalidRequest(f"{name} holds no frame that can be decoded")
         return pictures
-    except (InvalidRequest, MemoryError):
+    except InvalidRequest:
         raise
     except Exception as error:  # demuxers and decoders raise about anything on hostile bytes
         reason = " ".join(str(error).split()) or type(error).__name__
@@ -64,16 +81,24 @@ def _open(data: bytes) -> av.container.InputContainer:
 
 
 def _video_stream(container: av.container.InputContainer, name: str) -> av.VideoStream:
-    if not container.streams.video:
-        raise InvalidRequest(f"{name} has no pictures in it: only sound or text")
-    return container.streams.video[0]
+    """The stream that players show: the best one, as FFmpeg ranks them, that is not an attached cover picture."""
+    films = [stream for stream in container.streams.video if not stream.disposition & Disposition.attached_pic]
+    if not films:
+        raise InvalidRequest(f"{name} has no video stream: only sound, text or a cover picture")
+    best = container.streams.best("video")
+    stream = best if best in films else films[0]
+    codec = stream.codec_context.codec.canonical_name if stream.codec_context is not None else "unknown"
+    if codec not in CODECS:
+        raise InvalidRequest(f"{name} is encoded with {codec}, which is not read: send H.264, VP9 or AV1")
+    return stream
 
 
-def _count(data: bytes, name: str) -> int:
-    """Frames of a video, counted without decoding: what headers say of it is often missing or wrong."""
+def _count(data: bytes, name: str) -> tuple[int, int]:
+    """Frames of a video, counted without decoding, and pixels of each: what headers say is often missing or wrong."""
     with _open(data) as container:
         stream = _video_stream(container, name)
-        _check_size(stream.codec_context.width, stream.codec_context.height, name)
+        width, height = stream.codec_context.width, stream.codec_context.height
+        _check_size(width, height, name)
         first, last, count = None, None, 0
         for packet in container.demux(stream):
             if not packet.size:
@@ -89,7 +114,15 @@ def _count(data: bytes, name: str) -> int:
                 )
     if not count:
         raise InvalidRequest(f"{name} holds no frames")
-    return count
+    return count, width * height
+
+
+def _check_work(frames: int, pixels: int, name: str) -> None:
+    if frames * pixels > MAX_DECODED_PIXELS:
+        raise InvalidRequest(
+            f"{name} has {frames:,} frames of {pixels:,} pixels to decode, at most {MAX_DECODED_PIXELS // pixels:,} of "
+            "this size are taken: send a shorter or smaller video"
+        )
 
 
 def _pictures(data: bytes, wanted: set[int], name: str) -> list[Image.Image]:
@@ -98,8 +131,13 @@ def _pictures(data: bytes, wanted: set[int], name: str) -> list[Image.Image]:
         stream.codec_context.options = {"max_pixels": str(MAX_VIDEO_PIXELS)}
         pictures: list[Image.Image] = []
         last = None
+        deadline = time.monotonic() + MAX_DECODING_SECONDS
         for index, frame in enumerate(_frames(container, stream)):
             _check_size(frame.width, frame.height, name)
+            if time.monotonic() > deadline:
+                raise InvalidRequest(
+                    f"{name} takes more than {MAX_DECODING_SECONDS} s to decode: send a shorter or smaller video"
+                )
             last = frame
             if index in wanted:
                 pictures.append(_upright(frame))
@@ -123,12 +161,39 @@ def _frames(container: av.container.InputContainer, stream: av.VideoStream) -> I
 
 
 def _upright(frame: av.VideoFrame) -> Image.Image:
-    """RGB, turned as players show it: phones store how they were held."""
-    turns = round(frame.rotation / 90) % 4  # quarter turns, counterclockwise
+    """RGB, turned and mirrored as players show it: phones store how they were held."""
+    method = UPRIGHT.get(_orientation(frame))
     picture = frame.to_image()
-    methods = (None, Image.Transpose.ROTATE_90, Image.Transpose.ROTATE_180, Image.Transpose.ROTATE_270)
-    method = methods[turns]
     return picture if method is None else picture.transpose(method)
+
+
+def _orientation(frame: av.VideoFrame) -> int:
+    """The EXIF orientation that a frame's display matrix stands for; 1 for none, or one that is no quarter turn.
+
+    The matrix takes a stored point (x, y) to (a x + c y, b x + d y) on the screen (ISO/IEC 14496-12, section 8.2.2).
+    """
+    matrix = frame.side_data.get("DISPLAYMATRIX")
+    if matrix is None:
+        return 1
+    a, b, _, c, d = struct.unpack("=5i", bytes(matrix)[:20])
+
+    def sign(value: int) -> int:
+        return (value > 0) - (value < 0) if abs(value) > 1 << 15 else 0  # 16.16 fixed point: half of one
+
+    return _ORIENTATIONS.get((sign(a), sign(b), sign(c), sign(d)), 1)
+
+
+#: Signs of a, b, c, d → EXIF orientation.
+_ORIENTATIONS = {
+    (1, 0, 0, 1): 1,
+    (-1, 0, 0, 1): 2,
+    (-1, 0, 0, -1): 3,
+    (1, 0, 0, -1): 4,
+    (0, 1, 1, 0): 5,
+    (0, 1, -1, 0): 6,
+    (0, -1, -1, 0): 7,
+    (0, -1, 1, 0): 8,
+}
 
 
 def _check_size(width: int, height: int, name: str) -> None:

@@ -18,7 +18,6 @@ import numpy as np
 from mplug.contract import CallStage, Value, Values
 from mplug.decoding.beam_search import SearchOptions
 from mplug.decoding.request import check_positions, parse_search_options
-from mplug.errors import InvalidRequest
 from mplug.tasks.checkpoint_files import ServedCheckpoint
 from mplug.tasks.decoding import SEARCH_OPTIONS, decode, encoder_inputs, search_inputs
 from mplug.tasks.encoders import encode_images, encode_texts, fuse_for_decoder, side_by_side
@@ -47,10 +46,7 @@ class CaptionTask:
         prompt = self.config.prompt
         if "PROMPT" in inputs:
             prompt = one_text(inputs, "PROMPT", clean=self.config.caption_states == "fused")
-            tokens = len(self.tokenizer.pieces(prompt))
-            if not tokens:
-                raise InvalidRequest("PROMPT: holds no words")
-            check_tokens("PROMPT", tokens, self.config.max_text_length - 2)
+            check_tokens("PROMPT", len(self.tokenizer.pieces(prompt)), self.config.max_text_length - 2)
         check_positions(options, search, len(self._prefix(prompt)), self.config.text.max_positions)
         return CaptionRequest(visual(inputs, self.config), prompt, search)
 

@@ -16,7 +16,8 @@ import numpy as np
 
 from mplug.contract import CallStage, Value, Values
 from mplug.decoding.beam_search import SearchOptions
-from mplug.inputs.images import Letterbox, decode_image, letterbox_pixel_values
+from mplug.inputs.images import decode_image
+from mplug.inputs.pixels import Letterbox, letterbox_pixel_values
 from mplug.tasks.checkpoint_files import ServedCheckpoint
 from mplug.tasks.decoding import decode, encoder_inputs, search_inputs
 from mplug.tasks.encoders import encode_images, encode_texts, fuse_for_decoder, side_by_side

@@ -9,7 +9,9 @@ import numpy as np
 from mplug.config import MPlugConfig
 from mplug.contract import MAX_FRAMES, Value
 from mplug.errors import InvalidRequest
-from mplug.inputs.images import as_text, clean_caption, decode_image, pixel_values
+from mplug.inputs.images import decode_image
+from mplug.inputs.pixels import pixel_values
+from mplug.inputs.text import as_text, clean_caption
 from mplug.inputs.tokenizer import Tokenizer
 from mplug.inputs.video import decode_video, sample_indices
 
@@ -52,9 +54,13 @@ def _text(data: bytes, name: str, clean: bool) -> str:
 
 
 def check_tokens(name: str, tokens: int, allowed: int) -> None:
-    """Raise InvalidRequest for a text of more tokens than its checkpoint reads: nothing is cut off unsaid."""
+    """Raise InvalidRequest for a text that the tokenizer leaves nothing of, or more than its checkpoint reads."""
+    if not tokens:
+        raise InvalidRequest(f"{name}: holds no words")
     if tokens > allowed:
-        raise InvalidRequest(f"{name}: {tokens} tokens are more than the {allowed} allowed; send a shorter text")
+        raise InvalidRequest(
+            f"{name}: {tokens} tokens exceed the {allowed} that the checkpoint reads; send a shorter text"
+        )
 
 
 def tokenised(tokenizer: Tokenizer, texts: Mapping[str, str], length: int) -> tuple[np.ndarray, np.ndarray]:

@@ -17,7 +17,8 @@ import numpy as np
 
 from mplug.contract import ENTAILMENT_LABELS, NLVR_LABELS, CallStage, Value, Values
 from mplug.errors import InvalidRequest
-from mplug.inputs.images import decode_image, pixel_values
+from mplug.inputs.images import decode_image
+from mplug.inputs.pixels import pixel_values
 from mplug.tasks.checkpoint_files import Head, ServedCheckpoint
 from mplug.tasks.encoders import EncodedText, encode_images, encode_texts, fuse
 from mplug.tasks.inputs import one_text, tokenised

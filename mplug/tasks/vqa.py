@@ -21,7 +21,7 @@ from mplug.contract import MAX_CANDIDATE_TOKENS, MAX_CANDIDATES, CallStage, Valu
 from mplug.decoding.beam_search import SearchOptions
 from mplug.decoding.request import check_positions, parse_search_options
 from mplug.errors import InvalidRequest
-from mplug.inputs.images import clean_question
+from mplug.inputs.text import clean_question
 from mplug.tasks.checkpoint_files import ServedCheckpoint
 from mplug.tasks.decoding import SEARCH_OPTIONS, decode, encoder_inputs, search_inputs
 from mplug.tasks.encoders import encode_images, encode_texts, fuse_for_decoder, side_by_side

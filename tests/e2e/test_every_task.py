@@ -17,7 +17,8 @@ from PIL import Image
 from wire import Wire, connect
 
 from mplug.checkpoint import load_checkpoint
-from mplug.inputs.images import decode_image, letterbox_pixel_values, pixel_values
+from mplug.inputs.images import decode_image
+from mplug.inputs.pixels import letterbox_pixel_values, pixel_values
 from mplug.inputs.tokenizer import Tokenizer
 from mplug.network import MPlug
 from mplug.server.command import TritonServer

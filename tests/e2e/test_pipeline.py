@@ -18,7 +18,8 @@ from PIL import Image
 from wire import connect
 
 from mplug.errors import InvalidRequest, NotServed, Unavailable
-from mplug.pipeline import Pipeline, RepositoryError
+from mplug.inputs.images import decode_image
+from mplug.pipeline import Pipeline, RepositoryError, encoded
 from mplug.server.command import TritonServer
 
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -92,6 +93,17 @@ def test_pictures_come_as_paths_bytes_and_images(every_task_pipeline: Pipeline) 
         for picture in (path, str(path), path.read_bytes(), Image.open(path), Image.open(path).convert("RGBA"))
     }
     assert len(answers) == 1
+
+
+def test_deep_grey_in_memory_is_what_its_file_is(tmp_path: Path) -> None:
+    samples = (np.arange(256, dtype=np.uint16) * 257).reshape(16, 16)
+    deep = Image.fromarray(samples)
+    swapped = Image.frombytes("I;16B", deep.size, samples.astype(">u2").tobytes())
+    deep.save(tmp_path / "deep.png")
+    expected = np.asarray(decode_image((tmp_path / "deep.png").read_bytes()))
+    for image in (deep, swapped, Image.fromarray(samples.astype(np.int32))):
+        np.testing.assert_array_equal(np.asarray(decode_image(encoded(image))), expected)
+    assert expected.max() == 255 and len(np.unique(expected)) == 256
 
 
 def test_many_at_once_answer_as_one_by_one_and_in_order(every_task_pipeline: Pipeline) -> None:

@@ -26,7 +26,8 @@ from builders.build import build
 from clients.client import Client
 from mplug.checkpoint import load_checkpoint, read_state_dict
 from mplug.config import read_config
-from mplug.inputs.images import decode_image, pixel_values
+from mplug.inputs.images import decode_image
+from mplug.inputs.pixels import pixel_values
 from mplug.inputs.tokenizer import Tokenizer
 from mplug.network import MPlug
 from mplug.server.command import TritonServer

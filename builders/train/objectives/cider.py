@@ -17,7 +17,7 @@ from builders.train.batches import Batch
 from builders.train.fused_states import token_losses
 from builders.train.generation import generate
 from builders.train.learners import CaptionLearner
-from mplug.inputs.images import clean_caption
+from mplug.inputs.text import clean_caption
 from mplug.inputs.tokenizer import Tokenizer
 from mplug.network import MPlug
 

@@ -17,7 +17,7 @@ from demo.train import LEGS, DemoModel, Losses, demo_config, parameter_groups
 from demo.training.batches import SEED_LIMIT, DemoStream, Mixture, SceneTexts, normalise, object_patches
 from demo.training.look import look
 from demo.training.word_grounding import GuidedLooks
-from mplug.inputs.images import pixel_values
+from mplug.inputs.pixels import pixel_values
 from mplug.network import MPlug
 from mplug.network.fusion_encoder import FusionEncoder
 

@@ -10,9 +10,10 @@ import pytest
 from PIL import Image
 
 from mplug.errors import InvalidRequest
+from mplug.inputs import files, video
 from mplug.inputs import images as preprocess
-from mplug.inputs import video
-from mplug.inputs.images import decode_image, file_bytes
+from mplug.inputs.files import file_bytes
+from mplug.inputs.images import decode_image
 from mplug.inputs.video import decode_video
 
 
@@ -70,7 +71,7 @@ def test_sizes_are_those_of_the_file(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_text_too_long_is_not_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(preprocess.base64, "b64decode", lambda *_, **__: pytest.fail("was decoded"))
+    monkeypatch.setattr(files.base64, "b64decode", lambda *_, **__: pytest.fail("was decoded"))
     with pytest.raises(InvalidRequest, match="at most 9 are taken"):
         file_bytes(uri(b"x" * 12), 9, "VIDEO")
 

@@ -13,7 +13,8 @@ from PIL import Image, ImageFile
 
 from mplug.errors import InvalidRequest
 from mplug.inputs import images as preprocess
-from mplug.inputs.images import decode_image, letterbox_pixel_values, pixel_values
+from mplug.inputs.images import decode_image
+from mplug.inputs.pixels import letterbox_pixel_values, pixel_values
 
 GOLDEN = Path(__file__).parents[3] / "parity" / "data"
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from mplug.errors import InvalidRequest
-from mplug.inputs.images import MAX_TEXT_CHARACTERS, as_text, clean_caption
+from mplug.inputs.text import MAX_TEXT_CHARACTERS, as_text, clean_caption
 
 
 @pytest.mark.parametrize(

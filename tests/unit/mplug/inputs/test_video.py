@@ -113,5 +113,5 @@ def test_sound_alone_has_no_pictures() -> None:
         frame.sample_rate = 8000
         container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
-    with pytest.raises(InvalidRequest, match="VIDEO has no pictures"):
+    with pytest.raises(InvalidRequest, match="VIDEO has no video stream"):
         decode_video(buffer.getvalue(), 4)

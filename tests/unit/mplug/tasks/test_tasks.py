@@ -150,7 +150,7 @@ def test_a_prompt_that_is_decoded_keeps_its_punctuation_and_one_that_is_encoded_
         assert task.parse({"IMAGE": [picture()], "PROMPT": [b"W1, w2-w3."]}).prompt == prompt
     task = CaptionTask(served)
     with pytest.raises(InvalidRequest, match="PROMPT: holds no words"):
-        task.parse({"IMAGE": [picture()], "PROMPT": ["\u0301".encode()]})
+        task.parse({"IMAGE": [picture()], "PROMPT": ["\ufffd".encode()]})
     stages = Stages(task)
     stages.decoded = {"TOKEN_IDS": np.array([[101, 102]], np.int32), "SCORE": np.zeros(1, np.float32)}
     answered(task, stages, IMAGE=[picture()], PROMPT=[b"W1, w2-w3."])
