@@ -60,7 +60,7 @@ WRONG_VALUES: list[tuple[str, str, dict[str, Tensor]]] = [
     ("PROMPT", "is empty", {"PROMPT": "\u0301"}),
     ("PROMPT", "is empty", {"PROMPT": "\ufe0f"}),
     ("PROMPT", "holds no words", {"PROMPT": "\ufffd"}),
-    ("PROMPT", "24 tokens exceed the checkpoint's 23", {"PROMPT": "w1 " * 24}),
+    ("PROMPT", "24 tokens exceed the 23 that the checkpoint reads", {"PROMPT": "w1 " * 24}),
     ("PROMPT", "100,000 characters", {"PROMPT": "a" * 100_000}),
     ("PROMPT", "not UTF-8", {"PROMPT": b"a \xff\xfe cat"}),
     ("IMAGE", "holds 0 elements", {"IMAGE": np.empty(0, np.object_)}),
