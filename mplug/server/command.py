@@ -1,9 +1,10 @@
 """Serve a model repository: `python -m mplug.server DIR`.
 
-Runs in the foreground, prints one line with the word `ready` when every model is, and on SIGTERM, SIGINT or
-SIGHUP refuses new requests, answers those in flight, and ends with exit code 0; a second signal does not wait
-for the rest. Exit code 1 and a clear line when a model fails to load, a port is occupied, DIR is no
-repository, or the server ends by itself.
+Runs in the foreground and prints one line with the word `ready` when every model is. On SIGTERM, SIGINT or SIGHUP its
+health port answers not ready; after `--lame-duck` seconds it refuses new requests, answers those in flight, and ends
+with exit code 0; a second signal does not wait for the rest. Exit code 1 and a clear line when a model fails to load, a
+port is occupied, DIR is no repository, or tritonserver or the process of a model has died; with `--restart` such a
+server is started again, after pauses that grow.
 
 With `--run COMMAND ARGUMENT…` the server takes free ports, runs the command once it is ready, stops, and
 exits with the command's exit code. `{grpc}`, `{http}` and `{metrics}` in an argument become HOST:PORT; a
@@ -19,49 +20,78 @@ from __future__ import annotations
 
 import argparse
 import ctypes
-import signal
+import ipaddress
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
+from mplug.server.health import READY, READY_PATH, HealthPort
 from mplug.server.install import ServerError
 from mplug.server.process import CACHE_MB, DRAIN_SECONDS, Options, TritonServer
+from mplug.server.signals import Signals
+from mplug.server.supervise import FaultWatch, Supervisor, fail
 
 __all__ = ["Options", "ServerError", "TritonServer", "main"]
 
-HTTP_PORT, GRPC_PORT, METRICS_PORT = 8000, 8001, 8002
+HTTP_PORT, GRPC_PORT, METRICS_PORT, HEALTH_PORT = 8000, 8001, 8002, 8003
+LOOPBACK = "127.0.0.1"
 CHILD_SUBREAPER = 36  # <linux/prctl.h>
 COMMAND_GRACE_SECONDS = 10.0  # that a command of --run has to end when it is asked to
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit code."""
+    """Run the command line and return the exit code."""
     arguments = _parse(argv)
     # Stubs of a killed tritonserver become our children, so that they can be waited for anywhere.
     ctypes.CDLL(None).prctl(CHILD_SUBREAPER, 1)
-    signals = _Signals()
-    server = TritonServer(arguments.repository, _options(arguments))
+    signals = Signals()
+    options = _options(arguments)
+    if not _is_loopback(options.host):
+        print(
+            f"warning: listening on {options.host}: a single request can end a tritonserver that anybody reaches; "
+            "put the gateway in front of it (make gateway, docs/security.md)",
+            file=sys.stderr,
+            flush=True,
+        )
+    try:
+        health_port = _port(arguments.health_port, HEALTH_PORT, arguments)
+        with HealthPort(options.host, health_port) as health:
+            if arguments.run:
+                return _serve_for(arguments.run, TritonServer(arguments.repository, options), health, signals)
+            supervisor = Supervisor(
+                repository=Path(arguments.repository),
+                options=options,
+                health=health,
+                signals=signals,
+                announce=lambda server, seconds: print(_ready_line(server, health, seconds), flush=True),
+                lame_duck=arguments.lame_duck,
+                restart=arguments.restart,
+            )
+            return supervisor.serve()
+    except ServerError as error:
+        return 0 if signals.any() else fail(error)
+
+
+def _serve_for(command: list[str], server: TritonServer, health: HealthPort, signals: Signals) -> int:
+    """Serve for as long as a command runs; returns its exit code."""
     began = time.monotonic()
     try:
         server.start(cancelled=signals.any)
-    except ServerError as error:
-        return 0 if signals.any() else _fail(error)
-    seconds = time.monotonic() - began
-    # With --run, standard output belongs to the command.
-    print(_ready_line(server, seconds), file=sys.stderr if arguments.run else sys.stdout, flush=True)
-    try:
-        if arguments.run:
-            return _run(arguments.run, server, signals)
-        while not signals.any():
-            if server.exit_code is not None:
-                return _fail(server.failure())
-            signals.wait(0.2)
-        dropped = server.stop(hurry=signals.several)
-        return _fail(f"{dropped} requests were still in flight and were dropped") if dropped else 0
+        health.state = READY
+        # Standard output belongs to the command.
+        print(_ready_line(server, health, time.monotonic() - began), file=sys.stderr, flush=True)
+        watch = FaultWatch(server)
+        try:
+            code = _run(command, server, signals, watch)
+        finally:
+            watch.end()
+        if watch.fault is None:
+            server.stop(hurry=signals.several)
+        return code
     finally:
-        server.stop(hurry=signals.several, finalize=not arguments.run)
+        server.kill()
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -71,10 +101,19 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         epilog="Port 0 is any free one. With --run, ports are free ones and the address is 127.0.0.1.",
     )
     parser.add_argument("repository", metavar="DIR", help="what builders/build.py wrote")
-    parser.add_argument("--host", help="address to listen on (default: 0.0.0.0, every interface, as Triton does)")
+    parser.add_argument(
+        "--host",
+        default=LOOPBACK,
+        help="address to listen on (default: %(default)s, this machine alone); others belong behind the gateway",
+    )
     parser.add_argument("--http-port", type=int, help=f"default: {HTTP_PORT}")
     parser.add_argument("--grpc-port", type=int, help=f"default: {GRPC_PORT}")
     parser.add_argument("--metrics-port", type=int, help=f"default: {METRICS_PORT}")
+    parser.add_argument(
+        "--health-port",
+        type=int,
+        help=f"the launcher's /health/live and /health/ready, for balancers (default: {HEALTH_PORT})",
+    )
     parser.add_argument(
         "--cache-mb",
         type=int,
@@ -86,6 +125,22 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         type=float,
         default=DRAIN_SECONDS,
         help="how long requests in flight are waited for at the end (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--lame-duck",
+        type=_seconds,
+        default=0.0,
+        metavar="SECONDS",
+        help="at the end, how long to go on taking requests after the health port says not ready: "
+        "behind a balancer more than it needs to see that, 5 behind ours (default: 0)",
+    )
+    parser.add_argument(
+        "--restart", action="store_true", help="start again, after growing pauses, when a process has died"
+    )
+    parser.add_argument(
+        "--allow-shared-memory",
+        action="store_true",
+        help="let clients of this user pass inputs through shared memory, with a key from a file only they can read",
     )
     parser.add_argument(
         "--model-config-name", metavar="NAME", help="serve configs/NAME.pbtxt of each model that has one"
@@ -115,19 +170,29 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def _options(arguments: argparse.Namespace) -> Options:
-    def port(asked: int | None, default: int) -> int:
-        if asked is not None:
-            return asked
-        return 0 if arguments.run else default
+def _seconds(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is not a number of seconds, 0 or more")
+    return value
 
+
+def _port(asked: int | None, default: int, arguments: argparse.Namespace) -> int:
+    """The port to use; 0, any free one, where none was asked for and a command is to be run."""
+    if asked is not None:
+        return asked
+    return 0 if arguments.run else default
+
+
+def _options(arguments: argparse.Namespace) -> Options:
     return Options(
-        host=arguments.host or ("127.0.0.1" if arguments.run else "0.0.0.0"),
-        http_port=port(arguments.http_port, HTTP_PORT),
-        grpc_port=port(arguments.grpc_port, GRPC_PORT),
-        metrics_port=port(arguments.metrics_port, METRICS_PORT),
+        host=arguments.host,
+        http_port=_port(arguments.http_port, HTTP_PORT, arguments),
+        grpc_port=_port(arguments.grpc_port, GRPC_PORT, arguments),
+        metrics_port=_port(arguments.metrics_port, METRICS_PORT, arguments),
         cache_mb=arguments.cache_mb,
         drain_seconds=arguments.drain_seconds,
+        allow_shared_memory=arguments.allow_shared_memory,
         model_config_name=arguments.model_config_name,
         log=arguments.log,
         tritonserver=arguments.tritonserver,
@@ -135,14 +200,27 @@ def _options(arguments: argparse.Namespace) -> Options:
     )
 
 
-def _ready_line(server: TritonServer, seconds: float) -> str:
-    return (
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _ready_line(server: TritonServer, health: HealthPort, seconds: float) -> str:
+    health_host = server.http_url.rpartition(":")[0]
+    line = (
         f"ready after {seconds:.1f} s: {', '.join(server.models)} at http://{server.http_url}, "
-        f"grpc {server.grpc_url}, metrics http://{server.metrics_url}/metrics"
+        f"grpc {server.grpc_url}, metrics http://{server.metrics_url}/metrics, "
+        f"health http://{health_host}:{health.port}{READY_PATH}"
     )
+    keys = server.keys.files
+    if keys:
+        line += f"; shared memory is open to clients of this user, with the key in {' and '.join(map(str, keys))}"
+    return line
 
 
-def _run(command: list[str], server: TritonServer, signals: _Signals) -> int:
+def _run(command: list[str], server: TritonServer, signals: Signals, watch: FaultWatch) -> int:
     """Run the command to its end; a signal to us ends it too. Returns its exit code, 128 + n for signal n.
 
     A command that heeds no SIGTERM is killed after `COMMAND_GRACE_SECONDS`, or at the second signal.
@@ -155,7 +233,7 @@ def _run(command: list[str], server: TritonServer, signals: _Signals) -> int:
     try:
         process = subprocess.Popen(command)
     except OSError as error:
-        return _fail(f"cannot run {command[0]}: {error.strerror}")
+        return fail(f"cannot run {command[0]}: {error.strerror}")
     asked = None  # when the command was asked to end
     while process.poll() is None:
         if signals.any():
@@ -163,42 +241,9 @@ def _run(command: list[str], server: TritonServer, signals: _Signals) -> int:
             late = signals.several() or time.monotonic() - asked > COMMAND_GRACE_SECONDS
             process.kill() if late else process.terminate()
         signals.wait(0.05)
-    if server.exit_code is not None:
-        return _fail(server.failure())
+    if watch.fault is not None:
+        return fail(watch.fault)
     return process.returncode if process.returncode >= 0 else 128 - process.returncode
-
-
-class _Signals:
-    """Counts the signals that ask us to end."""
-
-    def __init__(self) -> None:
-        self._count = 0
-        self._event = threading.Event()
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # as nohup sets it
-                signal.signal(number, self._received)
-
-    def _received(self, number: int, frame: object) -> None:
-        self._count += 1
-        self._event.set()
-
-    def any(self) -> bool:
-        return self._count > 0
-
-    def several(self) -> bool:
-        return self._count > 1
-
-    def wait(self, seconds: float) -> None:
-        """Until the first signal or so many seconds."""
-        if self.any():
-            time.sleep(seconds)
-        else:
-            self._event.wait(seconds)
-
-
-def _fail(reason: object) -> int:
-    print(f"error: {reason}", file=sys.stderr, flush=True)
-    return 1
 
 
 if __name__ == "__main__":

@@ -21,8 +21,8 @@ from pathlib import Path
 PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 LIBPYTHON = f"libpython{PYTHON}.so.1.0"
 STUB = "triton_python_backend_stub"
-# : The folder of the `mplug` package. tritonserver's working directory: the wheel's stubs ignore PYTHONPATH
-# and all : other PYTHON variables, but look for modules where they were started.
+#: The folder of the `mplug` package. tritonserver's working directory: the wheel's stubs ignore PYTHONPATH and all
+#: other PYTHON variables, but look for modules where they were started.
 CHECKOUT = Path(__file__).resolve().parents[2]
 
 #: Shared libraries that slim images lack, and the Debian package that has each.
@@ -47,6 +47,7 @@ class TritonInstall:
     arguments: tuple[str, ...] = ()
     environment: dict[str, str] = field(default_factory=dict)
     cache_directory: Path | None = None  # None: this server has no local response cache
+    bounds_bodies: bool = False  # it knows --http-max-input-size; the wheel's does not
 
 
 def find_triton(scratch: Path, choice: str = "auto") -> TritonInstall:
@@ -85,11 +86,13 @@ def _installed(executable: Path, scratch: Path) -> TritonInstall:
         stub = backends / "python" / STUB
         if stub.exists():
             _require_same_python(stub)
+    environment = _environment(scratch, libraries=())
     return TritonInstall(
         executable,
         origin=str(executable),
         arguments=tuple(arguments),
-        environment=_environment(scratch, libraries=()),
+        environment=environment,
+        bounds_bodies="--http-max-input-size" in _help(executable, environment),
         cache_directory=caches if (caches / "local").is_dir() else None,
     )
 
@@ -171,6 +174,15 @@ def _libpython() -> Path | None:
         if folder and (Path(folder) / LIBPYTHON).exists():
             return Path(folder) / LIBPYTHON
     return None
+
+
+def _help(executable: Path, environment: dict[str, str]) -> str:
+    """The options that an executable lists; empty where it cannot be run, which its start then reports."""
+    try:
+        done = subprocess.run([executable, "--help"], env=environment, capture_output=True, text=True, timeout=30)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout + done.stderr
 
 
 def _linked(executable: Path, environment: dict[str, str] | None = None) -> str:

@@ -3,9 +3,10 @@
     with TritonServer("build/demo") as server:      # free ports, 127.0.0.1
         client = tritonclient.grpc.InferenceServerClient(server.grpc_url)
 
-Stopping goes in steps, because a tritonserver told to end goes on accepting requests, waits for idle HTTP
-connections until its exit timeout, and then drops what is still running: new requests are refused (the models
-see the drain file), requests in flight are waited for, and only then is tritonserver told to end.
+Stopping goes in steps, because a tritonserver that is asked to end goes on accepting requests, waits for idle HTTP
+connections until its exit timeout, and answers NOT_FOUND from the moment its models are gone: new requests are refused
+(the models see the drain state), requests in flight are waited for, and then tritonserver is killed, so that no request
+meets a server without models.
 """
 
 from __future__ import annotations
@@ -24,15 +25,17 @@ import socket
 import subprocess
 import sys
 import tempfile
-import threading
 import time
-from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from mplug.server import guardian
+from mplug.server.access import AccessKeys
 from mplug.server.install import CHECKOUT, ServerError, TritonInstall, find_triton
-from mplug.triton.drain import DRAIN_FILE_VARIABLE, DROP, IN_FLIGHT_METRIC, REFUSE
+from mplug.server.log import ServerLog
+from mplug.server.model_processes import ModelProcesses
+from mplug.triton.drain import DRAIN_FILE_VARIABLE, DROP, IN_FLIGHT_METRIC, REFUSE, DrainState
 
 CACHE_MB = 256  # response cache, MiB
 DRAIN_SECONDS = 30.0  # how long requests in flight are waited for
@@ -43,15 +46,12 @@ SHM_DEFAULT, SHM_GROWTH = (
     16 << 20,
 )  # bytes per model instance: a dozen fit a container's usual 64 MiB
 DROP_SECONDS = 0.5  # for the models to see that they are to give up, and for their answers to leave
-EXIT_SECONDS = 2  # tritonserver's own exit timeout: nothing is in flight then, and idle connections may go
+SETTLE_SECONDS = 0.2  # for the last answers to leave tritonserver, after the models have given them
+EXIT_SECONDS = 2  # tritonserver's own exit timeout, where somebody else asks it to end
+MAX_BODY_BYTES = 64 << 20  # of one HTTP request, where this tritonserver can be given a bound
+#: tritonserver's Python backend refuses to share regions with clients whose names begin so (from release 25.07 on).
+SHM_PREFIX = "triton_python_backend_shm_region_"
 PDEATHSIG = 1  # <linux/prctl.h>
-
-#: What tritonserver says on every machine without a GPU, and at every end; nobody can do anything about it.
-HARMLESS = re.compile(
-    r"Failed to initialize NVML|DCGM unable to start|CudaDriverHelper has not been initialized|"
-    r"Unable to allocate pinned system memory|Signal \(\d+\) received|"
-    r"Exit timeout expired\. Exiting immediately|Non-graceful termination detected"
-)
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -68,6 +68,7 @@ class Options:
     start_seconds: float = START_SECONDS
     model_config_name: str | None = None  # picks configs/NAME.pbtxt where a model has one
     log: str = "warning"  # or info, verbose
+    allow_shared_memory: bool = False  # clients of this user may pass inputs through shared memory
     tritonserver: str = "auto"  # see find_triton
     triton_arguments: tuple[str, ...] = ()  # passed on as they are
 
@@ -81,8 +82,12 @@ class TritonServer:
         self.models: list[str] = []
         self._process: subprocess.Popen[str] | None = None
         self._scratch: Path | None = None
-        self._shm_prefix = f"mplug_{os.getpid()}_{secrets.token_hex(4)}_"
-        self._log = _Log()
+        self.keys = AccessKeys(self.options.allow_shared_memory)
+        self._shm_prefix = f"{SHM_PREFIX}mplug_{os.getpid()}_{secrets.token_hex(4)}_"
+        self._log = ServerLog()
+        self._drain_state: DrainState | None = None
+        self._models: ModelProcesses | None = None
+        self._guardian: subprocess.Popen[str] | None = None
 
     @property
     def http_url(self) -> str:
@@ -128,7 +133,10 @@ class TritonServer:
         self._scratch = Path(tempfile.mkdtemp(prefix=f"mplug-server-{os.getpid()}-"))
         try:
             install = find_triton(self._scratch, self.options.tritonserver)
-            environment = install.environment | {DRAIN_FILE_VARIABLE: str(self._drain_file)}
+            drain_file = self._scratch / "drain"
+            self._drain_state = DrainState.create(drain_file)
+            environment = install.environment | {DRAIN_FILE_VARIABLE: str(drain_file)}
+            self._guardian = self._start_guardian()
             self._process = subprocess.Popen(
                 self._command(install),
                 env=environment,
@@ -141,29 +149,48 @@ class TritonServer:
                 start_new_session=True,  # Ctrl-C reaches us alone, and we drain
                 preexec_fn=_die_with_parent,
             )
+            self._tell_guardian(str(self._process.pid))
             self._log.follow(self._process)
             self._wait_ready(install, cancelled)
+            self._models = ModelProcesses(self._process.pid)
+            self.keys.hand_out((self.options.http_port, self.options.grpc_port))
         except BaseException as error:
             self._end()
             if isinstance(error, OSError):  # not an executable of this machine, no space for the scratch folder …
                 raise ServerError(f"cannot start tritonserver: {error}") from error
             raise
 
-    def stop(self, hurry: Callable[[], bool] = lambda: False, finalize: bool = True) -> int:
+    def fault(self) -> str | None:
+        """Return why the server can serve no longer, None while it can; to be asked several times a second.
+
+        That is when tritonserver or a model's process has ended or is stopped, and when somebody else has asked
+        tritonserver to end.
+        """
+        if self.exit_code is not None or self._models is None:
+            return self.failure()
+        found = self._models.fault()
+        if found is not None:
+            return "\n".join([found, *self._log.complaints()])
+        if self._log.stopping_signal is not None:
+            name = signal.Signals(self._log.stopping_signal).name
+            return f"tritonserver itself has received {name}; to stop it without loss, signal the launcher"
+        return None
+
+    def stop(self, hurry: Callable[[], bool] = lambda: False) -> int:
         """Drain and end the server; safe to call again. Returns how many requests had to be dropped.
 
-        `hurry`: asked while draining; True gives up the rest of the wait. `finalize`: let the models close,
-        which takes Triton 2 s at least; without it the server is killed once nothing is in flight.
+        `hurry`: asked while draining; True gives up the rest of the wait.
         """
         dropped = 0
-        if self.exit_code is None and self._process is not None:
+        if self._models is not None and self.exit_code is None:
             dropped = self._drain(hurry)
-            if finalize:
-                self._process.send_signal(signal.SIGTERM)
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    self._process.wait(EXIT_SECONDS + 5)
+            time.sleep(SETTLE_SECONDS)
         self._end()
         return dropped
+
+    def kill(self) -> None:
+        """End the server at once: its clients' connections close, and nobody waits for an answer that cannot come."""
+        self._end()
 
     def failure(self) -> str:
         """Why the server ended by itself: one line, and what it last complained of."""
@@ -174,9 +201,14 @@ class TritonServer:
             reason = f"tritonserver ended with exit code {code}"
         return "\n".join([reason, *self._log.complaints()])
 
-    @property
-    def _drain_file(self) -> Path:
-        return self._scratch / "draining"
+    def _start_guardian(self) -> subprocess.Popen[str]:
+        command = [sys.executable, "-I", guardian.__file__, str(self._scratch), self._shm_prefix]
+        return subprocess.Popen(command, stdin=subprocess.PIPE, text=True, cwd="/", start_new_session=True)
+
+    def _tell_guardian(self, line: str) -> None:
+        with contextlib.suppress(OSError):  # somebody has ended it: then it is missed only where we are killed, too
+            self._guardian.stdin.write(f"{line}\n")
+            self._guardian.stdin.flush()
 
     def _command(self, install: TritonInstall) -> list[str]:
         options = self.options
@@ -201,7 +233,12 @@ class TritonServer:
             f"--backend-config=python,shm-region-prefix-name={self._shm_prefix}",
             f"--backend-config=python,shm-default-byte-size={SHM_DEFAULT}",
             f"--backend-config=python,shm-growth-byte-size={SHM_GROWTH}",
+            # Messages that have been answered are freed: kept for reuse, each stays as large as its largest request.
+            "--grpc-infer-allocation-pool-size=0",
+            *self.keys.arguments(),
         ]
+        if install.bounds_bodies:
+            command += [f"--http-max-input-size={MAX_BODY_BYTES}"]
         if not _completes_configs(self.repository):
             # Asking a model to complete its config costs a process with all its imports: most of a start.
             command += ["--disable-auto-complete-config"]
@@ -238,7 +275,7 @@ class TritonServer:
             time.sleep(0.05)
 
     def _index(self) -> list[dict[str, str]]:
-        _, body = _request(self.http_url, "POST", "/v2/repository/index")
+        _, body = _request(self.http_url, "POST", "/v2/repository/index", self.keys.headers)
         return json.loads(body or "[]")
 
     def _load_failure(self) -> str:
@@ -252,16 +289,16 @@ class TritonServer:
 
     def _drain(self, hurry: Callable[[], bool]) -> int:
         """Refuse new requests and wait until none is in flight; returns how many were when time ran out."""
-        self._drain_file.write_text(REFUSE)
+        self._drain_state.set(REFUSE)
         deadline = time.monotonic() + self.options.drain_seconds
-        idle = 0
+        idle = in_flight = 0
         while idle < 2:  # twice: a request may have passed the check for the file just before
-            if self.exit_code is not None:
-                return 0
+            if self._models.fault() is not None:
+                return in_flight  # nobody is left to answer them
             in_flight = self._in_flight()
             idle = idle + 1 if in_flight == 0 else 0
             if in_flight and (time.monotonic() > deadline or hurry()):
-                self._drain_file.write_text(DROP)
+                self._drain_state.set(DROP)
                 time.sleep(DROP_SECONDS)
                 return in_flight
             time.sleep(0.05)
@@ -274,43 +311,19 @@ class TritonServer:
         return round(sum(float(value) for value in re.findall(pattern, body, re.MULTILINE)))
 
     def _end(self) -> None:
-        """Whatever is left of the server, the stubs' processes and the shared memory goes now."""
-        process = self._process
-        if process is not None:
-            _kill_group(process)
+        """Kill what is left of the server, and remove its shared memory and files."""
+        self.keys.take_back()
+        if self._process is not None:
+            _kill_group(self._process)
             self._log.join()
         for left_over in Path("/dev/shm").glob(f"{self._shm_prefix}*"):
             left_over.unlink(missing_ok=True)
         if self._scratch is not None:
             shutil.rmtree(self._scratch, ignore_errors=True)
-
-
-class _Log:
-    """Passes on what tritonserver and the models print, less the harmless, and remembers the last of it."""
-
-    def __init__(self) -> None:
-        self._lines: deque[str] = deque(maxlen=200)
-        self._thread: threading.Thread | None = None
-
-    def follow(self, process: subprocess.Popen[str]) -> None:
-        self._thread = threading.Thread(target=self._pump, args=(process,), name="tritonserver-log", daemon=True)
-        self._thread.start()
-
-    def _pump(self, process: subprocess.Popen[str]) -> None:
-        for line in process.stdout:
-            if not HARMLESS.search(line):
-                self._lines.append(line.rstrip())
-                sys.stderr.write(line)
-                sys.stderr.flush()
-
-    def complaints(self, about: str = "") -> list[str]:
-        """The last few error lines, without their prefix of time and place."""
-        errors = [line for line in self._lines if re.match(r"E\d{4} |error:|\[libprotobuf ERROR", line)]
-        return [re.sub(r"^E\d{4} \S+ \d+ \S+\] ", "", line) for line in errors if about in line][-5:]
-
-    def join(self) -> None:
-        if self._thread is not None:
-            self._thread.join(5)
+        if self._guardian is not None:
+            self._tell_guardian("done")
+            self._guardian.communicate()
+            self._guardian = None
 
 
 def _die_with_parent() -> None:
@@ -338,11 +351,11 @@ def _reachable(host: str) -> str:
     return "127.0.0.1" if host in ("0.0.0.0", "") else host
 
 
-def _request(url: str, method: str, path: str) -> tuple[int | None, str]:
-    """Status and body; (None, "") when there is no answer. One connection each: idle ones delay the end."""
+def _request(url: str, method: str, path: str, headers: Mapping[str, str] | None = None) -> tuple[int | None, str]:
+    """Status and body; (None, "") when there is no answer."""
     connection = http.client.HTTPConnection(url, timeout=5)
     try:
-        connection.request(method, path)
+        connection.request(method, path, headers=dict(headers or {}))
         response = connection.getresponse()
         return response.status, response.read().decode()
     except (OSError, http.client.HTTPException):

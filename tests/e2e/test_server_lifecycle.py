@@ -12,6 +12,7 @@ import sys
 import tempfile
 import threading
 import time
+import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -24,7 +25,7 @@ import tritonclient.http as triton_http
 from tritonclient.utils import InferenceServerException
 
 CHECKOUT = Path(__file__).resolve().parents[2]
-FREE_PORTS = ["--http-port", "0", "--grpc-port", "0", "--metrics-port", "0"]
+FREE_PORTS = [f"--{name}-port=0" for name in ("http", "grpc", "metrics", "health")]
 
 
 class Launched:
@@ -49,6 +50,8 @@ class Launched:
         assert "ready" in self.ready_line, self.end()
         self.http_url = re.search(r" at http://(\S+),", self.ready_line).group(1)
         self.grpc_url = re.search(r"grpc (\S+),", self.ready_line).group(1)
+        self.metrics_url = re.search(r"metrics (http://[^,\s]+)", self.ready_line).group(1)
+        self.health_url = re.search(r"health (http://[^;\s]+)", self.ready_line).group(1)
 
     def end(self, number: int | None = None, seconds: float = 40) -> tuple[int, str]:
         """Exit code and standard error, after a signal if one is given."""
@@ -74,7 +77,7 @@ class Launched:
 
     def left_overs(self) -> list[str]:
         """Shared memory and scratch folders of the launcher."""
-        shared = Path("/dev/shm").glob(f"mplug_{self.process.pid}_*")
+        shared = Path("/dev/shm").glob(f"triton_python_backend_shm_region_mplug_{self.process.pid}_*")
         scratch = Path(tempfile.gettempdir()).glob(f"mplug-server-{self.process.pid}-*")
         return [str(path) for path in (*shared, *scratch)]
 
@@ -120,13 +123,16 @@ def wait_gone(pids: list[int], seconds: float = 10) -> None:
         time.sleep(0.05)
 
 
-def wait_in_flight(url: str, count: int, seconds: float = 20) -> None:
-    """Until the slow stage has begun with so many requests' first steps."""
+def wait_in_flight(server: Launched, count: int, seconds: float = 20) -> None:
+    """Until the slow stage has answered so many requests' first steps."""
     deadline = time.monotonic() + seconds
-    with triton_grpc.InferenceServerClient(url) as client:
-        while client.get_inference_statistics("slow").model_stats[0].inference_count < count:
-            assert time.monotonic() < deadline, "the requests did not reach the stage"
-            time.sleep(0.02)
+    while True:
+        with urllib.request.urlopen(server.metrics_url, timeout=10) as response:
+            begun = re.search(r'^nv_inference_count\{model="slow",.*\} (\S+)$', response.read().decode(), re.MULTILINE)
+        if begun and float(begun[1]) >= count:
+            return
+        assert time.monotonic() < deadline, "the requests did not reach the stage"
+        time.sleep(0.02)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -142,7 +148,7 @@ def test_a_signal_drains_and_leaves_nothing(scratch_repository: Path, number: in
         assert idle.is_server_ready()
         with ThreadPoolExecutor(8) as pool:
             answers = [pool.submit(relay, server.grpc_url, x, 6) for x in range(8)]
-            wait_in_flight(server.grpc_url, 8)
+            wait_in_flight(server, 8)
             server.process.send_signal(number)
             time.sleep(0.3)  # the launcher sees the signal; the requests need a second more
             with pytest.raises(InferenceServerException) as refused:
@@ -163,7 +169,7 @@ def test_a_second_signal_does_not_wait(scratch_repository: Path) -> None:
         served = server.served_by()
         with ThreadPoolExecutor(1) as pool:
             answer = pool.submit(relay, server.grpc_url, 0, 100)  # 20 s
-            wait_in_flight(server.grpc_url, 1)
+            wait_in_flight(server, 1)
             began = time.monotonic()
             server.process.send_signal(signal.SIGTERM)
             time.sleep(0.3)
@@ -263,13 +269,13 @@ def test_a_signal_while_models_load(tmp_path: Path, write_model) -> None:
 
 def test_an_occupied_port_is_named(scratch_repository: Path) -> None:
     with socket.socket() as taken:
-        taken.bind(("0.0.0.0", 0))
+        taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = str(taken.getsockname()[1])
         with launched(scratch_repository, *FREE_PORTS, "--grpc-port", port) as server:
             code, errors = server.end()
     assert code == 1
-    assert errors.startswith(f"error: port {port} on 0.0.0.0 is occupied") and "--grpc-port" in errors
+    assert errors.startswith(f"error: port {port} on 127.0.0.1 is occupied") and "--grpc-port" in errors
 
 
 def test_a_folder_that_is_no_repository(tmp_path: Path) -> None:
