@@ -21,7 +21,7 @@ RUN wanted=$(sed -n 's/^tensorrt-cu13==\([0-9]*\.[0-9]*\.[0-9]*\).*/\1/p' requir
 
 # Of requirements-serve.txt, what a served process imports. What the system's own packages have of it, such as PyYAML,
 # pip cannot remove: it goes in front of them.
-RUN grep -E '^(numpy|pillow|av|pyyaml|tokenizers)==' requirements-serve.txt > serve.txt \
+RUN grep -E '^(numpy|pillow|av|psutil|pyyaml|tokenizers)==' requirements-serve.txt > serve.txt \
  && python3 -m pip install --ignore-installed -r serve.txt -r requirements-gpu.txt
 
 

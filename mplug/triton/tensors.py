@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import traceback
 from collections.abc import Mapping
@@ -13,7 +14,10 @@ import triton_python_backend_utils as pb_utils
 from mplug.contract import Value, Values
 from mplug.errors import InvalidRequest, ServingError
 from mplug.runtime.gpu.array import DeviceArray
+from mplug.runtime.gpu.cuda import DeviceLost
 from mplug.triton.context import ModelContext
+
+LOST_DEVICE_EXIT_CODE = 86  # of a model's process; any would do, the launcher reads what was printed
 
 
 def to_value(tensor: Any) -> Value:
@@ -71,7 +75,12 @@ def to_error_response(error: BaseException, lead_with_code: bool = False) -> Any
 
     `lead_with_code`: the message of a stage begins with `[CODE]`, because Triton gives every error of a model
     that another model calls the code INTERNAL. `call_stage` takes it off again.
+
+    A lost device ends the process: it would answer this error for ever. The launcher notices and ends the server.
     """
+    if isinstance(error, DeviceLost):
+        print(f"error: the device is lost, the process ends: {one_line(error)}", file=sys.stderr, flush=True)
+        os._exit(LOST_DEVICE_EXIT_CODE)
     if isinstance(error, ServingError):
         code, message = error.code, str(error)
     else:

@@ -225,7 +225,7 @@ def every_task(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def every_task_server(
     every_task: Path, tmp_path_factory: pytest.TempPathFactory, serve: Callable[..., TritonServer]
 ) -> TritonServer:
-    """All public models over one set of stages, run by PyTorch, which builds in seconds."""
+    """All public models over one set of stages, run by PyTorch, which builds in seconds; shared memory is allowed."""
     repository = tmp_path_factory.mktemp("every_task_built") / "repository"
     build(every_task, repository, target="torch")
-    return serve(repository)
+    return serve(repository, Options(allow_shared_memory=True))

@@ -19,7 +19,7 @@ import pytest
 import tritonclient.grpc
 from wire import PROTOCOLS
 
-from clients.client import ENTAILMENT_LABELS, AsyncClient, Client, ClientError, shared_memory
+from clients.client import ENTAILMENT_LABELS, AsyncClient, Client, ClientError, shared_memory, shared_memory_key
 from mplug.server.command import TritonServer
 
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -154,13 +154,20 @@ def test_a_checkpoint_among_several(several_server: TritonServer) -> None:
 # ---------------------------------------------------------------------------------------- shared memory
 
 
+def key(server: TritonServer) -> dict[str, str]:
+    """What opens the shared-memory API over gRPC."""
+    return shared_memory_key.headers("grpc", int(server.grpc_url.rpartition(":")[2]), None)
+
+
 @pytest.fixture
 def regions(every_task_server: TritonServer) -> Iterator[Callable[[], list[str]]]:
     """The names of the regions that the server has mapped; all of them are gone again before and after the test."""
     client = tritonclient.grpc.InferenceServerClient(every_task_server.grpc_url)
 
     def names() -> list[str]:
-        return list(client.get_system_shared_memory_status(as_json=True).get("regions", {}))
+        return list(
+            client.get_system_shared_memory_status(headers=key(every_task_server), as_json=True).get("regions", {})
+        )
 
     assert names() == []
     yield names
@@ -239,7 +246,7 @@ def test_a_server_that_forgot_is_told_again(every_task_server: TritonServer, reg
     with Client(every_task_server.grpc_url, shared_memory=True) as client:
         first = client.embed_image(large(50))
         for name in regions():
-            admin.unregister_system_shared_memory(name)
+            admin.unregister_system_shared_memory(name, headers=key(every_task_server))
         np.testing.assert_array_equal(client.embed_image(large(50)), first)
     admin.close()
 
@@ -266,13 +273,15 @@ def test_a_killed_client_leaves_no_file(every_task_server: TritonServer) -> None
         process.send_signal(signal.SIGKILL)
         process.wait()
         assert files() == []
-        assert len(admin.get_system_shared_memory_status(as_json=True)["regions"]) == 1  # as the module says
+        found = admin.get_system_shared_memory_status(headers=key(every_task_server), as_json=True)
+        assert len(found["regions"]) == 1  # as the module says
     finally:
         process.kill()
         process.wait()
         padded.unlink()
-        for name in admin.get_system_shared_memory_status(as_json=True).get("regions", {}):
-            admin.unregister_system_shared_memory(name)
+        found = admin.get_system_shared_memory_status(headers=key(every_task_server), as_json=True)
+        for name in found.get("regions", {}):
+            admin.unregister_system_shared_memory(name, headers=key(every_task_server))
         admin.close()
 
 

@@ -12,11 +12,15 @@ import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
+import tritonclient.grpc as triton_grpc
+import tritonclient.http as triton_http
+from launcher import FREE_PORTS, Launched, launched, relay, wait_gone, wait_in_flight
 from tritonclient.utils import InferenceServerException
 
-from tests.e2e.test_server_lifecycle import FREE_PORTS, Launched, launched, relay, wait_gone, wait_in_flight
+from clients.client import shared_memory_key
 
 NOTICED_SECONDS = 2.0  # the promise: a dead model process ends the launcher within this
 UNHURRIED = 10.0  # for a loaded machine to end processes after that
@@ -175,3 +179,115 @@ def test_what_a_killed_launcher_leaves_is_removed(scratch_repository: Path) -> N
         while server.left_overs():
             assert time.monotonic() < deadline, server.left_overs()
             time.sleep(0.05)
+
+
+def test_a_lost_device_ends_the_server(tmp_path: Path, write_model) -> None:
+    """An error of CUDA's that every later call repeats; the real one takes a GPU to provoke."""
+    config = """
+    backend: "python"
+    max_batch_size: 8
+    input [{ name: "X" data_type: TYPE_FP32 dims: [1] }]
+    output [{ name: "Y" data_type: TYPE_FP32 dims: [1] }]
+    """
+    model = """
+    from mplug.runtime.gpu.cuda import DeviceError, DeviceLost
+    from mplug.triton.models import StageModel
+
+    class TritonPythonModel(StageModel):
+        def create(self, context):
+            return self.run
+        def run(self, inputs):
+            kind = DeviceLost if inputs["X"][0, 0] else DeviceError
+            raise kind("cudaMemcpyAsync: an illegal memory access was encountered")
+    """
+    write_model(tmp_path, "device", config, model)
+
+    def ask(url: str, x: float) -> None:
+        given = triton_grpc.InferInput("X", [1, 1], "FP32")
+        given.set_data_from_numpy(np.array([[x]], np.float32))
+        with triton_grpc.InferenceServerClient(url) as client, pytest.raises(InferenceServerException):
+            client.infer("device", [given], client_timeout=UNHURRIED)
+
+    with launched(tmp_path, *FREE_PORTS) as server:
+        server.wait_ready()
+        ask(server.grpc_url, 0)
+        assert asked(server.health_url) == (200, "ready")  # an error that passes ends nothing
+        ask(server.grpc_url, 1)
+        code, errors = server.end(seconds=UNHURRIED)
+    assert code == 1
+    assert "the process of model device" in errors
+    assert "the device is lost, the process ends: DeviceLost: cudaMemcpyAsync" in errors.rpartition("has died")[2]
+
+
+def test_restricted_apis_need_the_key(serve, scratch_repository: Path) -> None:
+    server = serve(scratch_repository)
+    paths = (
+        "/v2/systemsharedmemory/status",
+        "/v2/models/relay/config",
+        "/v2/models/relay/stats",
+        "/v2/trace/setting",
+        "/v2/logging",
+    )
+    for path in paths:
+        assert asked(f"http://{server.http_url}{path}")[0] == 403, path
+    opened = urllib.request.Request(f"http://{server.http_url}/v2/logging", headers=server.keys.headers)
+    with urllib.request.urlopen(opened, timeout=5) as response:
+        assert response.status == 200
+    with triton_grpc.InferenceServerClient(server.grpc_url) as client:
+        for call in (
+            client.get_system_shared_memory_status,
+            client.get_cuda_shared_memory_status,
+            client.get_model_repository_index,
+            client.get_inference_statistics,
+            client.get_trace_settings,
+            client.get_log_settings,
+            lambda: client.get_model_config("relay"),
+            lambda: client.unload_model("relay"),
+            lambda: client.update_log_settings({"log_info": False}),
+        ):
+            with pytest.raises(InferenceServerException, match="restricted"):
+                call()
+        assert client.get_log_settings(headers=server.keys.grpc_headers) is not None
+        with pytest.raises(InferenceServerException, match="restricted"):
+            client.get_system_shared_memory_status(headers=server.keys.grpc_headers)
+        assert client.get_model_metadata("relay").name == "relay"
+        assert client.is_model_ready("relay")
+
+
+def test_the_shared_memory_key_is_for_this_user_alone(
+    scratch_repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    with launched(scratch_repository, *FREE_PORTS, "--allow-shared-memory") as server:
+        server.wait_ready()
+        files = [
+            tmp_path / f"mplug-{os.getuid()}" / f"{url.rpartition(':')[2]}.key"
+            for url in (server.http_url, server.grpc_url)
+        ]
+        assert all(str(path) in server.ready_line for path in files)
+        assert [oct(path.stat().st_mode)[-3:] for path in (*files, files[0].parent)] == ["600", "600", "700"]
+        with triton_grpc.InferenceServerClient(server.grpc_url) as client:
+            assert (
+                client.get_system_shared_memory_status(headers=shared_memory_key.headers("grpc", int(ports[1]), None))
+                is not None
+            )
+        with triton_http.InferenceServerClient(server.http_url) as client:
+            assert (
+                client.get_system_shared_memory_status(headers=shared_memory_key.headers("http", int(ports[0]), None))
+                == []
+            )
+        assert server.end(signal.SIGTERM)[0] == 0
+    assert not any(path.exists() for path in files)
+    files[0].parent.chmod(0o755)
+    with launched(scratch_repository, *FREE_PORTS, "--allow-shared-memory") as server:
+        code, errors = server.end()
+    assert code == 1 and "is not a directory of this user alone" in errors
+
+
+def test_another_host_is_warned_of(scratch_repository: Path) -> None:
+    with launched(scratch_repository, *FREE_PORTS, "--host", "0.0.0.0") as server:
+        server.wait_ready()
+        code, errors = server.end(signal.SIGTERM)
+    assert code == 0
+    assert errors.startswith("warning: listening on 0.0.0.0") and "make gateway" in errors
+    assert errors.count("\n") == 1

@@ -50,8 +50,7 @@ def test_golden_answers(wire: Wire, model: str, case: str) -> None:
 
 def test_a_stage_that_two_checkpoints_share_is_one_model(wire: Wire, several_server: TritonServer) -> None:
     """An image that one of them has encoded is not encoded again for the other."""
-    served = {model.name for model in wire.client.get_model_repository_index().models}
-    numbered = {name for name in served if name.startswith("vision_encoder")}
+    numbered = {name for name in several_server.models if name.startswith("vision_encoder")}
     assert numbered == {"vision_encoder", "vision_encoder_2", "vision_encoder_3", "vision_encoder_4"}
     image = (GOLDEN / "grounding" / "image0.png").read_bytes()  # no other test shows it to the captioner
     first = wire.ask("caption", IMAGE=image)

@@ -50,6 +50,30 @@ class DeviceError(RuntimeError):
     """A call to CUDA failed; the message names the call and CUDA's error."""
 
 
+class DeviceLost(DeviceError):
+    """An error after which every later call of this process fails, too: the process has to be started again."""
+
+
+#: Such errors, from the descriptions in <driver_types.h> ("leaves the process in an inconsistent state").
+LOST_DEVICE_CODES = frozenset(
+    {
+        214,  # cudaErrorECCUncorrectable
+        220,  # cudaErrorNvlinkUncorrectable
+        226,  # cudaErrorContained
+        700,  # cudaErrorIllegalAddress
+        702,  # cudaErrorLaunchTimeout
+        710,  # cudaErrorAssert
+        714,  # cudaErrorHardwareStackError
+        715,  # cudaErrorIllegalInstruction
+        716,  # cudaErrorMisalignedAddress
+        717,  # cudaErrorInvalidAddressSpace
+        718,  # cudaErrorInvalidPc
+        719,  # cudaErrorLaunchFailure
+        721,  # cudaErrorTensorMemoryLeak
+    }
+)
+
+
 class Buffer:
     """Memory of the device; freed with the object, or by `free`."""
 
@@ -114,10 +138,14 @@ class Device:
         return int(self._stream)
 
     def check(self, function: str, *arguments: Any) -> Any:
-        """Call a function of the CUDA runtime; its result without the error code. Raises DeviceError."""
+        """Call a function of the CUDA runtime; its result without the error code.
+
+        Raises DeviceLost for an error of `LOST_DEVICE_CODES` and DeviceError for any other.
+        """
         error, *results = getattr(self._runtime, function)(*arguments)
         if int(error) != 0:
-            raise DeviceError(f"{function}: {error}")
+            kind = DeviceLost if int(error) in LOST_DEVICE_CODES else DeviceError
+            raise kind(f"{function}: {error}")
         return results[0] if len(results) == 1 else None
 
     def allocate(self, size: int) -> Buffer:
