@@ -30,12 +30,12 @@ COPY mplug ./mplug
 COPY clients ./clients
 RUN useradd --create-home --uid 10001 mplug
 USER mplug
-EXPOSE 8000 8001 8002
+EXPOSE 8000 8001 8002 8003
 HEALTHCHECK --interval=10s --timeout=5s --start-period=180s \
-  CMD ["python3", "-c", "from urllib.request import urlopen; urlopen('http://localhost:8000/v2/health/ready', timeout=4)"]
+  CMD ["python3", "-c", "from urllib.request import urlopen; urlopen('http://localhost:8003/health/ready', timeout=4)"]
 # The launcher waits for requests in flight when the container is stopped; NVIDIA's entry point would not.
 ENTRYPOINT ["python3", "-m", "mplug.server"]
-CMD ["/repository"]
+CMD ["/repository", "--host", "0.0.0.0"]
 
 
 FROM base AS build

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import select
 import signal
-import threading
 import time
 
 
@@ -12,14 +13,15 @@ class Signals:
 
     def __init__(self) -> None:
         self._count = 0
-        self._event = threading.Event()
+        # A pipe and not an Event: the handler runs in the thread that waits, which may hold the Event's lock.
+        self._reader, self._writer = os.pipe()
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # as nohup sets it
                 signal.signal(number, self._received)
 
     def _received(self, number: int, frame: object) -> None:
         self._count += 1
-        self._event.set()
+        os.write(self._writer, b".")
 
     def any(self) -> bool:
         """Return whether there was a signal."""
@@ -34,4 +36,4 @@ class Signals:
         if self.any():
             time.sleep(seconds)
         else:
-            self._event.wait(seconds)
+            select.select([self._reader], [], [], seconds)
