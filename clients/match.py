@@ -1,4 +1,4 @@
-"""How well texts fit a picture, by a running server.
+"""How well texts fit a picture or a video, by a running server.
 
 python clients/match.py photo.jpg "a dog" "a cat"
 """
@@ -19,24 +19,36 @@ _EXAMPLE = """\
   python clients/match.py photo.jpg "a dog on a beach" "a cat"
   5.214\t0.412\ta dog on a beach
   -6.033\t0.108\ta cat
+  python clients/match.py --video clip.mp4 "a dog runs" "a dog sleeps"
 
-Best first: the logit of "they belong together", the similarity of the embeddings, the text."""
+Best first: the logit of "they belong together", of a video with the similarity added; the similarity of the
+embeddings; the text."""
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Prints a line per text, best first; returns the exit code."""
-    parser = command_line.Parser("Rank texts by how well they fit an image, by a running mPLUG server.", _EXAMPLE)
-    parser.add_argument("image", metavar="IMAGE", help="image file: JPEG, PNG, WebP …")
-    parser.add_argument("texts", nargs="+", metavar="TEXT", help="1 to 256 texts")
+    parser = command_line.Parser("Rank texts by how well they fit an image or a video.", _EXAMPLE)
+    parser.add_argument(
+        "given",
+        nargs="+",
+        metavar="IMAGE TEXT",
+        help="an image file (JPEG, PNG, WebP …), not beside --video or --frames; then 1 to 256 texts",
+    )
     command_line.add_json(parser, "image, with the texts in the order given")
+    command_line.add_video(parser)
     command_line.add_server(parser)
     options = parser.parse_intermixed_args(arguments)
+    moving = options.video is not None or options.frames is not None
+    pictures, texts = ([], options.given) if moving else (options.given[:1], options.given[1:])
+    subjects = command_line.moving(parser, options, pictures)
+    if not texts:
+        parser.error("give an image, or --video or --frames, and at least one text")
 
-    def ask(client: Client, image: str) -> list[Match]:
-        return client.match(image, options.texts)
+    def ask(client: Client, **visual: object) -> list[Match]:
+        return client.match(texts=texts, **visual)
 
     def show(name: str, matches: list[Match]) -> None:
-        pairs = list(zip(options.texts, matches, strict=True))
+        pairs = list(zip(texts, matches, strict=True))
         if options.json:
             found = [{"text": text} | asdict(match) for text, match in pairs]
             command_line.print_json({"image": name, "matches": found})
@@ -44,7 +56,7 @@ def main(arguments: list[str] | None = None) -> int:
         for text, match in sorted(pairs, key=lambda pair: -pair[1].score):
             print(f"{match.score:.3f}\t{match.similarity:.3f}\t{text}", flush=True)
 
-    return command_line.ask_each(options, [(options.image, {"image": options.image})], ask, show)
+    return command_line.ask_each(options, subjects, ask, show)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Which files of a folder are pictures."""
+"""Which files of a folder are pictures, and which are videos."""
 
 from __future__ import annotations
 
@@ -30,17 +30,30 @@ SUFFIXES = frozenset(
 )
 
 
-def in_folder(folder: str | os.PathLike[str]) -> list[str]:
+#: Endings of the videos that the server reads; a GIF counts as a picture.
+VIDEO_SUFFIXES = frozenset(
+    (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".flv", ".wmv", ".asf", ".ogv", ".3gp")
+)
+
+
+def as_arguments(path: str | os.PathLike[str]) -> dict[str, str]:
+    """Return the argument of `Client` that a file is sent by: `image`, or by its name `video`."""
+    return {"video" if Path(path).suffix.lower() in VIDEO_SUFFIXES else "image": str(path)}
+
+
+def in_folder(folder: str | os.PathLike[str], *, videos: bool = False) -> list[str]:
     """Return paths of the pictures below a folder, relative to it, sorted; hidden ones and linked folders are left out.
 
-    By their names alone: the server finds out whether a file holds a picture. A folder below it that cannot be
-    read is listed like a picture that cannot be. Raises ClientError where the folder itself cannot be read.
+    `videos`: those, too. By their names alone: the server finds out whether a file holds a picture. A folder below it
+    that cannot be read is listed like a picture that cannot be. Raises ClientError where the folder itself cannot be
+    read.
     """
     folder = Path(folder)
-    return sorted(os.path.relpath(path, folder) for path in _walk(folder))
+    suffixes = SUFFIXES | VIDEO_SUFFIXES if videos else SUFFIXES
+    return sorted(os.path.relpath(path, folder) for path in _walk(folder, suffixes))
 
 
-def _walk(folder: Path) -> Iterator[str]:
+def _walk(folder: Path, suffixes: frozenset[str]) -> Iterator[str]:
     unreadable: list[str] = []
 
     def note(error: OSError) -> None:
@@ -51,7 +64,7 @@ def _walk(folder: Path) -> Iterator[str]:
     for parent, folders, files in os.walk(folder, onerror=note):
         folders[:] = [name for name in folders if not name.startswith(".")]
         for name in files:
-            if Path(name).suffix.lower() in SUFFIXES and not name.startswith("."):
+            if Path(name).suffix.lower() in suffixes and not name.startswith("."):
                 yield os.path.join(parent, name)
     yield from unreadable
 

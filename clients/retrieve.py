@@ -1,4 +1,4 @@
-"""Search a folder of pictures in words or by a picture, with a running server.
+"""Search a folder of pictures and videos in words or by a picture, with a running server.
 
 python clients/retrieve.py index photos --output photos.index
 python clients/retrieve.py search photos.index "a dog on a beach" --html found.html
@@ -22,7 +22,7 @@ from tqdm import tqdm
 from clients import command_line, result_page
 from clients.client import AsyncClient, ClientError, Match
 from clients.concurrent_requests import add_concurrency, answers
-from clients.pictures import check_file, in_folder
+from clients.pictures import as_arguments, check_file, in_folder
 from clients.retrieval_index import PROBE, Index, IndexInTheMaking, Picture
 
 _EXAMPLE = """\
@@ -66,6 +66,7 @@ def _parse_index(arguments: list[str]) -> Parsed:
     parser = command_line.Parser("Embed a folder of pictures, or what changed in it since.", prog="retrieve.py index")
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="pictures, those of the folders below it included")
     parser.add_argument("--output", type=Path, required=True, metavar="INDEX", help="folder of the index")
+    parser.add_argument("--videos", action="store_true", help="videos, too; each is one entry")
     parser.add_argument("--json", action="store_true", help="print the summary as a JSON object")
     add_concurrency(parser)
     command_line.add_server(parser)
@@ -76,7 +77,7 @@ def _parse_search(arguments: list[str]) -> Parsed:
     parser = command_line.Parser("Find pictures, or with --texts find texts.", prog="retrieve.py search")
     parser.add_argument("index", type=Path, metavar="INDEX", help="what `index` wrote")
     parser.add_argument("words", nargs="?", metavar="WORDS", help="what the pictures should show")
-    parser.add_argument("--image", metavar="PICTURE", help="search by this picture")
+    parser.add_argument("--image", metavar="PICTURE", help="search by this picture, or video")
     parser.add_argument("--texts", type=Path, metavar="FILE", help="with --image: find lines of FILE that fit it")
     parser.add_argument("--top", type=_number, default=10, metavar="N", help="results shown; default: 10")
     parser.add_argument(
@@ -111,7 +112,7 @@ def _number(text: str) -> int:
 async def _index(options: argparse.Namespace) -> int:
     if not options.folder.is_dir():
         raise ClientError(f"{options.folder} is no folder", "UNREADABLE")
-    paths = in_folder(options.folder)
+    paths = in_folder(options.folder, videos=options.videos)
     async with AsyncClient(**command_line.connection_arguments(options)) as client:
         making = IndexInTheMaking(options.output, options.folder, await client.embed_text(PROBE))
         try:
@@ -147,7 +148,7 @@ async def _embed(client: AsyncClient, making: IndexInTheMaking, paths: list[str]
             left.append(picture)
 
     async def embed(picture: Picture) -> np.ndarray:
-        return await client.embed_image(making.folder / picture.path)
+        return await client.embed_image(**as_arguments(making.folder / picture.path))
 
     with tqdm(total=len(paths), initial=len(paths) - len(left), unit="image", disable=None) as bar:
         async for picture, found in answers(left, embed, concurrency):
@@ -187,7 +188,7 @@ async def _search(options: argparse.Namespace) -> int:
             texts = _lines(options.texts)
             results = await nearest_texts(client, options.image, texts, shortlist, options)
         elif options.image is not None:
-            feature = await client.embed_image(options.image)
+            feature = await client.embed_image(**as_arguments(options.image))
             results = [Result(*each) for each in index.nearest(feature, options.top)]
         else:
             feature = await client.embed_text(options.words)
@@ -207,7 +208,7 @@ async def reranked(
     """The shortlist with scores of the matching head, and what could not be asked (it is left out)."""
 
     async def match(result: Result) -> Match:
-        return (await client.match(result.name, [words]))[0]
+        return (await client.match(texts=[words], **as_arguments(result.name)))[0]
 
     scored, failures = [], []
     async for result, found in answers(shortlist, match, concurrency):
@@ -223,7 +224,7 @@ async def nearest_texts(
 ) -> list[Result]:
     """Texts by how well they fit a picture; only the shortlist of many is seen by the matching head."""
     if len(texts) > TEXTS_PER_MATCH or options.no_rerank:
-        feature = await client.embed_image(image)
+        feature = await client.embed_image(**as_arguments(image))
         similarities = {}
         with tqdm(total=len(texts), unit="text", disable=None) as bar:
             async for text, found in answers(texts, client.embed_text, options.concurrency):
@@ -237,7 +238,7 @@ async def nearest_texts(
     results: list[Result] = []
     for start in range(0, len(texts), TEXTS_PER_MATCH):
         some = texts[start : start + TEXTS_PER_MATCH]
-        matches = await client.match(image, some)
+        matches = await client.match(texts=some, **as_arguments(image))
         results += [Result(text, each.similarity, each.score) for text, each in zip(some, matches, strict=True)]
     return results
 
@@ -271,15 +272,20 @@ def _show(results: list[Result], options: argparse.Namespace) -> None:
         result_page.Shown(
             result.name,
             f"similarity {result.similarity:.3f}" + ("" if result.score is None else f" · match {result.score:.3f}"),
-            None if what == "text" else result.name,
+            None if what == "text" else _thumbnail(result.name),
         )
         for result in results
     ]
     query = options.words if options.words is not None else options.image
     try:
-        result_page.write(options.html, query, shown, options.image)
+        result_page.write(options.html, query, shown, options.image and _thumbnail(options.image))
     except OSError as error:
         raise ClientError(f"{options.html} cannot be written: {error.strerror}", "UNREADABLE") from error
+
+
+def _thumbnail(path: str) -> str | None:
+    """What a page shows of a file: videos go by their names."""
+    return path if "image" in as_arguments(path) else None
 
 
 _COMMANDS = {"index": _parse_index, "search": _parse_search}

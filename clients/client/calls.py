@@ -115,9 +115,15 @@ def embed_text(text: str) -> Call[np.ndarray]:
     return Call("embed_text", {"TEXT": _texts([text], "text")}, lambda outputs: outputs["FEATURE"])
 
 
-def match(image: ImageLike, texts: Sequence[str]) -> Call[list[Match]]:
-    """Return how well each text fits the image, in the order of `texts`."""
-    inputs = {"IMAGE": _images([image]), "TEXT": _texts(texts, "texts")}
+def match(
+    image: ImageLike | Sequence[ImageLike] | None = None,
+    texts: Sequence[str] = (),
+    *,
+    video: VideoLike | None = None,
+    frames: int | None = None,
+) -> Call[list[Match]]:
+    """Return how well each text fits an image, several frames or a video, in the order of `texts`."""
+    inputs = _visual(image, video, frames) | {"TEXT": _texts(texts, "texts")}
 
     def read(outputs: Tensors) -> list[Match]:
         pairs = zip(outputs["SCORE"].tolist(), outputs["SIMILARITY"].tolist(), strict=True)

@@ -82,8 +82,8 @@ class _Settings:
 class Client(_Settings):
     """Asks one server, one request at a time; use one client per thread.
 
-    Images are encoded bytes, paths, or PIL images; an image argument of `caption`, `vqa` and `embed_image`
-    may also be a list of frames. Options left out are the served checkpoint's defaults. Every method raises
+    Images are encoded bytes, paths, or PIL images; an image argument of `caption`, `vqa`, `embed_image` and
+    `match` may also be a list of frames. Options left out are the served checkpoint's defaults. Every method raises
     `ClientError`; a request that is safe to send again is retried first.
     """
 

@@ -128,6 +128,9 @@ def test_pictures_of_a_folder(tmp_path: Path) -> None:
     (tmp_path / "gone.png").symlink_to("/nowhere")
     (tmp_path / "loop").symlink_to(tmp_path)
     assert pictures.in_folder(tmp_path) == ["a.JPG", "b.png", "dir.png/d.gif", "gone.png", "sub/c.webp"]
+    (tmp_path / "film.MP4").touch()
+    assert "film.MP4" not in pictures.in_folder(tmp_path)
+    assert pictures.in_folder(tmp_path, videos=True)[3] == "film.MP4"
     with pytest.raises(ClientError, match="absent cannot be read: No such file"):
         pictures.in_folder(tmp_path / "absent")
 
