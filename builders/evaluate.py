@@ -15,7 +15,7 @@ import asyncio
 import contextlib
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -27,14 +27,13 @@ if not __package__:  # run as a script: Python looks beside this file, our packa
 
 from builders.build import BuildError
 from builders.compile.compare import ArtefactError
-from builders.data.readers import READERS, easy_vqa
 from builders.data.readers.records import DatasetError
+from builders.data.sources import SOURCES, Source, SourceOptions, open_source, tasks_of
 from builders.evaluation import caption_metrics, report, tasks
 from builders.evaluation.models import Model, open_checkpoint
 from builders.evaluation.predictions import SCORED, score_file
 from builders.evaluation.tasks import Outcome
 from clients.client import AsyncClient, ClientError
-from demo import records as emoji
 from mplug.checkpoint import CheckpointError, find_checkpoint
 from mplug.config import TASKS, ConfigError
 
@@ -57,9 +56,7 @@ SCORERS = {
     "entail": tasks.hypotheses,
     "video": tasks.video_questions,
 }
-DATA = ("emoji", "easy-vqa", *READERS)
 DEFAULT_URL = "localhost:8001"
-EMOJI_ITEMS = 1000
 TIMEOUT = 600.0  # seconds that one answer may take: nobody waits for it, and the machine may be busy
 
 
@@ -74,70 +71,42 @@ class Job:
     task: str
     split: str
     records: Callable[[], Sequence[Any]]
-    keywords: dict[str, Any]
+    score: Callable[..., Awaitable[Outcome]]
 
     async def run(self, model: Model) -> Outcome:
         records = self.records()
         if not records:
             raise UsageError(f"{self.task}, {self.split}: there is nothing to ask among so few items")
-        return await SCORERS[self.task](model, records, self.split, **self.keywords)
+        return await self.score(model, records, self.split)
 
 
 def jobs_of(options: argparse.Namespace) -> list[Job]:
     """What the options ask for, in the order of the table. Raises UsageError and DatasetError."""
-    possible = tuple(emoji.RECORDS) if options.data == "emoji" else ("vqa",)
-    if options.data in READERS:
-        possible = READERS[options.data].tasks
+    possible = tasks_of(options.data)
     wrong = set(options.task or ()) - set(possible)
     if wrong:
         raise UsageError(f"--data {options.data} is for {', '.join(possible)}, not for {', '.join(sorted(wrong))}")
-    wanted = options.task or possible
-    if options.data == "emoji":
-        splits = [options.split] if options.split else list(emoji.TITLES)
-        if not set(splits) <= set(emoji.SPLITS):
-            raise UsageError(f"--split {options.split!r} is none of: {', '.join(emoji.SPLITS)}")
-        count = options.items or EMOJI_ITEMS
-        return [
-            Job(
-                task,
-                emoji.TITLES.get(split, split),
-                partial(emoji.RECORDS[task], split, count),
-                _keywords(task, options),
-            )
-            for task in wanted
-            for split in splits
-        ]
-    records, split = _read(options)
-    if not records:
-        raise UsageError(f"--data {options.data} holds nothing of the split")
-    some = records[: options.items]
-    return [Job(task, split, lambda: some, _keywords(task, options)) for task in wanted]
+    source = open_source(options.data, SourceOptions(options.annotations, options.images, options.questions))
+    limit = options.items or source.default_items
+    jobs = []
+    for task in options.task or possible:
+        scored = partial(SCORERS[task], **_keywords(task, source, options))
+        for split, title in source.splits(options.split).items():
+            records = partial(source.records, task, split, limit)
+            if source.default_items is None:
+                records()  # files: an error in them comes before the first request
+            jobs.append(Job(task, title, records, scored))
+    return jobs
 
 
-def _read(options: argparse.Namespace) -> tuple[Sequence[Any], str]:
-    """Records of a real data set, and the name of the split for the table."""
-    if options.data == "easy-vqa":
-        split = options.split or "test"
-        return easy_vqa.read(split), f"easy-vqa {split}"
-    if options.annotations is None or options.images is None:
-        raise UsageError(f"--data {options.data} needs --annotations and --images")
-    if options.questions is not None and options.data != "vqa":
-        raise UsageError("--questions goes with --data vqa alone")
-    more = {"questions": options.questions} if options.data == "vqa" else {}
-    records = READERS[options.data].read(options.annotations, options.images, options.split, **more)
-    return records, f"{options.data} {options.split or options.annotations.stem}"
-
-
-def _keywords(task: str, options: argparse.Namespace) -> dict[str, Any]:
+def _keywords(task: str, source: Source, options: argparse.Namespace) -> dict[str, Any]:
     """What a task's scorer takes besides the records."""
-    scenes = options.data == "emoji"
     if task == "caption":
-        return {"figures": emoji.caption_figures if scenes else None}
+        return {"figures": source.caption_figures}
     if task == "retrieval":
-        # Two scenes with one caption are both right for it.
-        return {"reranked": options.rerank, "merge_texts": scenes}
-    if task == "vqa" and options.data == "easy-vqa" and options.rank:
-        return {"candidates": easy_vqa.answers()}
+        return {"reranked": options.rerank, "merge_texts": source.shares_texts}
+    if task == "vqa" and options.rank:
+        return {"candidates": source.answers()}
     return {}
 
 
@@ -216,18 +185,18 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="what the checkpoint was fine-tuned for, where its YAML does not say",
     )
     data = parser.add_argument_group("on what")
-    data.add_argument("--data", choices=DATA, default="emoji", help="default: %(default)s")
+    data.add_argument("--data", choices=SOURCES, default="emoji", help="default: %(default)s")
     data.add_argument("--task", nargs="+", choices=SCORERS, help="default: all that data and model have")
     data.add_argument(
         "--split",
         help="train, val or test of a data set that has them in one file; of emoji: "
-        f"{', '.join(emoji.SPLITS)} (default: {', '.join(emoji.TITLES)})",
+        "those of docs/data.md (default: test, test-twemoji, test-pairs)",
     )
     data.add_argument(
         "--items",
         type=_positive,
         metavar="N",
-        help=f"at most so many per task and split (default: all; of emoji {EMOJI_ITEMS:,})",
+        help="at most so many per task and split (default: all; of emoji 1,000)",
     )
     data.add_argument("--annotations", type=Path, metavar="FILE", help="of a real data set")
     data.add_argument("--questions", type=Path, metavar="FILE", help="of VQA in the official layout")

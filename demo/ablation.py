@@ -33,14 +33,15 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
+from builders.data.streams import seed_of
 from builders.train.batches import TensorMaker
 from builders.train.fused_states import fuse
 from builders.train.generation import generate
 from builders.train.objectives.answering import answer_loss
 from builders.train.objectives.captioning import caption_loss, decoder_source
-from builders.train.record_streams import SCENE_TEXTS, SceneRecords, seed_of
 from builders.train.schedule import adamw, cosine_with_warmup, set_rate
 from demo.ablation_report import report
+from demo.scene_stream import SCENE_TEXTS, SceneRecords
 from demo.scenes.generator import Scene
 from demo.scenes.sprites import TRAIN_STYLES
 from mplug.checkpoint import load_checkpoint

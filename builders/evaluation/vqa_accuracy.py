@@ -15,11 +15,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from demo.scenes.grammar import COUNT_WORDS
-
 ENOUGH = 3  # people who gave an answer that then counts as entirely right
 ARTICLES = frozenset({"a", "an", "the"})
-NUMBERS = {word: str(number) for number, word in enumerate(COUNT_WORDS[:11])} | {"none": "0"}
+_COUNTS = "zero one two three four five six seven eight nine ten"
+NUMBERS = {word: str(number) for number, word in enumerate(_COUNTS.split())} | {"none": "0"}
 PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 #: A full stop that no digit follows.
 _STOP = re.compile(r"\.(?!\d)")

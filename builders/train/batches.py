@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.utils.data import Dataset
 
 from builders.data.readers.records import (
     CaptionRecord,
@@ -29,6 +30,7 @@ from builders.data.readers.records import (
     Record,
     open_picture,
 )
+from builders.data.streams import RecordStream, seed_of
 from builders.train.fused_states import PAD_ID
 from builders.train.objectives.grounding import BoxIds
 from mplug.config import MPlugConfig
@@ -201,3 +203,20 @@ BATCHES: dict[str, Callable[[Sequence[Record], TensorMaker, Random], Batch]] = {
     "nlvr": statement_batch,
     "entail": hypothesis_batch,
 }
+
+
+class TaskBatches(Dataset):
+    """Batch `index` of a stream as tensors, for a DataLoader that goes on counting."""
+
+    def __init__(self, task: str, stream: RecordStream, maker: TensorMaker) -> None:
+        self.task, self.stream, self.maker = task, stream, maker
+
+    def __getitem__(self, index: int) -> Batch:
+        random = Random(seed_of("crops", self.stream.seed, index))
+        return BATCHES[self.task](self.stream.batch(index), self.maker, random)
+
+
+def first_batches(task: str, stream: RecordStream, maker: TensorMaker, count: int) -> list[Batch]:
+    """The first batches of a stream, for looks during training that always see the same."""
+    batches = TaskBatches(task, stream, maker)
+    return [batches[index] for index in range(count)]

@@ -23,7 +23,7 @@ import torch
 from builders.train.checkpoint_folder import SERVED_TASKS, start_network
 from builders.train.engine import Learner
 from builders.train.learners import LEARNERS
-from builders.train.training_command import add_options, command, corpus_of, train
+from builders.train.training_command import add_options, command, source_of, train
 from mplug.inputs.tokenizer import Tokenizer
 from mplug.network import MPlug
 
@@ -37,7 +37,7 @@ def learner_for(options: argparse.Namespace) -> Callable[[MPlug, Tokenizer], Lea
     if options.cider:
         from builders.train.objectives.cider import CiderLearner, CiderReward  # its scorer is not needed by other tasks
 
-        reward = CiderReward(corpus_of("caption", options))
+        reward = CiderReward(source_of("caption", options).captions(options.split, options.seed))
         return lambda network, tokenizer: CiderLearner(network, tokenizer, reward=reward, samples=options.samples)
     extra = {
         "retrieval": {"queue_size": options.queue_size, "alpha": options.alpha},

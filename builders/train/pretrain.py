@@ -23,8 +23,7 @@ from builders.train.checkpoint_folder import SERVED_TASKS, new_network, start_ne
 from builders.train.distributed import rank
 from builders.train.learners import PretrainLearner
 from builders.train.objectives.contrastive import ALPHA, QUEUE_SIZE
-from builders.train.training_command import EMOJI, add_options, command, train
-from demo.texts.vocabulary import write_vocabulary
+from builders.train.training_command import add_options, command, source_of, train
 from mplug.network import MPlug
 
 CONFIGS = Path(__file__).parent / "configs"
@@ -43,11 +42,9 @@ def start(options: argparse.Namespace) -> tuple[MPlug, Path]:
     network = new_network(folder, tasks, image_size=options.image_size, seed=options.seed)
     if options.vocabulary is not None:
         return network, options.vocabulary
-    if options.data != EMOJI:
-        raise ValueError("--vocabulary is needed: the vocab.txt of bert-base-uncased, or of your own")
     options.output.mkdir(parents=True, exist_ok=True)
     vocabulary = options.output / (f"vocab.{rank()}.txt" if rank() else "vocab.txt")
-    write_vocabulary(vocabulary)
+    source_of("pretrain", options).write_vocabulary(vocabulary)
     return network, vocabulary
 
 

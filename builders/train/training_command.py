@@ -5,28 +5,22 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 
 import torch
 
-from builders.data.readers import READERS, easy_vqa
-from builders.data.readers.records import CaptionRecord, DatasetError, Record
+from builders.data.readers.records import DatasetError
+from builders.data.sources import SOURCES, Source, SourceOptions, open_source
 from builders.train import run_state
-from builders.train.batches import TensorMaker
+from builders.train.batches import TaskBatches, TensorMaker, first_batches
 from builders.train.checkpoint_folder import write_checkpoint
 from builders.train.distributed import process_group, rank, world_size
 from builders.train.engine import Learner, Settings, Trainer, TrainingError
-from builders.train.record_streams import RecordStream, SceneRecords, ShuffledRecords, TaskBatches, first_batches
-from demo.scenes.sprites import TRAIN_STYLES
 from mplug.checkpoint import CheckpointError, ConfigError
 from mplug.inputs.tokenizer import Tokenizer
 from mplug.network import MPlug
-
-EMOJI, EASY_VQA = "emoji", "easy-vqa"
-VALIDATION_SEED = 1_000_003  # of scenes; training takes --seed
-READER_TASK = {"pretrain": "caption"}  # what a reader must offer, where it is not the task itself
 
 #: What a command tells in one line and ends with.
 Told = (CheckpointError, ConfigError, DatasetError, TrainingError, run_state.ResumeError, ValueError)
@@ -35,7 +29,7 @@ Told = (CheckpointError, ConfigError, DatasetError, TrainingError, run_state.Res
 def add_options(parser: argparse.ArgumentParser, *, learning_rate: float, vision_learning_rate: float) -> None:
     """Options of data, of training and of the machine; `Settings` says what the latter mean."""
     data = parser.add_argument_group("data")
-    data.add_argument("--data", required=True, choices=[EMOJI, EASY_VQA, *READERS], help="emoji: scenes drawn afresh")
+    data.add_argument("--data", required=True, choices=SOURCES, help="emoji: scenes drawn afresh")
     data.add_argument("--annotations", type=Path, help="file or folder, in the published layout of the data set")
     data.add_argument("--images", type=Path, help="folder of its images")
     data.add_argument("--split", default="train", help="what to train on (train)")
@@ -85,48 +79,10 @@ def settings_of(options: argparse.Namespace) -> Settings:
     return Settings(**{field.name: getattr(options, field.name) for field in fields(Settings)})
 
 
-def records_of(task: str, options: argparse.Namespace, split: str) -> Sequence[Record]:
-    """The records of a real data set. Raises DatasetError for one that does not suit the task or lacks its files."""
-    wanted = READER_TASK.get(task, task)
-    if options.data == EASY_VQA:
-        if wanted != "vqa":
-            raise DatasetError(f"--data easy-vqa has questions and answers, nothing for {task}")
-        return easy_vqa.read(split, options.annotations)
-    reader = READERS[options.data]
-    if wanted not in reader.tasks:
-        suited = [name for name, other in READERS.items() if wanted in other.tasks]
-        raise DatasetError(f"--data {options.data} has nothing for {task}; {', '.join([EMOJI, *suited])} have")
-    if options.annotations is None:
-        raise DatasetError(f"--data {options.data} needs --annotations (and --images)")
-    return reader.read(options.annotations, options.images, split)
-
-
-def streams_of(task: str, options: argparse.Namespace) -> tuple[RecordStream, RecordStream | None]:
-    """The training stream of this process, and that of validation."""
-    if options.data == EMOJI:
-        training = SceneRecords(
-            task, TRAIN_STYLES, options.batch_size, seed=options.seed, rank=rank(), texts=options.texts
-        )
-        validation = SceneRecords(
-            task, TRAIN_STYLES, options.batch_size, seed=VALIDATION_SEED, texts=options.texts, augment=False
-        )
-        return training, validation
-    records = records_of(task, options, options.split)
-    training = ShuffledRecords(records, options.batch_size, seed=options.seed, rank=rank(), world=world_size())
-    if options.validation_split is None:
-        return training, None
-    held_back = records_of(task, options, options.validation_split)
-    return training, ShuffledRecords(held_back, min(options.batch_size, len(held_back)))
-
-
-def corpus_of(task: str, options: argparse.Namespace, scenes: int = 2000) -> list[Sequence[str]]:
-    """The captions of every training picture, or of so many emoji scenes."""
-    if options.data == EMOJI:
-        stream = SceneRecords(task, TRAIN_STYLES, 100, seed=options.seed, augment=False)
-        records: Sequence[Record] = [record for index in range(scenes // 100) for record in stream.batch(index)]
-    else:
-        records = records_of(task, options, options.split)
-    return [record.captions for record in records if isinstance(record, CaptionRecord)]
+def source_of(task: str, options: argparse.Namespace) -> Source:
+    """Open the source of data that the options name. Raises DatasetError for one that does not suit the task."""
+    about = SourceOptions(annotations=options.annotations, images=options.images, texts=options.texts)
+    return open_source(options.data, about, task)
 
 
 def train(
@@ -141,7 +97,11 @@ def train(
     settings = settings_of(options)
     resume = run_state.find(options.output, options.resume) if options.resume else None
     tokenizer = Tokenizer(vocabulary, network.config.text.vocab_size)
-    training, validation = streams_of(task, options)
+    source = source_of(task, options)
+    training = source.stream(
+        task, options.split, options.batch_size, seed=options.seed, rank=rank(), world=world_size()
+    )
+    validation = source.validation_stream(task, options.validation_split, options.batch_size)
     maker = TensorMaker(tokenizer, network.config, options.crop)
     looked_at = []
     if validation is not None and rank() == 0:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from builders.data import sources
 from builders.data.readers import karpathy
 from builders.data.readers.annotations import Entry, Images, load_json
 from builders.data.readers.records import CaptionRecord, DatasetError
@@ -40,3 +41,9 @@ def _names(name: str) -> tuple[str, ...]:
     """`COCO_val2014_000000391895.jpg` may lie in `val2014/`."""
     parts = Path(name).name.split("_")
     return (name, f"{parts[1]}/{name}") if len(parts) > 2 else (name,)
+
+
+class Source(sources.Source):
+    """See the module."""
+
+    read = staticmethod(read)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from importlib.util import find_spec
 from pathlib import Path
 
+from builders.data import sources
 from builders.data.readers.annotations import Entry, Images, load_json
 from builders.data.readers.records import DatasetError, QuestionRecord
 
@@ -63,3 +64,19 @@ def _kind(answer: str) -> str:
     if answer in YES_NO:
         return "yes/no"
     return "shape" if answer in SHAPES else "colour"
+
+
+class Source(sources.Source):
+    """See the module; `--annotations` names a folder other than the installed package's."""
+
+    def splits(self, wanted: str | None) -> dict[str | None, str]:
+        """See `sources.Source`."""
+        return {wanted or "test": f"easy-vqa {wanted or 'test'}"}
+
+    def records(self, task: str, split: str | None, limit: int | None = None) -> list[QuestionRecord]:
+        """See `sources.Source`."""
+        return read(split or "train", self.options.annotations)[:limit]
+
+    def answers(self) -> list[str]:
+        """See `sources.Source`."""
+        return answers(self.options.annotations)

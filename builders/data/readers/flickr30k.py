@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from builders.data import sources
 from builders.data.readers import karpathy
 from builders.data.readers.records import CaptionRecord
 
@@ -11,3 +12,9 @@ from builders.data.readers.records import CaptionRecord
 def read(annotations: Path, images: Path | None, split: str | None = None) -> list[CaptionRecord]:
     """See `karpathy.read`; `images` holds `flickr30k-images/`."""
     return karpathy.read(annotations, images, split)
+
+
+class Source(sources.Source):
+    """See the module."""
+
+    read = staticmethod(read)

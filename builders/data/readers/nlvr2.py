@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from builders.data import sources
 from builders.data.readers.annotations import Images, entries_of
 from builders.data.readers.records import DatasetError, PairRecord
 
@@ -27,3 +28,9 @@ def read(annotations: Path, images: Path, split: str | None = None) -> list[Pair
     if not records:
         raise DatasetError(f"{annotations}: holds no statements")
     return records
+
+
+class Source(sources.Source):
+    """See the module."""
+
+    read = staticmethod(read)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import pickle
 from pathlib import Path
 
+from builders.data import sources
 from builders.data.readers.annotations import Entry, Images, entries_of
 from builders.data.readers.records import DatasetError, ExpressionRecord
 
@@ -63,3 +64,9 @@ def _tuples(path: Path) -> list[Entry]:
     return [
         Entry(dict(zip(KEYS_OF_SPLITS, row, strict=True)), f"{path}, entry {index}") for index, row in enumerate(rows)
     ]
+
+
+class Source(sources.Source):
+    """See the module."""
+
+    read = staticmethod(read)

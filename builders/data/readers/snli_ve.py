@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from builders.data import sources
 from builders.data.readers.annotations import Images, entries_of
 from builders.data.readers.records import DatasetError, HypothesisRecord
 from mplug.contract import ENTAILMENT_LABELS
@@ -21,3 +22,9 @@ def read(annotations: Path, images: Path, split: str | None = None) -> list[Hypo
     if not records:
         raise DatasetError(f"{annotations}: holds no hypotheses")
     return records
+
+
+class Source(sources.Source):
+    """See the module."""
+
+    read = staticmethod(read)

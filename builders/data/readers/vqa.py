@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from builders.data import sources
 from builders.data.readers.annotations import Entry, Images, list_of_entries, load_json
 from builders.data.readers.records import DatasetError, QuestionRecord
 
@@ -106,3 +107,9 @@ def _official(questions: Path, annotations: Path, folder: Images) -> list[Questi
             )
         )
     return records
+
+
+class Source(sources.Source):
+    """See the module."""
+
+    read = staticmethod(read)

@@ -215,6 +215,7 @@ def test_a_file_of_captions_is_scored(tmp_path, monkeypatch):
         (["--data", "coco"], "needs --annotations and --images"),
         (["--data", "vqa", "--task", "nlvr"], "--data vqa is for vqa, not for nlvr"),
         (["--split", "mars"], "'mars' is none of"),
+        (["--data", "coco", "--rank", "--task", "caption"], "needs --annotations and --images"),
         (["--data", "easy-vqa", "--split", "val"], "easy-vqa has no split 'val'"),
         (["--checkpoint", "nowhere", "--items", "2"], "nowhere: no such folder"),
         (["--url", "localhost:1", "--items", "2"], "does not answer"),

@@ -146,7 +146,7 @@ def test_easy_vqa_is_trained_on_and_a_run_goes_on(pretrained, tmp_path):
 @pytest.mark.parametrize(
     ("task", "options", "told"),
     [
-        ("caption", ["--data", "easy-vqa"], "has questions and answers, nothing for caption"),
+        ("caption", ["--data", "easy-vqa"], "--data easy-vqa has nothing for caption; emoji, coco, flickr30k have"),
         ("caption", ["--data", "nlvr2"], "--data nlvr2 has nothing for caption; emoji, coco, flickr30k have"),
         ("vqa", ["--data", "vqa"], "--data vqa needs --annotations"),
         ("vqa", ["--data", "emoji", "--cider"], "--cider belongs to the task caption"),

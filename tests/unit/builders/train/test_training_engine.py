@@ -26,12 +26,12 @@ from training_fixtures import (
 )
 from two_processes import main as train_contrast
 
+from builders.data.streams import ShuffledRecords
 from builders.train import run_state
-from builders.train.batches import question_batch
+from builders.train.batches import TaskBatches, first_batches, question_batch
 from builders.train.engine import Learner, Trainer, TrainingError
 from builders.train.gradient_checkpointing import checkpoint_blocks
 from builders.train.learners import AnswerLearner, PretrainLearner
-from builders.train.record_streams import SceneRecords, ShuffledRecords, TaskBatches, first_batches
 from builders.train.schedule import adamw, cosine_with_warmup
 
 HERE = Path(__file__).parent
@@ -236,14 +236,3 @@ def test_a_stream_of_records_can_be_entered_anywhere():
     assert late != [record.key for record in streams[1].batch(1)], "another order in the next epoch"
     with pytest.raises(ValueError, match="fewer than a batch"):
         ShuffledRecords(records, 23)
-
-
-def test_a_stream_of_scenes_can_be_entered_anywhere():
-    stream = SceneRecords("vqa", ("noto",), 2, texts=2)
-    batches = [stream.batch(index) for index in range(3)]
-    again = SceneRecords("vqa", ("noto",), 2, texts=2).batch(2)
-    assert [r.question for r in again] == [r.question for r in batches[2]] != [r.question for r in batches[1]]
-    assert all((a.image == b.image).all() for a, b in zip(again, batches[2], strict=True))
-    assert (stream.batch(0)[0].image == batches[0][0].image).all()
-    other = SceneRecords("vqa", ("noto",), 2, texts=2, rank=1).batch(0)
-    assert not (other[0].image == batches[0][0].image).all()

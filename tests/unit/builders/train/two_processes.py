@@ -11,11 +11,12 @@ from pathlib import Path
 import torch
 from training_fixtures import caption_records, maker_of, settings, small_network, step_plainly
 
+from builders.data.streams import ShuffledRecords
+from builders.train.batches import TaskBatches
 from builders.train.distributed import mean_gradients, process_group, rank, world_size
 from builders.train.engine import Trainer
 from builders.train.fused_states import token_mask
 from builders.train.learners import PairLearner
-from builders.train.record_streams import ShuffledRecords, TaskBatches
 
 
 class ContrastLearner(PairLearner):

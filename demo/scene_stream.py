@@ -1,17 +1,9 @@
-"""Endless streams of records that can be entered anywhere: batch number `index` is always the same records.
-
-So a run that is resumed needs to know nothing but the number of the next batch. With several processes each has a
-stream of its own: `rank` of `world`.
-"""
+"""Endless batches of fresh emoji scenes as records of every task; batch `index` is always the same."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from hashlib import blake2b
 from random import Random
-from typing import Protocol
-
-from torch.utils.data import Dataset
 
 from builders.data.readers.records import (
     CaptionRecord,
@@ -21,54 +13,16 @@ from builders.data.readers.records import (
     QuestionRecord,
     Record,
 )
-from builders.train.batches import BATCHES, Batch, TensorMaker
+from builders.data.streams import seed_of
 from demo.scenes.generator import Scene, SceneGenerator
 from demo.texts.expressions import expressions_of
 from demo.texts.questions import questions_of
 from demo.texts.statements import hypotheses_of, pair_statements
 
-#: Seeds of scenes that are trained on and looked at are above all that evaluation and tests use.
+#: Training and validation draw from seeds above all that test splits and tests use.
 FIRST_SEED = 1 << 40
 SCENE_SIZE = 128  # pixels
-BLOCK = 32  # batches of scenes that one generator draws; a stream is entered at the start of a block
-
-
-def seed_of(*parts: object) -> int:
-    """A seed below 2³² that depends on every part."""
-    return int.from_bytes(blake2b(repr(parts).encode(), digest_size=4).digest(), "big")
-
-
-class RecordStream(Protocol):
-    """Where batches of records come from."""
-
-    seed: int
-
-    def batch(self, index: int) -> Sequence[Record]:
-        """The records of batch `index`, from 0; the same at every call."""
-
-
-class ShuffledRecords:
-    """The records of a data set, in another random order in every epoch; what does not fill a batch is left out."""
-
-    def __init__(
-        self, records: Sequence[Record], batch_size: int, *, seed: int = 0, rank: int = 0, world: int = 1
-    ) -> None:
-        """Raises ValueError for fewer records than a batch of all processes takes."""
-        self.records, self.batch_size, self.seed, self.rank, self.world = records, batch_size, seed, rank, world
-        self.batches = len(records) // (batch_size * world)  # per epoch
-        if self.batches == 0:
-            raise ValueError(f"{len(records)} records are fewer than a batch of {batch_size * world}")
-        self._order: tuple[int, list[int]] = (-1, [])
-
-    def batch(self, index: int) -> list[Record]:
-        """See `RecordStream`."""
-        epoch, place = divmod(index, self.batches)
-        if self._order[0] != epoch:
-            order = list(range(len(self.records)))
-            Random(seed_of("order", self.seed, epoch)).shuffle(order)
-            self._order = (epoch, order)
-        first = (place * self.world + self.rank) * self.batch_size
-        return [self.records[number] for number in self._order[1][first : first + self.batch_size]]
+BLOCK = 32  # batches that one generator draws; a stream is entered at the start of a block
 
 
 def _captions(scenes: Sequence[Scene], random: Random, each: int) -> list[Record]:
@@ -123,6 +77,8 @@ SCENE_TEXTS: dict[str, Callable[[Sequence[Scene], Random, int], list[Record]]] =
 class SceneRecords:
     """Fresh emoji scenes, `batch_size` a batch, with `texts` texts each where the task has several."""
 
+    files = 0
+
     def __init__(
         self,
         task: str,
@@ -162,20 +118,3 @@ class SceneRecords:
         """See `RecordStream`. Scenes of which a task has nothing to say are drawn and not used."""
         random = Random(seed_of("texts", self.seed, self.rank, index))
         return SCENE_TEXTS[self.task](self.scenes(index), random, self.texts)
-
-
-class TaskBatches(Dataset):
-    """Batch `index` of a stream as tensors, for a DataLoader that goes on counting."""
-
-    def __init__(self, task: str, stream: RecordStream, maker: TensorMaker) -> None:
-        self.task, self.stream, self.maker = task, stream, maker
-
-    def __getitem__(self, index: int) -> Batch:
-        random = Random(seed_of("crops", self.stream.seed, index))
-        return BATCHES[self.task](self.stream.batch(index), self.maker, random)
-
-
-def first_batches(task: str, stream: RecordStream, maker: TensorMaker, count: int) -> list[Batch]:
-    """The first batches of a stream, for looks during training that always see the same."""
-    batches = TaskBatches(task, stream, maker)
-    return [batches[index] for index in range(count)]
