@@ -1,25 +1,28 @@
-"""JSON lines that outlive the process that writes them: whoever is killed has lost at most the line being written."""
+"""JSON lines that outlive the process that writes them: killed at any time, it loses at most the line being written."""
 
 from __future__ import annotations
 
 import fcntl
 import json
 import os
+import stat
+import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from clients.client import ClientError
 
-#: How every line of ours begins, since each is an object; a file that begins otherwise is somebody else's.
-_BEGINNING = b'{"'
+#: The first line of every file of ours; a file that begins otherwise is somebody else's, and is kept.
+HEADER = {"format": "mplug-batch", "version": 1}
+_FIRST_LINE = json.dumps(HEADER).encode() + b"\n"
 
 
 class Journal:
-    """A file of JSON objects, one a line, open for appending by this process alone.
+    """A file of JSON objects, one a line after a header, open for appending by this process alone.
 
-    `entries` are those that stood in it: a last line that was not written to its end is cut off. Raises ClientError
-    where the file cannot be written, another process writes it, or it holds anything else.
+    `entries` are those that were in it: a last line that was not written to its end is cut off. Raises ClientError
+    when the file cannot be written, another process writes it, or it holds anything else.
     """
 
     def __init__(self, path: Path) -> None:
@@ -41,29 +44,34 @@ class Journal:
         self._file.close()
 
     def append(self, entry: dict[str, Any]) -> None:
-        """Handed to the system before this returns: it then outlives this process, though not a power failure."""
+        """Hand an entry to the system: it then outlives this process, though not a power failure."""
         self._file.write(json.dumps(entry).encode() + b"\n")
         self._file.flush()
 
     def replace(self, entries: Iterable[dict[str, Any]]) -> None:
-        """All lines at once: a reader sees the old ones or the new ones, whatever happens meanwhile."""
-        temporary = self.path.with_name(f".{self.path.name}.new")
-        file = self._locked(temporary)
+        """Replace all entries at once: a reader sees the old ones or the new ones, whatever happens meanwhile."""
+        target = self.path.resolve()  # a link stays one
+        handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+        file = os.fdopen(handle, "a+b")
         try:
-            file.truncate(0)
+            fcntl.flock(file, fcntl.LOCK_EX)
+            os.fchmod(handle, stat.S_IMODE(os.fstat(self._file.fileno()).st_mode))
+            file.write(_FIRST_LINE)
             file.writelines(json.dumps(entry).encode() + b"\n" for entry in entries)
             file.flush()
-            os.fsync(file.fileno())
-            os.replace(temporary, self.path)
+            os.fsync(handle)
+            os.replace(name, target)
         except BaseException:
             file.close()
-            temporary.unlink(missing_ok=True)
+            Path(name).unlink(missing_ok=True)
             raise
         self._file.close()
         self._file = file
 
     @staticmethod
     def _locked(path: Path) -> BinaryIO:
+        if path.exists() and not path.is_file():
+            raise ClientError(f"{path} cannot be written: it is not a regular file", "UNREADABLE")
         try:
             file = path.open("a+b")
         except OSError as error:
@@ -77,16 +85,28 @@ class Journal:
 
     def _read(self) -> list[dict[str, Any]]:
         self._file.seek(0)
-        entries, end = [], 0
-        for number, line in enumerate(self._file, 1):
-            if not line.endswith(b"\n") and line.startswith(_BEGINNING[: len(line)]):
+        first = self._file.readline(len(_FIRST_LINE))
+        if not first:
+            self._file.write(_FIRST_LINE)
+            self._file.flush()
+            return []
+        if first != _FIRST_LINE:
+            raise ClientError(
+                f"{self.path} was not written by this command (its first line is not {_FIRST_LINE.decode().strip()}): "
+                "give another file, this one is kept"
+            )
+        entries, end = [], len(first)
+        for number, line in enumerate(self._file, 2):
+            if not line.endswith(b"\n"):
                 break  # only the last one can lack its end
             try:
                 entry = json.loads(line)
             except ValueError:
                 entry = None
             if not isinstance(entry, dict):
-                raise ClientError(f"{self.path} line {number} is no JSON object: give another file, this one is kept")
+                raise ClientError(
+                    f"{self.path} line {number} is not a JSON object: give another file, this one is kept"
+                )
             entries.append(entry)
             end += len(line)
         self._file.truncate(end)

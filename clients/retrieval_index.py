@@ -1,35 +1,43 @@
-"""An index of pictures on disk: features in a FAISS file, paths in JSON lines, and a manifest that names both.
+"""An index of pictures on disk: one SQLite file with the features and what was embedded when.
 
-    index.json              the folder, the checkpoint's probe, and the names of the two files
-    features-GENERATION.faiss, pictures-GENERATION.jsonl
-    journal.jsonl           only while it is being made: what has been embedded since
+    settings   the folder of the pictures, the checkpoint's probe, and whether the index was ever finished
+    pictures   the index as it is searched: path, size, time, and the feature or the reason why there is none
+    pending    what has been embedded since, until it takes its place in one transaction
 
-The manifest is replaced last, so a reader sees the old index or the new one, and whoever is killed while indexing
-finds in the journal all that was embedded. Row n of the features is line n of the pictures.
+A reader sees the old index or the new one, and an indexing that was killed goes on from what is pending. A file is
+recognised by the application id in its header; any other file is refused and kept.
 """
 
 from __future__ import annotations
 
-import base64
-import json
+import contextlib
+import fcntl
 import os
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
-from typing import Any
+import sqlite3
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 
 from clients.client import ClientError
-from clients.journal import Journal
 
 #: Embedded with every index: another checkpoint gives another feature, and mixing the two gives nonsense.
 PROBE = "a dog"  # short: what a checkpoint takes of a text is limited
-#: What one checkpoint's features of one text have in common at least, in whatever precision it is compiled.
+#: Cosine of one checkpoint's features of one text, in whatever precision it is compiled, at least.
 _SAME_CHECKPOINT = 0.99
 
-_MANIFEST, _JOURNAL = "index.json", "journal.jsonl"
-_FORMAT = 1
+_APPLICATION_ID = int.from_bytes(b"mPLG", "big")
+_FORMAT = 2
+_SCHEMA = f"""
+PRAGMA application_id = {_APPLICATION_ID};
+PRAGMA user_version = {_FORMAT};
+CREATE TABLE settings (folder BLOB NOT NULL, probe BLOB NOT NULL, finished INTEGER NOT NULL);
+CREATE TABLE pictures (path BLOB PRIMARY KEY, size INTEGER, modified INTEGER, reason TEXT, feature BLOB) WITHOUT ROWID;
+CREATE TABLE pending (path BLOB PRIMARY KEY, size INTEGER, modified INTEGER, reason TEXT, feature BLOB) WITHOUT ROWID;
+"""
+_WAIT_SECONDS = 10.0  # for another process that is writing
 
 
 @dataclass(frozen=True)
@@ -42,18 +50,6 @@ class Picture:
     reason: str = ""  #: why there is no feature of it
 
 
-def _faiss() -> Any:
-    try:
-        import faiss  # on use: only retrieval needs it
-    except ImportError as error:
-        advice = "pip install -r requirements-serve.txt"
-        raise ClientError(f"an index needs faiss ({error}): {advice}", "UNREADABLE") from error
-    # One query is a product of a matrix and a vector: threads that wait for each other cost more than it takes
-    # (0.2 ms instead of tens of them for 10,000 pictures where others use the cores, too).
-    faiss.omp_set_num_threads(1)
-    return faiss
-
-
 @dataclass(frozen=True)
 class Index:
     """An index that was read."""
@@ -62,180 +58,224 @@ class Index:
     probe: np.ndarray  #: float32 [E]
     pictures: Sequence[Picture]  #: those that have a feature, n of them
     refused: Sequence[Picture]  #: the others
-    features: Any  #: faiss.IndexFlatIP of n rows
+    features: np.ndarray  #: float32 [n, E]
 
     @classmethod
     def read(cls, path: Path) -> Index:
-        """Raises ClientError where there is none, or a damaged one."""
-        faiss = _faiss()
-        try:
-            manifest = json.loads((path / _MANIFEST).read_text())
-        except FileNotFoundError as error:
-            interrupted = (path / _JOURNAL).exists()
-            reason = "its making was interrupted: index the folder again" if interrupted else "no index there"
-            raise ClientError(f"{path}: {reason}", "UNREADABLE") from error
-        except (OSError, ValueError) as error:
-            raise _damaged(path, error) from error
-        if manifest.get("format") != _FORMAT:
-            raise ClientError(f"{path}: format {manifest.get('format')}, but this reads {_FORMAT}", "UNREADABLE")
-        try:
-            features = faiss.read_index(str(path / manifest["features"]))
-            lines = (path / manifest["pictures"]).read_text().splitlines()
-            pictures = [Picture(**json.loads(line)) for line in lines]
-            kept = [picture for picture in pictures if not picture.reason]
-            refused = [picture for picture in pictures if picture.reason]
-            probe = np.array(manifest["probe"], np.float32)
-            if features.ntotal != len(kept) or features.d != len(probe):
-                raise ValueError(f"{features.ntotal} features of {features.d} numbers for {len(kept)} pictures")
-            return cls(Path(manifest["folder"]), probe, kept, refused, features)
-        except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:  # RuntimeError: from FAISS
-            raise _damaged(path, error) from error
-
-    @classmethod
-    def of(cls, folder: Path, probe: np.ndarray, pictures: Iterable[tuple[Picture, np.ndarray | None]]) -> Index:
-        """From pictures and their features float32 [E], None for those that have none."""
-        pairs = list(pictures)
-        features = _faiss().IndexFlatIP(len(probe))
-        rows = [feature for _, feature in pairs if feature is not None]
-        if rows:
-            features.add(np.stack(rows))
-        kept = [picture for picture, feature in pairs if feature is not None]
-        return cls(folder, probe, kept, [picture for picture, feature in pairs if feature is None], features)
+        """Read an index. Raises ClientError when there is none, when it was never finished, or when it is damaged."""
+        with _opened(path) as database:
+            folder, probe, finished = _settings(database)
+            if not finished:
+                raise ClientError(f"{path}: indexing was interrupted: index the folder again", "UNREADABLE")
+            pictures, refused, features = [], [], []
+            for row in database.execute("SELECT path, size, modified, reason, feature FROM pictures ORDER BY path"):
+                picture = _picture(*row[:4])
+                if row[4] is None:
+                    refused.append(picture)
+                    continue
+                feature = _unpacked(row[4])
+                if feature.shape != probe.shape:
+                    raise ValueError(f"a feature of {len(feature)} numbers where {len(probe)} are expected")
+                pictures.append(picture)
+                features.append(feature)
+            matrix = np.stack(features) if features else np.zeros((0, len(probe)), np.float32)
+            return cls(folder, probe, pictures, refused, matrix)
 
     def nearest(self, feature: np.ndarray, count: int) -> list[tuple[str, float]]:
-        """The paths of the most similar pictures with their similarities, best first. Exact, in one pass."""
-        count = min(count, len(self.pictures))
-        if count == 0:
-            return []
-        similarities, rows = self.features.search(np.asarray(feature, np.float32)[None], count)
-        paths = (str(self.folder / self.pictures[row].path) for row in rows[0])
-        return list(zip(paths, similarities[0].tolist(), strict=True))
-
-    def known(self) -> dict[str, tuple[Picture, np.ndarray | None]]:
-        """By path: each picture with its feature."""
-        rows = self.features.reconstruct_n(0, len(self.pictures)) if self.pictures else ()
-        found = {picture.path: (picture, row) for picture, row in zip(self.pictures, rows, strict=True)}
-        return found | {picture.path: (picture, None) for picture in self.refused}
+        """Return the paths of the most similar pictures with their similarities, best first; exact."""
+        similarities = self.features @ np.asarray(feature, np.float32)
+        count = min(count, len(similarities))
+        best = np.argpartition(-similarities, count - 1)[:count] if count else np.zeros(0, int)
+        best = best[np.argsort(-similarities[best], kind="stable")]
+        return [(str(self.folder / self.pictures[row].path), float(similarities[row])) for row in best]
 
     def check_probe(self, probe: np.ndarray, path: Path) -> None:
-        """Raises ClientError where the server's checkpoint is not the one that made the index."""
+        """Raise ClientError when the server's checkpoint is not the one that made the index."""
         if not same_checkpoint(self.probe, probe):
             raise ClientError(f"{path} was made by another checkpoint than the server's: index the folder anew")
 
-    def write(self, path: Path) -> None:
-        """In place of what is there; readers see one or the other."""
-        generation = os.urandom(4).hex()
-        names = {"features": f"features-{generation}.faiss", "pictures": f"pictures-{generation}.jsonl"}
-        old = [each for each in path.iterdir() if each.suffix in (".faiss", ".jsonl") and each.name != _JOURNAL]
-        _faiss().write_index(self.features, str(path / names["features"]))
-        with (path / names["pictures"]).open("w") as file:
-            file.writelines(json.dumps(asdict(each)) + "\n" for each in (*self.pictures, *self.refused))
-        manifest = {"format": _FORMAT, "folder": str(self.folder), "count": len(self.pictures)} | names
-        manifest["probe"] = [float(value) for value in self.probe]
-        temporary = path / f".{_MANIFEST}.new"
-        temporary.write_text(json.dumps(manifest) + "\n")
-        for name in (*names.values(), temporary.name):
-            with (path / name).open("rb") as file:
-                os.fsync(file.fileno())
-        temporary.replace(path / _MANIFEST)
-        for each in old:
-            if each.name.startswith(("features-", "pictures-")):
-                each.unlink(missing_ok=True)
 
+class IndexWriter:
+    """What was embedded before and since, whoever interrupted it; open for this process alone.
 
-class IndexInTheMaking:
-    """What was embedded before and since, whoever interrupted it; open for this process alone."""
+    Raises ClientError when the file is anything but an index, or an index of another folder or another checkpoint, or
+    when another process writes it.
+    """
 
     def __init__(self, path: Path, folder: Path, probe: np.ndarray) -> None:
-        """Raises ClientError where the index is of another folder or another checkpoint, or being made by others."""
-        self.path, self.folder, self.probe = path, folder.resolve(), probe
-        _faiss()
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ClientError(f"{path} cannot be made: {error.strerror}", "UNREADABLE") from error
-        self._journal = Journal(path / _JOURNAL)
-        try:
-            self.before = Index.read(path) if (path / _MANIFEST).exists() else None
-            self.known = self._known()
-        except BaseException:
-            if not self._journal.entries:
-                self._journal.path.unlink()
-            self._journal.close()
-            raise
-
-    def _known(self) -> dict[str, tuple[Picture, np.ndarray | None]]:
-        known: dict[str, tuple[Picture, np.ndarray | None]] = {}
-        if self.before is not None:
-            self._check(str(self.before.folder), self.before.probe)
-            known |= self.before.known()
-        if not self._journal.entries:
-            self._journal.append({"folder": str(self.folder), "probe": _packed(self.probe)})
-            return known
-        try:
-            head, *entries = self._journal.entries
-            self._check(head["folder"], _unpacked(head["probe"]))
-            for entry in entries:
-                packed = entry.pop("feature")
-                picture = Picture(**entry)
-                known[picture.path] = (picture, None if packed is None else _unpacked(packed))
-        except (KeyError, TypeError, ValueError) as error:
-            raise _damaged(self.path, error) from error
-        return known
-
-    def _check(self, folder: str, probe: np.ndarray) -> None:
-        # A folder that has moved away leaves its index behind: the pictures are the same.
-        if folder != str(self.folder) and Path(folder).exists():
-            raise ClientError(f"{self.path} is an index of {folder}: give another --output")
-        if not same_checkpoint(probe, self.probe):
-            raise ClientError(f"{self.path} was made by another checkpoint than the server's: give another --output")
+        self.path, self.folder, self.probe = path, folder.resolve(), np.asarray(probe, np.float32)
+        self._resources = contextlib.ExitStack()
+        _create(path, self.folder, self.probe)
+        _check_header(path)
+        with self._resources:  # closes what is open where this fails
+            self._resources.enter_context(_locked(path))
+            self._database = self._resources.enter_context(_opened(path, writable=True))
+            old_folder, old_probe, _ = _settings(self._database)
+            # A folder that was moved leaves its index behind: the pictures are the same.
+            if old_folder != self.folder and old_folder.exists():
+                raise ClientError(f"{path} is an index of {old_folder}: give another --output")
+            if not same_checkpoint(old_probe, self.probe):
+                raise ClientError(f"{path} was made by another checkpoint than the server's: give another --output")
+            #: By path: what is embedded or refused, as it was then.
+            self.known: dict[str, Picture] = {}
+            for table in ("pictures", "pending"):  # the later one counts
+                for row in self._database.execute(f"SELECT path, size, modified, reason FROM {table}"):
+                    picture = _picture(*row)
+                    self.known[picture.path] = picture
+            self._resources = self._resources.pop_all()
 
     def is_known(self, picture: Picture) -> bool:
-        """Whether it was embedded, or refused, as it is now."""
+        """Return whether it was embedded, or refused, as it is now."""
         found = self.known.get(picture.path)
-        return found is not None and replace(found[0], reason="") == replace(picture, reason="")
+        return found is not None and replace(found, reason="") == replace(picture, reason="")
 
     def refuse(self, picture: Picture, reason: str) -> None:
-        """It has no feature, and is not asked about again until it changes."""
+        """Note that it has no feature; it is not asked about again until it changes."""
         self.add(replace(picture, reason=reason), None)
 
     def add(self, picture: Picture, feature: np.ndarray | None) -> None:
-        """Outlives this process from now on."""
-        packed = None if feature is None else _packed(feature)
-        self._journal.append(asdict(picture) | {"feature": packed})
-        self.known[picture.path] = (picture, feature)
+        """Note a picture and its feature, float32 [E]; it outlives this process from now on."""
+        self._database.execute("PRAGMA journal_mode = WAL")  # a commit waits for no disk then
+        row = (os.fsencode(picture.path), picture.size, picture.modified, picture.reason)
+        with self._database:
+            packed = None if feature is None else _packed(feature)
+            self._database.execute("INSERT OR REPLACE INTO pending VALUES (?, ?, ?, ?, ?)", (*row, packed))
+        self.known[picture.path] = picture
 
     def finish(self, paths: Iterable[str]) -> Index:
-        """The index of these paths, written; those that are not known are left out."""
-        index = Index.of(self.folder, self.probe, (self.known[path] for path in paths if path in self.known))
-        before = self.before
-        same = before is not None and (before.folder, list(before.pictures), list(before.refused)) == (
-            index.folder,
-            list(index.pictures),
-            list(index.refused),
-        )
-        if not same:
-            index.write(self.path)
-        (self.path / _JOURNAL).unlink()
-        return index
+        """Make these paths the index, in place of what it was, and read it; paths that are not known are left out."""
+        kept = {os.fsencode(path) for path in paths if path in self.known}
+        query = "SELECT path FROM pictures UNION SELECT path FROM pending"
+        gone = {path for (path,) in self._database.execute(query)} - kept
+        with self._database:
+            if self._database.execute("SELECT 1 FROM pending").fetchone():
+                self._database.execute("INSERT OR REPLACE INTO pictures SELECT * FROM pending")
+                self._database.execute("DELETE FROM pending")
+            self._database.executemany("DELETE FROM pictures WHERE path = ?", [(path,) for path in gone])
+            self._database.execute("UPDATE settings SET finished = 1 WHERE NOT finished")
+            folder = os.fsencode(self.folder)
+            self._database.execute("UPDATE settings SET folder = ? WHERE folder != ?", (folder, folder))
+        # One file again, which is read where nothing may be written; a reader at this moment keeps the mode as it is.
+        with contextlib.suppress(sqlite3.OperationalError):
+            self._database.execute("PRAGMA journal_mode = DELETE")
+        return Index.read(self.path)
 
     def close(self) -> None:
-        """Without `finish`: what was embedded stays for the next time."""
-        self._journal.close()
+        """Close the file; without `finish`, what was embedded is kept for the next time."""
+        self._resources.close()
 
 
 def same_checkpoint(one: np.ndarray, other: np.ndarray) -> bool:
-    """Whether two features of the probe are one checkpoint's."""
+    """Return whether two features of the probe are one checkpoint's."""
     return one.shape == other.shape and float(one @ other) > _SAME_CHECKPOINT
 
 
-def _packed(feature: np.ndarray) -> str:
-    return base64.b64encode(np.asarray(feature, "<f4").tobytes()).decode()
+def _create(path: Path, folder: Path, probe: np.ndarray) -> None:
+    """Make an empty index where there is nothing, or an empty file. Raises ClientError when it cannot be written."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists() and (not path.is_file() or path.stat().st_size):
+            return
+        with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as scratch:
+            new = Path(scratch) / "new"
+            with contextlib.closing(sqlite3.connect(new)) as database:
+                database.executescript(_SCHEMA)
+                values = (os.fsencode(folder), _packed(probe), 0)
+                with database:
+                    database.execute("INSERT INTO settings VALUES (?, ?, ?)", values)
+            if path.exists():
+                os.replace(new, path.resolve())
+            else:
+                with contextlib.suppress(FileExistsError):  # another process was faster
+                    os.link(new, path)
+    except (OSError, sqlite3.Error) as error:
+        raise ClientError(f"{path} cannot be written: {getattr(error, 'strerror', None) or error}") from error
 
 
-def _unpacked(text: str) -> np.ndarray:
-    return np.frombuffer(base64.b64decode(text, validate=True), "<f4")
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Keep other processes from writing."""
+    try:
+        file = path.open("rb")
+    except OSError as error:
+        raise ClientError(f"{path} cannot be read: {error.strerror}", "UNREADABLE") from error
+    with file:  # closed after the database: closing it earlier would drop SQLite's own locks
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise ClientError(f"{path} is being written by another process", "ABORTED") from error
+        yield
 
 
-def _damaged(path: Path, error: Exception) -> ClientError:
-    return ClientError(f"{path}: the index is damaged ({error}): remove it and index the folder again", "UNREADABLE")
+@contextlib.contextmanager
+def _opened(path: Path, *, writable: bool = False) -> Iterator[sqlite3.Connection]:
+    """Open an index and close it; what fails in between is told as damage. Raises ClientError."""
+    _check_header(path)
+    try:
+        database = sqlite3.connect(
+            f"{path.resolve().as_uri()}?mode=rw", uri=True, timeout=_WAIT_SECONDS, check_same_thread=False
+        )
+        with contextlib.closing(database):
+            database.execute("PRAGMA trusted_schema = OFF")
+            database.execute("PRAGMA synchronous = NORMAL")
+            database.execute(f"PRAGMA query_only = {'OFF' if writable else 'ON'}")
+            yield database
+    except (sqlite3.Error, ValueError, TypeError, OverflowError) as error:
+        reason = " ".join(str(error).split())
+        raise ClientError(
+            f"{path}: the index is damaged ({reason}): remove it and index the folder again", "UNREADABLE"
+        ) from error
+
+
+def _check_header(path: Path) -> None:
+    """Raise ClientError unless a file is one of ours; SQLite does not touch it before."""
+    try:
+        if path.is_dir():
+            raise ClientError(
+                f"{path} is a directory, and an index is one file (those of earlier versions were directories: "
+                "index the folder again, with another --output)",
+                "UNREADABLE",
+            )
+        with path.open("rb") as file:
+            header = file.read(100)
+    except FileNotFoundError as error:
+        raise ClientError(f"{path}: no index there", "UNREADABLE") from error
+    except OSError as error:
+        raise ClientError(f"{path} cannot be read: {error.strerror}", "UNREADABLE") from error
+    # https://sqlite.org/fileformat.html: the user version at byte 60, the application id at byte 68
+    if header[:16] != b"SQLite format 3\0" or int.from_bytes(header[68:72], "big") != _APPLICATION_ID:
+        raise ClientError(f"{path} is not an index: give another file, this one is kept", "UNREADABLE")
+    found = int.from_bytes(header[60:64], "big")
+    if found != _FORMAT:
+        raise ClientError(
+            f"{path} has format {found}, this version reads {_FORMAT}: index the folder again", "UNREADABLE"
+        )
+
+
+def _settings(database: sqlite3.Connection) -> tuple[Path, np.ndarray, bool]:
+    rows = database.execute("SELECT folder, probe, finished FROM settings").fetchall()
+    if len(rows) != 1:
+        raise ValueError(f"{len(rows)} rows of settings")
+    folder, probe, finished = rows[0]
+    return Path(os.fsdecode(folder)), _unpacked(probe), bool(finished)
+
+
+def _picture(path: bytes, size: int, modified: int, reason: str) -> Picture:
+    if not (
+        isinstance(path, bytes) and isinstance(size, int) and isinstance(modified, int) and isinstance(reason, str)
+    ):
+        raise TypeError("a picture's record has values of other types")
+    name = os.fsdecode(path)
+    if not name or PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+        raise ValueError(f"{name!r} is not a path inside the folder")
+    return Picture(name, size, modified, reason)
+
+
+def _packed(feature: np.ndarray) -> bytes:
+    return np.asarray(feature, "<f4").tobytes()
+
+
+def _unpacked(data: bytes) -> np.ndarray:
+    if not isinstance(data, bytes):
+        raise TypeError("a feature is not stored as bytes")
+    return np.frombuffer(data, "<f4")

@@ -23,7 +23,7 @@ from clients import command_line, result_page
 from clients.client import AsyncClient, ClientError, Match
 from clients.concurrent_requests import add_concurrency, answers
 from clients.pictures import as_arguments, check_file, in_folder
-from clients.retrieval_index import PROBE, Index, IndexInTheMaking, Picture
+from clients.retrieval_index import PROBE, Index, IndexWriter, Picture
 
 _EXAMPLE = """\
   python clients/retrieve.py index photos --output photos.index
@@ -65,7 +65,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _parse_index(arguments: list[str]) -> Parsed:
     parser = command_line.Parser("Embed a folder of pictures, or what changed in it since.", prog="retrieve.py index")
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="pictures, those of the folders below it included")
-    parser.add_argument("--output", type=Path, required=True, metavar="INDEX", help="folder of the index")
+    parser.add_argument("--output", type=Path, required=True, metavar="INDEX", help="file of the index")
     parser.add_argument("--videos", action="store_true", help="videos, too; each is one entry")
     parser.add_argument("--json", action="store_true", help="print the summary as a JSON object")
     add_concurrency(parser)
@@ -114,12 +114,12 @@ async def _index(options: argparse.Namespace) -> int:
         raise ClientError(f"{options.folder} is no folder", "UNREADABLE")
     paths = in_folder(options.folder, videos=options.videos)
     async with AsyncClient(**command_line.connection_arguments(options)) as client:
-        making = IndexInTheMaking(options.output, options.folder, await client.embed_text(PROBE))
+        writer = IndexWriter(options.output, options.folder, await client.embed_text(PROBE))
         try:
-            unreadable = await _embed(client, making, paths, options.concurrency)
-            index = making.finish(paths)
+            unreadable = await _embed(client, writer, paths, options.concurrency)
+            index = writer.finish(paths)
         finally:
-            making.close()
+            writer.close()
     refused = unreadable | {picture.path: picture.reason for picture in index.refused}
     for path, reason in sorted(refused.items()):
         print(f"skipped: {options.folder / path}: {reason}", file=sys.stderr)
@@ -132,30 +132,30 @@ async def _index(options: argparse.Namespace) -> int:
     return 0
 
 
-async def _embed(client: AsyncClient, making: IndexInTheMaking, paths: list[str], concurrency: int) -> dict[str, str]:
+async def _embed(client: AsyncClient, writer: IndexWriter, paths: list[str], concurrency: int) -> dict[str, str]:
     """Embed what is not known; returns reasons of those that could not be asked about and may be the next time."""
     left, unreadable = [], {}
     for path in paths:
         try:
-            status = check_file(making.folder / path)
+            status = check_file(writer.folder / path)
         except ClientError as error:
             unreadable[path] = str(error)
-            making.known.pop(path, None)
+            writer.known.pop(path, None)
             continue
         picture = Picture(path, status.st_size, status.st_mtime_ns)
-        if not making.is_known(picture):
-            making.known.pop(path, None)
+        if not writer.is_known(picture):
+            writer.known.pop(path, None)
             left.append(picture)
 
     async def embed(picture: Picture) -> np.ndarray:
-        return await client.embed_image(**as_arguments(making.folder / picture.path))
+        return await client.embed_image(**as_arguments(writer.folder / picture.path))
 
     with tqdm(total=len(paths), initial=len(paths) - len(left), unit="image", disable=None) as bar:
         async for picture, found in answers(left, embed, concurrency):
             if not isinstance(found, ClientError):
-                making.add(picture, found)
+                writer.add(picture, found)
             elif found.status == "INVALID_ARGUMENT":  # it will not get better until the file changes
-                making.refuse(picture, str(found))
+                writer.refuse(picture, str(found))
             else:
                 unreadable[picture.path] = str(found)
             bar.update()

@@ -18,7 +18,7 @@ BROKEN = {
     "pixels.png": "more pixels than the 64,000,000",
     "gone.png": "No such file",
     "unreadable.png": "Input/output error",
-    "pipe.png": "no regular file",
+    "pipe.png": "not a regular file",
 }
 
 

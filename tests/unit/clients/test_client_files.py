@@ -51,35 +51,82 @@ def test_a_larger_file_than_the_server_takes_is_not_read(tmp_path: Path) -> None
 # --------------------------------------------------------------------------------------------- journal
 
 
+HEADER = '{"format": "mplug-batch", "version": 1}\n'
+
+
 def test_lines_are_there_as_soon_as_they_are_written(tmp_path: Path) -> None:
     path = tmp_path / "journal"
     with Journal(path) as journal:
         assert journal.entries == []
         journal.append({"image": "a\udcff", "n": 1})
-        assert path.read_bytes() == b'{"image": "a\\udcff", "n": 1}\n'
+        assert path.read_text() == HEADER + '{"image": "a\\udcff", "n": 1}\n'
     with Journal(path) as journal:
         assert journal.entries == [{"image": "a\udcff", "n": 1}]
         journal.append({"n": 2})
-    assert len(path.read_text().splitlines()) == 2
+    assert len(path.read_text().splitlines()) == 3
 
 
-@pytest.mark.parametrize("torn", ["{", '{"', '{"n": 2', '{"n": 2}'])
+@pytest.mark.parametrize("torn", ["{", '{"', '{"n": 2', '{"n": 2}', "\0\0\0"])
 def test_a_torn_last_line_is_cut_off(tmp_path: Path, torn: str) -> None:
     path = tmp_path / "journal"
-    path.write_text('{"n": 1}\n' + torn)
+    path.write_text(HEADER + '{"n": 1}\n' + torn)
     with Journal(path) as journal:
         assert journal.entries == [{"n": 1}]
         journal.append({"n": 3})
-    assert path.read_text() == '{"n": 1}\n{"n": 3}\n'
+    assert path.read_text() == HEADER + '{"n": 1}\n{"n": 3}\n'
 
 
-@pytest.mark.parametrize("content", [b"image,question\na.png,b\n", b"hello", b'{"n": 1}\n[2]\n', b"\xff\xd8\xff\xe0"])
-def test_a_file_of_somebody_else_is_kept(tmp_path: Path, content: bytes) -> None:
+FOREIGN = {
+    "a table": b"image,question\na.png,b\n",
+    "a text": b"hello",
+    "a picture": b"\xff\xd8\xff\xe0",
+    "JSON in one line": b'{"notes": ["a", "b"]}',
+    "JSON in one line, ended": b'{"notes": ["a", "b"]}\n',
+    "JSON lines": b'{"n": 1}\n{"n": 2}\n',
+    "JSON lines whose last is torn": b'{"n": 1}\n{"n": 2',
+    "JSON lines of pictures": b'{"image": "a.png", "captions": []}\n{"image": "b.png", "captions": []}\n',
+    "JSON lines that fail": b'{"image": "a.png", "error": "x"}\n',
+    "a brace": b"{",
+    "a line end": b"\n",
+    "our header, with blanks": b' {"format": "mplug-batch", "version": 1}\n',
+    "our header, torn": HEADER[:20].encode(),
+    "another version": b'{"format": "mplug-batch", "version": 2}\n',
+}
+
+
+@pytest.mark.parametrize("kind", list(FOREIGN))
+def test_a_file_of_somebody_else_is_kept(tmp_path: Path, kind: str) -> None:
     path = tmp_path / "precious"
-    path.write_bytes(content)
-    with pytest.raises(ClientError, match=r"precious line \d is no JSON object: give another file, this one is kept"):
+    path.write_bytes(FOREIGN[kind])
+    with pytest.raises(ClientError, match=r"precious was not written by this command .* this one is kept"):
         Journal(path)
-    assert path.read_bytes() == content
+    assert path.read_bytes() == FOREIGN[kind] and os.listdir(tmp_path) == ["precious"]
+
+
+def test_any_file_of_somebody_else_is_kept(tmp_path: Path) -> None:
+    path, random = tmp_path / "precious", np.random.default_rng(0)
+    pieces = [HEADER.encode(), b'{"image": "a"}\n', b"{", b'"', b"\n", b"\0", b"\xff", b"[1]", b"}"]
+    kept = 0
+    for _ in range(300):
+        content = b"".join(pieces[each] for each in random.integers(0, len(pieces), random.integers(1, 6)))
+        path.write_bytes(content)
+        try:
+            with Journal(path) as journal:
+                assert content.startswith(HEADER.encode())  # nothing else is taken for ours
+                assert path.read_bytes() == content[: content.rindex(b"\n") + 1]
+                assert len(journal.entries) == path.read_bytes().count(b"\n") - 1
+        except ClientError:
+            assert path.read_bytes() == content
+            kept += 1
+    assert 100 < kept < 300
+
+
+def test_lines_that_are_not_ours_behind_our_header_are_kept(tmp_path: Path) -> None:
+    path = tmp_path / "precious"
+    path.write_text(HEADER + '{"n": 1}\n[2]\n{"n": 3}\n')
+    with pytest.raises(ClientError, match="precious line 3 is not a JSON object: give another file, this one is kept"):
+        Journal(path)
+    assert path.read_text() == HEADER + '{"n": 1}\n[2]\n{"n": 3}\n'
 
 
 def test_one_process_writes(tmp_path: Path) -> None:
@@ -91,10 +138,25 @@ def test_one_process_writes(tmp_path: Path) -> None:
         with pytest.raises(ClientError, match="is being written by another process"):
             Journal(path)
         journal.append({"n": 2})
-    assert [entry["n"] for entry in map(json.loads, path.read_text().splitlines())] == [1, 2]
+    assert [entry.get("n") for entry in map(json.loads, path.read_text().splitlines())] == [None, 1, 2]
     assert os.listdir(tmp_path) == ["journal"]
     with pytest.raises(ClientError, match="cannot be written: No such file"):
         Journal(tmp_path / "nowhere" / "journal")
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ClientError, match="pipe cannot be written: it is not a regular file"):
+        Journal(tmp_path / "pipe")
+
+
+def test_replacing_touches_nothing_else(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    target, link, neighbour = tmp_path / "elsewhere" / "file", tmp_path / "link", tmp_path / ".link.new"
+    neighbour.write_text("mine")
+    link.symlink_to(target)
+    target.touch(mode=0o640)
+    with Journal(link) as journal:
+        journal.replace([{"n": 1}])
+    assert link.is_symlink() and target.read_text() == HEADER + '{"n": 1}\n'
+    assert target.stat().st_mode & 0o777 == 0o640 and neighbour.read_text() == "mine"
 
 
 def test_a_killed_writer_leaves_whole_lines(tmp_path: Path) -> None:
