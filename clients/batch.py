@@ -1,4 +1,4 @@
-"""Caption, or ask about, all pictures of a folder or a CSV: one JSON line each, and it may be interrupted.
+"""Caption, or ask about, all pictures of a folder or a CSV: one JSON line each; an interrupted run can be resumed.
 
 python clients/batch.py photos --output captions.jsonl
 """
@@ -32,9 +32,10 @@ _EXAMPLE = """\
   python clients/batch.py questions.csv --output answers.jsonl --concurrency 16
 
 INPUT is a folder, whose pictures and those of the folders below it are captioned, or a CSV with a column `image`
-(paths, from the CSV's own folder on) and if need be `question` or `prompt`. OUTPUT gets a JSON line per input, in
-the input's order once all are done, failures and their reasons included. Interrupted in whatever way, the same
-command goes on where it was; failures are tried again. Exit code 0 when everything was answered, else 1."""
+(paths relative to the CSV's folder) and optionally `question` or `prompt`. OUTPUT gets a header line and then a JSON
+line per input, failures and their reasons included, in the order of the inputs once all are done. However a run is
+interrupted, the same command goes on where it stopped; failures are tried again. A file that this command did not
+write is refused and kept. Exit code 0 when everything was answered, else 1."""
 
 
 @dataclass(frozen=True)
@@ -44,10 +45,12 @@ class Item:
     image: str
     question: str | None = None
     prompt: str | None = None
+    row: str | None = None  #: of a table, where it does not fit the columns: nothing is asked about it
+    problem: str | None = None  #: why not
 
     def line(self, options: dict[str, Any]) -> dict[str, Any]:
         """The beginning of its line, by which a later run knows it again."""
-        document = {name: value for name, value in asdict(self).items() if value is not None}
+        document = {name: value for name, value in asdict(self).items() if value is not None and name != "problem"}
         return document | ({"options": options} if options else {})
 
 
@@ -56,7 +59,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = command_line.Parser("Caption, or ask about, many images with a running mPLUG server.", _EXAMPLE)
     parser.add_argument("input", type=Path, metavar="INPUT", help="a folder of images, or a CSV file")
     parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="JSON lines")
-    parser.add_argument("--question", help="asked of every image that has none of its own, instead of captioning it")
+    parser.add_argument("--question", help="ask this about images without a question of their own")
     parser.add_argument("--prompt", help="how every caption begins")
     parser.add_argument("--json", action="store_true", help="print the summary as a JSON object")
     add_concurrency(parser)
@@ -93,11 +96,11 @@ class Batch:
         self.folder, self.items, self.options, self.journal = folder, items, options, journal
         self.search = command_line.search_options(options)
         #: What makes an answer another one, besides its input.
-        self.told = self.search | ({"checkpoint": options.checkpoint} if options.checkpoint else {})
+        self.line_options = self.search | ({"checkpoint": options.checkpoint} if options.checkpoint else {})
 
     def run(self) -> int:
         """Answer what is not answered yet; returns the number of failures. Raises ClientError."""
-        wanted = Counter(self._key(item.line(self.told)) for item in self.items)
+        wanted = Counter(self._key(item.line(self.line_options)) for item in self.items)
         answered, gone = [], 0
         for entry in self.journal.entries:
             key = self._key(entry)
@@ -119,7 +122,7 @@ class Batch:
         done = Counter(map(self._key, answered))
         left = []
         for item in self.items:
-            key = self._key(item.line(self.told))
+            key = self._key(item.line(self.line_options))
             done[key] -= 1
             if done[key] < 0:
                 left.append(item)
@@ -129,7 +132,7 @@ class Batch:
                 failed = 0
                 asking = answers(left, lambda item: self._answer(client, item), self.options.concurrency)
                 async for item, answer in asking:
-                    entry = item.line(self.told)
+                    entry = item.line(self.line_options)
                     if isinstance(answer, ClientError):
                         entry |= {"error": str(answer), "status": answer.status}
                         failed += 1
@@ -141,6 +144,8 @@ class Batch:
                     bar.update()
 
     async def _answer(self, client: AsyncClient, item: Item) -> dict[str, Any]:
+        if item.problem is not None:
+            raise ClientError(item.problem)
         if not item.image:
             raise ClientError("the row names no image")
         if item.question is not None and item.prompt is not None:
@@ -158,14 +163,16 @@ class Batch:
         by_key = defaultdict(list)
         for entry in answered:
             by_key[self._key(entry)].append(entry)
-        ordered = [by_key[self._key(item.line(self.told))].pop(0) for item in self.items]
+        ordered = [by_key[self._key(item.line(self.line_options))].pop(0) for item in self.items]
         if ordered != self.journal.entries:
             self.journal.replace(ordered)
         return sum("error" in entry for entry in ordered)
 
     @staticmethod
     def _key(entry: dict[str, Any]) -> str:
-        return json.dumps([entry.get(name) for name in ("image", "question", "prompt", "options")], sort_keys=True)
+        return json.dumps(
+            [entry.get(name) for name in ("image", "question", "prompt", "row", "options")], sort_keys=True
+        )
 
 
 def _inputs(source: Path, question: str | None, prompt: str | None) -> tuple[Path, list[Item]]:
@@ -175,32 +182,38 @@ def _inputs(source: Path, question: str | None, prompt: str | None) -> tuple[Pat
     else:
         check_file(source)
         folder = source.parent
-        items = [
-            Item(
-                row["image"],
-                row["question"] or (None if row["prompt"] else question),
-                row["prompt"] or (None if row["question"] else prompt),
-            )
-            for row in _rows(source)
-        ]
+        items = _rows(source, question, prompt)
     if not items:
         raise ClientError(f"{source} holds no images")
     return folder, items
 
 
-def _rows(path: Path) -> list[dict[str, str]]:
-    """Rows of a CSV: image, question and prompt, empty where there is none."""
-    names = ("image", "question", "prompt")
+def _rows(path: Path, question: str | None, prompt: str | None) -> list[Item]:
+    """Return the inputs of a CSV; `question` and `prompt` are for rows that have neither of their own."""
+    items = []
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file, strict=True)
             columns: Sequence[str] = reader.fieldnames or ()
             if "image" not in columns:
                 raise ClientError(f"{path} has no column `image`; its first line must name the columns")
-            return [{name: (row.get(name) or "").strip() for name in names} for row in reader]
+            for row in reader:
+                image, asked, begun = ((row.get(name) or "").strip() for name in ("image", "question", "prompt"))
+                if None in row:
+                    fields = [*(row[name] or "" for name in columns), *row[None]]
+                    problem = (
+                        f"{path} line {reader.line_num} has {len(fields)} fields, but the first line names "
+                        f"{len(columns)} columns: put double quotes around a value that holds a comma"
+                    )
+                    command_line.fail(problem)
+                    items.append(Item(image, row=",".join(fields), problem=problem))
+                    continue
+                asked, begun = asked or (None if begun else question), begun or (None if asked else prompt)
+                items.append(Item(image, asked, begun))
     except (OSError, csv.Error, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or error
         raise ClientError(f"{path} cannot be read as CSV: {reason}", "UNREADABLE") from error
+    return items
 
 
 if __name__ == "__main__":

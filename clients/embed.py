@@ -15,7 +15,8 @@ if not __package__:  # run as a script: Python looks beside this file, our packa
 import numpy as np
 
 from clients import command_line
-from clients.client import Client
+from clients.client import Client, ClientError
+from clients.outputs import check_output, replacing
 
 _EXAMPLE = """\
   python clients/embed.py photo.jpg other.png --texts "a dog" --output features.npy
@@ -42,6 +43,11 @@ def main(arguments: list[str] | None = None) -> int:
     output = None if options.output is None else Path(options.output)
     if output is not None and output.suffix not in (".npy", ".json"):
         parser.error(f"--output {output}: must end in .npy or .json")
+    if output is not None:
+        try:
+            check_output(output, _is_ours)
+        except ClientError as error:
+            return command_line.fail(str(error))
     texts_from = len(subjects) - len(options.texts)
     rows: list[dict[str, object]] = []
 
@@ -59,13 +65,30 @@ def main(arguments: list[str] | None = None) -> int:
     if output is None or code:
         return code
     try:
-        if output.suffix == ".npy":
-            np.save(output, np.array([row["feature"] for row in rows], np.float32))
-        else:
-            output.write_text(json.dumps(rows) + "\n")
-    except OSError as error:
-        return command_line.fail(f"{output} cannot be written: {error.strerror}")
+        with replacing(output) as file:
+            if output.suffix == ".npy":
+                np.save(file, np.array([row["feature"] for row in rows], np.float32))
+            else:
+                file.write(json.dumps(rows).encode() + b"\n")
+    except ClientError as error:
+        return command_line.fail(str(error))
     return 0
+
+
+def _is_ours(path: Path) -> bool:
+    """Return whether a file is one that this command wrote, as a whole: unit vectors, and in JSON nothing else."""
+    if path.suffix == ".npy":
+        vectors = np.load(path, allow_pickle=False)
+        if vectors.dtype != np.float32 or vectors.ndim != 2:
+            return False
+    else:
+        rows = json.loads(path.read_bytes())
+        if not isinstance(rows, list) or any(
+            set(row) not in ({"image", "feature"}, {"text", "feature"}) for row in rows
+        ):
+            return False
+        vectors = np.array([row["feature"] for row in rows], np.float32)
+    return len(vectors) > 0 and bool(np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-3))
 
 
 if __name__ == "__main__":

@@ -11,11 +11,16 @@ from pathlib import Path
 
 from clients.client import ClientError
 from clients.client.images import as_shown
+from clients.outputs import check_output, replacing
 
 THUMBNAIL = 320  # pixels of the longer side
 
-_PAGE = """\
-<!doctype html>
+#: How every page of ours begins.
+_MARK = "<!doctype html>\n<!-- search results, by mPLUG's clients/retrieve.py -->\n"
+
+_PAGE = f"""\
+{_MARK}"""
+_PAGE += """\
 <html lang="en">
 <head>
 <meta charset="utf-8">
@@ -55,10 +60,16 @@ class Shown:
 
 
 def write(path: Path, query: str, results: Iterable[Shown], query_picture: str | None = None) -> None:
-    """Write the page. Raises OSError; a picture that cannot be read is shown as such."""
+    """Write the page. Raises ClientError when it cannot be written; a picture that cannot be read is shown as such."""
     heading = html.escape(query) + (_image(query_picture) if query_picture is not None else "")
     page = _PAGE.format(title=html.escape(query), heading=heading, results="\n".join(map(_item, results)))
-    path.write_text(page, encoding="utf-8", errors="replace")
+    with replacing(path) as file:
+        file.write(page.encode("utf-8", errors="replace"))
+
+
+def check(path: Path) -> None:
+    """Raise ClientError unless the page may be written there: a file that is not a page of ours is kept."""
+    check_output(path, lambda old: old.read_bytes().startswith(_MARK.encode()))
 
 
 def _item(result: Shown) -> str:

@@ -179,6 +179,8 @@ class Result:
 
 
 async def _search(options: argparse.Namespace) -> int:
+    if options.html is not None:
+        result_page.check(options.html)
     index = Index.read(options.index)
     shortlist = max(options.shortlist, options.top)
     async with AsyncClient(**command_line.connection_arguments(options)) as client:
@@ -277,10 +279,7 @@ def _show(results: list[Result], options: argparse.Namespace) -> None:
         for result in results
     ]
     query = options.words if options.words is not None else options.image
-    try:
-        result_page.write(options.html, query, shown, options.image and _thumbnail(options.image))
-    except OSError as error:
-        raise ClientError(f"{options.html} cannot be written: {error.strerror}", "UNREADABLE") from error
+    result_page.write(options.html, query, shown, options.image and _thumbnail(options.image))
 
 
 def _thumbnail(path: str) -> str | None:

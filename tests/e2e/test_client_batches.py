@@ -163,6 +163,37 @@ def test_a_table_of_questions(every_task_server: TritonServer, tmp_path: Path) -
     assert found[0]["answers"][0]["text"] == found[1]["answers"][0]["text"] == answer.text
 
 
+def test_half_a_question_is_not_answered(every_task_server: TritonServer, tmp_path: Path, capsys: Capture) -> None:
+    client_files.fill(tmp_path, 2)
+    table, output = tmp_path / "table.csv", tmp_path / "answers.jsonl"
+    table.write_text("image,question\n001.jpg,what is it\n001.jpg,what is it, and where\n")
+    command = [str(table), "--output", str(output), "--url", every_task_server.grpc_url, *QUICK]
+    assert batch.main(command) == 1
+    printed = capsys.readouterr()
+    assert printed.out == f"1 of 2 answered: {output}\n" and f"{table} line 3 has 3 fields" in printed.err
+    assert ["answers" in entry for entry in lines_of(output)] == [True, False]
+    table.write_text('image,question\n001.jpg,what is it\n001.jpg,"what is it, and where"\n')
+    assert batch.main(command) == 0
+    assert [entry["question"] for entry in lines_of(output)] == ["what is it", "what is it, and where"]
+
+
+def test_what_others_made_is_kept(every_task_server: TritonServer, tmp_path: Path, capsys: Capture) -> None:
+    photos = tmp_path / "photos"
+    client_files.fill(photos, 2)
+    for name, content in {"pictures-2019.jsonl": "{}\n", "features-clip.faiss": "x", "index.json": '{"a": 1}'}.items():
+        (photos / name).write_text(content)
+    before = {path: path.read_bytes() for path in photos.rglob("*") if path.is_file()}
+    server = ["--url", every_task_server.grpc_url]
+    assert retrieve.main(["index", str(photos), "--output", str(photos), *server]) == 1
+    assert "is a directory, and an index is one file" in capsys.readouterr().err
+    for name in ("index.json", "pictures-2019.jsonl", "001.jpg"):
+        assert retrieve.main(["index", str(photos), "--output", str(photos / name), *server]) == 1
+        assert f"{name} is not an index: give another file, this one is kept" in capsys.readouterr().err
+        assert batch.main([str(photos), "--output", str(photos / name), *server, *QUICK]) == 1
+        assert f"{name} was not written by this command" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in photos.rglob("*") if path.is_file()} == before
+
+
 def test_other_options_do_not_mix(every_task_server: TritonServer, tmp_path: Path, capsys: Capture) -> None:
     names = client_files.fill(tmp_path / "photos", 3)
     output = tmp_path / "out.jsonl"

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from tritonclient.utils import serialize_byte_tensor
 
-from clients import concurrent_requests
+from clients import batch, concurrent_requests
 from clients.client import shared_memory as shared
 from clients.client.calls import ClientError
 
@@ -110,6 +110,22 @@ def test_a_csv_that_is_none(content: bytes, complaint: str, tmp_path: Path, caps
     line = usage("batch", [str(table), "--output", str(tmp_path / "out"), *NOWHERE], capsys)
     assert complaint in line and str(table) in line
     assert not (tmp_path / "out").exists()
+
+
+def test_a_row_with_a_comma_too_many_is_told_by_its_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table = tmp_path / "table.csv"
+    table.write_text('image,question\na.png,"what, where"\nb.png,what, where\n"c\nd.png",what\ne.png,,,\n')
+    _, items = batch._inputs(table, None, None)
+    advice = "the first line names 2 columns: put double quotes around a value that holds a comma"
+    problems = [f"{table} line 3 has 3 fields, but {advice}", f"{table} line 6 has 4 fields, but {advice}"]
+    assert items == [
+        batch.Item("a.png", "what, where"),
+        batch.Item("b.png", row="b.png,what, where", problem=problems[0]),
+        batch.Item("c\nd.png", "what"),
+        batch.Item("e.png", row="e.png,,,", problem=problems[1]),
+    ]
+    assert capsys.readouterr().err == "".join(f"error: {problem}\n" for problem in problems)
+    assert items[1].line({}) == {"image": "b.png", "row": "b.png,what, where"}  # unlike any answer's
 
 
 # ----------------------------------------------------------------------------------------- many at once
