@@ -11,7 +11,7 @@ import os
 from pathlib import Path
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageChops, ImageOps
 
 from clients.client.errors import ClientError
 
@@ -22,6 +22,11 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 MAX_FILE_BYTES = 64 << 20
 #: Width × height of a picture that is decoded here; the server's own limit.
 MAX_PIXELS = 64_000_000
+
+_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_PNG_SEEN = (b"IHDR", b"PLTE", b"IDAT", b"IEND", b"tRNS", b"eXIf")
+_JPEG_END = b"\xff\xd9"
+_NOISE = bytes(range(1, 128)) * 2  # compressed data that no encoder has written
 
 
 def read_file(path: str | os.PathLike[str]) -> bytes:
@@ -45,9 +50,7 @@ def as_shown(path: str | os.PathLike[str]) -> Image.Image:
     """
     data = read_file(path)
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            _check_size(image)
-            return _upright_rgb(image)
+        return _decoded(data)
     except ClientError as error:
         reason, cause = str(error), error
     except Exception as error:  # decoders raise about anything on damaged data
@@ -64,7 +67,13 @@ def as_png(image: Image.Image) -> bytes:
         raise ClientError(f"an EPS image is not accepted: convert it to one of {', '.join(FORMATS)}", "UNREADABLE")
     try:
         _check_size(image)
-        picture = _upright_rgb(image)
+        try:
+            picture = _upright_rgb(image)
+        except OSError:  # of a file that is damaged, though viewers may show it
+            if getattr(image, "fp", None) is None:
+                raise
+            image.fp.seek(0)
+            picture = _decoded(image.fp.read(MAX_FILE_BYTES))
     except ClientError as error:
         raise ClientError(f"the image cannot be sent: {error}", "UNREADABLE") from error
     except Exception as error:
@@ -76,6 +85,43 @@ def as_png(image: Image.Image) -> bytes:
     buffer = io.BytesIO()
     picture.save(buffer, "PNG", compress_level=1)
     return buffer.getvalue()
+
+
+def _decoded(data: bytes) -> Image.Image:
+    """Return the picture in a file, upright and in RGB; raises whatever the decoder raises.
+
+    As viewers do, and the server: a PNG is read whatever its profile, text or resolution holds, and a JPEG without its
+    end where nothing of the picture is missing.
+    """
+    data = _seen_png(data) if data.startswith(_PNG_SIGNATURE) else data
+    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        _check_size(image)
+        try:
+            return _upright_rgb(image)
+        except OSError:
+            if image.format != "JPEG":
+                raise
+    body = data.rstrip(b"\xff")
+    # A decoder that has all of the picture gives the same pixels whatever follows.
+    ended = [Image.open(io.BytesIO(body + end), formats=("JPEG",)) for end in (_JPEG_END, _NOISE + _JPEG_END)]
+    at_once, later = map(_upright_rgb, ended)
+    if ImageChops.difference(at_once, later).getbbox() is not None:
+        raise OSError("image file is truncated")
+    return at_once
+
+
+def _seen_png(data: bytes) -> bytes:
+    """Return a PNG reduced to the chunks that say what is seen; a damaged one as far as its chunks can be read."""
+    kept, position = [_PNG_SIGNATURE], len(_PNG_SIGNATURE)
+    while position < len(data):
+        kind = data[position + 4 : position + 8]
+        end = position + 12 + int.from_bytes(data[position : position + 4], "big")
+        if kind in _PNG_SEEN or end > len(data):  # cut off: the decoder says so
+            kept.append(data[position:end])
+        if kind == b"IEND":
+            break
+        position = end
+    return b"".join(kept)
 
 
 def _check_size(image: Image.Image) -> None:

@@ -44,6 +44,11 @@ def profile_chunk(size: int) -> bytes:
     return struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body))
 
 
+def with_chunk(png: bytes, chunk: bytes) -> bytes:
+    """A PNG with one more chunk behind its header."""
+    return png[:33] + chunk + png[33:]
+
+
 OPAQUE = Image.fromarray(COLOURS[..., :3])
 CLEAR = Image.fromarray(COLOURS)
 FILES = {
@@ -68,6 +73,13 @@ FILES = {
     "animated.gif": encoded(OPAQUE, "GIF", save_all=True, append_images=[OPAQUE.rotate(90)]),
     "a.bmp": encoded(OPAQUE, "BMP"),
 }
+PHOTO = encoded(Image.fromarray(RANDOM.integers(0, 256, (64, 64, 3)).astype(np.uint8)), "JPEG")
+#: Files that viewers show, although something is wrong with them.
+DAMAGED = {
+    "checksum.png": with_chunk(FILES["RGB.png"], b"\0\0\0\x09pHYs\0\0\x0b\x13\0\0\x0b\x13\x01damn"),
+    "large profile.png": with_chunk(FILES["RGB.png"], profile_chunk(2 << 20)),
+    "no end.jpg": PHOTO[:-2],
+}
 
 
 @pytest.mark.parametrize("name", list(FILES))
@@ -80,6 +92,16 @@ def test_client_and_server_see_the_same(name: str, tmp_path: Path) -> None:
     loaded.load()
     np.testing.assert_array_equal(sent(loaded), expected)
     np.testing.assert_array_equal(np.asarray(images.as_shown(path)), expected)
+
+
+@pytest.mark.parametrize("name", list(DAMAGED))
+def test_what_viewers_show_is_drawn(name: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    path.write_bytes(DAMAGED[name])
+    expected = np.asarray(decode_image(DAMAGED[name]))
+    np.testing.assert_array_equal(np.asarray(images.as_shown(path)), expected)
+    if name.endswith(".jpg"):  # Pillow itself does not open the others
+        np.testing.assert_array_equal(sent(Image.open(path)), expected)
 
 
 @pytest.mark.parametrize("mode", ["I", "I;16", "I;16B", "I;16L"])
@@ -110,8 +132,7 @@ def test_a_picture_in_memory_leaves_its_metadata_behind() -> None:
 
 
 def test_what_the_server_refuses_is_refused_by_name(tmp_path: Path) -> None:
-    photo = encoded(Image.fromarray(RANDOM.integers(0, 256, (64, 64, 3)).astype(np.uint8)), "JPEG")
-    truncated = photo[: len(photo) * 2 // 3]
+    truncated = PHOTO[: len(PHOTO) * 2 // 3]
     with pytest.raises(InvalidRequest):
         decode_image(truncated)
     with pytest.raises(ClientError, match=r"the image cannot be sent: its JPEG data cannot be decoded \(.*truncated"):
