@@ -20,7 +20,7 @@ def check_output(path: Path, is_ours: Callable[[Path], bool]) -> None:
     """
     if not path.exists():
         if not path.parent.is_dir():
-            raise ClientError(f"{path} cannot be written: {path.parent} is not a directory", "UNREADABLE")
+            raise ClientError(f"{path} cannot be written: No such file or directory", "UNREADABLE")
         return
     if not path.is_file():
         raise ClientError(f"{path} cannot be written: it is not a regular file", "UNREADABLE")

@@ -162,7 +162,7 @@ def test_boxes_are_drawn_on_the_upright_image(run: Run, client: Client, tmp_path
     assert code == 0 and [json.loads(line)["expression"] for line in lines] == ["the dog", "a wolf"]
     assert json.loads(lines[0])["box"] == pytest.approx(box)
     code, _, errors = run("ground", str(picture), "the dog", "--output", "/nowhere/found.png")
-    assert code == 1 and errors == ["error: /nowhere/found.png: No such file or directory"]
+    assert code == 1 and errors == ["error: /nowhere/found.png cannot be written: No such file or directory"]
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
