@@ -32,7 +32,7 @@ def vocabulary(size: int) -> list[str]:
     tokens += [f"[unused{slot}]" for slot in range(SLOTS_BEFORE, SLOTS)]
     tokens += [*LETTERS, *(f"##{letter}" for letter in LETTERS)]
     if size < len(tokens):
-        raise ValueError(f"a vocabulary of {size} tokens has no room for BERT's {len(tokens)} first ones")
+        raise ValueError(f"a vocabulary of {size} tokens is too small for BERT's first {len(tokens)}")
     return [*tokens, *(f"word{index}" for index in range(size - len(tokens)))]
 
 

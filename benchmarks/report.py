@@ -19,7 +19,7 @@ PAGE = ROOT / "docs" / "benchmarks.md"
 _SECTION = re.compile(r"(<!-- generated: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 #: Packages whose versions stand below each table; all of them are in the result files.
-PACKAGES_TOLD = ("openvino", "torch", "transformers", "litserve")
+PACKAGES_SHOWN = ("openvino", "torch", "transformers", "litserve")
 
 #: Stages of a caption, as the page calls them.
 STAGE_TITLES = {
@@ -48,7 +48,7 @@ def fill(page: str, documents: dict[str, dict[str, Any]]) -> str:
         elif name in TABLES:
             table = TABLES[name](documents[name]) + "\n\n" + provenance(documents[name]) if name in documents else None
         else:
-            raise ValueError(f"the page asks for {name!r}; there are goals, {', '.join(TABLES)}")
+            raise ValueError(f"the page asks for {name!r}; known: goals, {', '.join(TABLES)}")
         return match[0] if table is None else f"{match[1]}{table}\n{match[3]}"
 
     return _SECTION.sub(replace, page)
@@ -64,11 +64,11 @@ def provenance(document: dict[str, Any]) -> str:
     """Return one line: when, on what machine, of which stages."""
     machine = document["machine"]
     versions = machine["versions"]
-    told = ", ".join(f"{name} {versions[name]}" for name in PACKAGES_TOLD if name in versions)
+    versions_shown = ", ".join(f"{name} {versions[name]}" for name in PACKAGES_SHOWN if name in versions)
     features = f" ({', '.join(machine['cpu_features'])})" if machine["cpu_features"] else ""
     return (
         f"*{machine['date'][:10]}, {machine['cpu']}{features}, {machine['cores']} cores, "
-        f"{machine['memory_gib']:.0f} GiB, Python {machine['python']}, {told}; "
+        f"{machine['memory_gib']:.0f} GiB, Python {machine['python']}, {versions_shown}; "
         f"our stages in {document['precision']}, preset `{document['preset']}`, took {document['seconds']:.0f} s.*"
     )
 

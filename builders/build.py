@@ -337,7 +337,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "timing_cache": options.timing_cache,
     }
     if any(engine_settings.values()) and options.target not in tensorrt_builder.PACKAGES:
-        parser.error(f"--target {options.target} takes no option of TensorRT's")
+        parser.error(f"--target {options.target} takes no TensorRT options")
     try:
         with warnings.catch_warnings():
             warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)

@@ -51,7 +51,9 @@ class Source:
         if not equals or Path(argument).is_dir():  # a folder may have that sign in its name
             return cls(Path(argument), "", task, image_size)
         if not NAME.fullmatch(name):
-            raise PlanError(f"{argument}: {name!r} is no name; letters, digits, - and _ make one, as in large={folder}")
+            raise PlanError(
+                f"{argument}: the name {name!r} may hold only letters, digits, - and _, as in large={folder}"
+            )
         return cls(Path(folder), name, task, image_size)
 
 

@@ -1,4 +1,4 @@
-"""Published and own checkpoints → our network, safely.
+"""Load published and own checkpoints into our network, safely.
 
 A checkpoint is a folder. Whatever its layout, it holds a YAML, a BERT JSON, a `vocab.txt` and a file
 of weights; the weights are read with `weights_only=True` or from safetensors, so that no file can run
@@ -24,7 +24,7 @@ from mplug.network.mplug import PARTS_OF_TASK, MPlug, parts_needed
 from mplug.network.vision_encoder import resample_positions
 
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pth", ".pt")
-#: Where several files of weights lie side by side, the one that publishers name so is meant.
+#: Names that publishers give the weights; the first found is read where a folder holds several files.
 WEIGHT_NAMES = ("model.safetensors", "pytorch_model.bin", "checkpoint_best.pth")
 MAX_KEYS_NAMED = 8
 
@@ -35,7 +35,7 @@ class CheckpointError(ValueError):
 
 @dataclass(frozen=True)
 class CheckpointFiles:
-    """Where the parts of a checkpoint lie."""
+    """The paths of a checkpoint's files."""
 
     folder: Path
     config: Path
@@ -60,7 +60,7 @@ def find_checkpoint(folder: Path) -> CheckpointFiles:
             "vocab.txt and a file of weights"
         )
     config = _only(folder, "a YAML", (".yaml", ".yml"), ("config.yaml",))
-    # Where several sizes lie side by side, the YAML says which BERT JSON is its own.
+    # Where the files of several sizes share a folder, the YAML names its BERT JSON.
     bert_names = (bert_config_name(config) or "config_bert.json", "config_bert.json")
     return CheckpointFiles(
         folder=folder,
@@ -84,7 +84,7 @@ def _only(
     if not found:
         raise CheckpointError(f"{folder}: {what} is missing")
     names = ", ".join(path.name for path in found)
-    raise CheckpointError(f"{folder}: several files could be {what}: {names}; name one {preferred[0]}")
+    raise CheckpointError(f"{folder}: several files could be {what}: {names}; rename one to {preferred[0]}")
 
 
 def load_checkpoint(
@@ -103,7 +103,7 @@ def load_checkpoint(
     if image_size is not None:
         config = config.at_image_size(image_size)
     check_vocabulary(files.vocabulary, config)
-    with torch.device("meta"):  # sizes that are wrong are told before memory is taken for them
+    with torch.device("meta"):  # wrong sizes are reported before memory is allocated for them
         network = MPlug(config)
     load_weights(network, read_state_dict(files.weights), source=files.weights)
     return network.train(trainable), files
@@ -120,14 +120,14 @@ def check_vocabulary(path: Path, config: MPlugConfig) -> None:
 
 
 class _StandIn:
-    """What is read in place of an object that serving has no use for: takes everything and does nothing."""
+    """A placeholder for objects that serving does not need: accepts any arguments and does nothing."""
 
     def __init__(self, *arguments: object) -> None: ...
 
     def __setstate__(self, state: object) -> None: ...
 
 
-#: Kept beside the weights by training scripts (arguments, best scores). Nothing of these is made or called.
+#: Saved beside the weights by training scripts (arguments, best scores); replaced by a placeholder, never called.
 _HARMLESS = (
     "argparse.Namespace",
     "pathlib.PosixPath",
@@ -157,7 +157,7 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
             break
         content = inner[0]
     if not isinstance(content, dict):
-        raise CheckpointError(f"{path}: holds no state dict but {type(content).__name__}")
+        raise CheckpointError(f"{path}: holds a {type(content).__name__}, not a state dict")
     tensors = {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
     if not tensors:
         raise CheckpointError(f"{path}: holds no tensors; its keys are {_some(content)}")
@@ -173,11 +173,11 @@ def _read(path: Path) -> object:
             return load_file(path)
         harmless = torch.serialization.safe_globals([(_StandIn, name) for name in _HARMLESS])
         with harmless, warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch's guesses about files that are damaged
+            warnings.simplefilter("ignore")  # torch's guesses about damaged files
             return torch.load(path, map_location="cpu", weights_only=True)
     except CheckpointError:
         raise
-    except pickle.UnpicklingError as error:  # its long text advises to run what is in the file
+    except pickle.UnpicklingError as error:  # its own text advises running the file's code
         asked = re.search(r"GLOBAL (\S+)", str(error))
         found = f"would have to run {asked[1]}" if asked else "is damaged, or would have to run code"
         advice = "to be read, which is refused; save its state dict alone"

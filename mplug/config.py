@@ -1,4 +1,4 @@
-"""What a checkpoint is: its sizes, its task and its generation lengths, read from the published files.
+"""Read what a checkpoint is from the published files: its sizes, tasks and generation lengths.
 
 Two files describe a published checkpoint: a YAML (image size, CLIP sizes, generation lengths) and a
 BERT JSON (text sizes, how many layers each stage runs, the stride of the skip-connections). Our own
@@ -47,7 +47,7 @@ MAX_IMAGE_SIZE = 2048
 
 
 class ConfigError(ValueError):
-    """A configuration file is missing, unreadable, or says something that cannot be."""
+    """A configuration file is missing, unreadable, or holds an impossible value."""
 
 
 @dataclass(frozen=True)
@@ -63,11 +63,11 @@ class VisionConfig:
         for name in ("image_size", "patch_size", "width", "layers"):
             _require_positive(f"vision {name}", getattr(self, name))
         if self.image_size < self.patch_size:
-            raise ConfigError(f"image size {self.image_size} is less than a patch, {self.patch_size}")
+            raise ConfigError(f"image size {self.image_size} is smaller than one patch of {self.patch_size} pixels")
         if self.image_size > MAX_IMAGE_SIZE:
-            raise ConfigError(f"image size {self.image_size} is more than {MAX_IMAGE_SIZE} pixels")
+            raise ConfigError(f"image size {self.image_size} exceeds the limit of {MAX_IMAGE_SIZE} pixels")
         if self.width % CLIP_HEAD_WIDTH:
-            raise ConfigError(f"vision width {self.width} is not a multiple of a head's {CLIP_HEAD_WIDTH}")
+            raise ConfigError(f"vision width {self.width} is not a multiple of the head width {CLIP_HEAD_WIDTH}")
 
     @property
     def heads(self) -> int:
@@ -117,7 +117,7 @@ class TextConfig:
         ):
             _require_positive(name, getattr(self, name))
         if self.hidden_size % self.heads:
-            raise ConfigError(f"hidden_size {self.hidden_size} is not a multiple of {self.heads}, its heads")
+            raise ConfigError(f"hidden_size {self.hidden_size} is not a multiple of its {self.heads} heads")
         if self.fusion_layers > self.num_hidden_layers:
             raise ConfigError(f"fusion_layers {self.fusion_layers} exceeds num_hidden_layers {self.num_hidden_layers}")
         if not 0 < self.layer_norm_eps < 1:  # false for NaN too
@@ -151,15 +151,15 @@ class GenerationConfig:
     def __post_init__(self) -> None:
         _require_positive("beam_size", self.num_beams)
         if self.num_beams > MAX_BEAMS:
-            raise ConfigError(f"beam_size {self.num_beams} is more than the {MAX_BEAMS} that can be served")
+            raise ConfigError(f"beam_size {self.num_beams} exceeds the {MAX_BEAMS} beams that can be served")
         _require_positive("max_length", self.max_length)
         if not 0 <= self.min_length <= self.max_length:
-            raise ConfigError(f"min_length {self.min_length} is not from 0 to max_length {self.max_length}")
+            raise ConfigError(f"min_length {self.min_length} is not between 0 and max_length {self.max_length}")
 
 
 @dataclass(frozen=True)
 class MPlugConfig:
-    """Everything that is known of a checkpoint before its weights are opened."""
+    """Everything that is known about a checkpoint before its weights are read."""
 
     vision: VisionConfig
     text: TextConfig
@@ -285,7 +285,7 @@ def _load(path: Path, parse: Any) -> dict[str, Any]:
     except (ValueError, RecursionError, yaml.YAMLError) as error:
         raise ConfigError(f"{path}: cannot be parsed: {' '.join(str(error).split())}") from None
     if not isinstance(document, dict):
-        raise ConfigError(f"{path}: holds no mapping of names to values")
+        raise ConfigError(f"{path}: is not a mapping of names to values")
     return document
 
 

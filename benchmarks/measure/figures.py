@@ -15,9 +15,9 @@ BATCH_GAP = 0.25
 def percentile(values: Sequence[float], percent: float) -> float:
     """Return the value below which `percent` % lie, between neighbours in proportion (as numpy's default)."""
     if not values:
-        raise ValueError("there is no percentile of nothing")
+        raise ValueError("nothing to take a percentile of")
     if not 0 <= percent <= 100:
-        raise ValueError(f"{percent} is no percentage")
+        raise ValueError(f"{percent} is not between 0 and 100")
     ordered = sorted(values)
     place = (len(ordered) - 1) * percent / 100
     below = math.floor(place)

@@ -68,7 +68,7 @@ def measure(workspace: Workspace) -> dict[str, Any]:
     def note(name: str, clients: int, run: Callable[[], dict[str, Any]]) -> None:
         try:
             if time.monotonic() > last_start:
-                raise TimeoutError("left out, the part is out of time")
+                raise TimeoutError("left out: the part has no time left; give it more with --limit SECONDS")
             figures = {"clients": clients, **run()}
         except Exception as error:
             errors.append(f"{TITLES[name]}, {clients} clients: {type(error).__name__}: {error}")

@@ -20,7 +20,7 @@ def resolve_precision(precision: str) -> str:
     if precision == "int8" and find_spec("nncf") is None:
         raise ValueError("--precision int8 needs the package nncf: pip install -r requirements.txt")
     if not supported(precision):
-        raise ValueError(f"this CPU does not compute in {precision}; build with --precision fp32")
+        raise ValueError(f"this CPU does not support {precision}; build with --precision fp32")
     return precision
 
 

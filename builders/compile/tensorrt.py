@@ -42,7 +42,7 @@ STRAY_LAYERS = ("LOOP", "TRIP_LIMIT", "RECURRENCE", "ITERATOR", "CONDITION", "NO
 
 
 class EngineError(RuntimeError):
-    """TensorRT does not compile a graph; the message holds what it said."""
+    """TensorRT cannot compile a graph; the message holds its own."""
 
 
 @dataclass(frozen=True)
@@ -249,7 +249,7 @@ class Compiler:
         parser = trt.OnnxParser(network, self._logger)
         if not parser.parse_from_file(str(onnx)):
             said = "; ".join(str(parser.get_error(index)) for index in range(parser.num_errors))
-            raise EngineError(f"{onnx.name}: TensorRT does not read it: {said}")
+            raise EngineError(f"{onnx.name}: TensorRT cannot parse it: {said}")
         network.name = onnx.stem
         return network, _report(network)
 
@@ -263,7 +263,7 @@ class Compiler:
             for name, (least, usual, most) in one.items():
                 profile.set_shape(name, least, usual, most)
             if config.add_optimization_profile(profile) < 0:
-                raise self._error(f"{spec.name}: TensorRT does not take the shapes {one}")
+                raise self._error(f"{spec.name}: TensorRT rejects the shapes {one}")
         cache = self._timing_cache(config)
         plan = self._builder.build_serialized_network(network, config)
         if plan is None:
@@ -295,7 +295,7 @@ class Compiler:
             return None
         cache = config.create_timing_cache(path.read_bytes() if path.exists() else b"")
         if cache is None or not config.set_timing_cache(cache, ignore_mismatch=False):
-            raise self._error(f"{path} is no timing cache of this GPU and this TensorRT; remove it")
+            raise self._error(f"{path} is not a timing cache of this GPU and TensorRT version; remove it")
         return cache
 
     def _error(self, message: str) -> EngineError:

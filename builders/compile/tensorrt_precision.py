@@ -129,7 +129,9 @@ class _Converter:
         if wanted == TensorProto.FLOAT:
             return tensor
         if wanted == TensorProto.FLOAT16 and array.size and np.abs(array).max() > LARGEST_FP16:
-            raise PrecisionError(f"constant {tensor.name}: {np.abs(array).max():.3g} is more than fp16 holds; use bf16")
+            raise PrecisionError(
+                f"constant {tensor.name}: {np.abs(array).max():.3g} exceeds the range of fp16; use bf16"
+            )
         return numpy_helper.from_array(array.astype(helper.tensor_dtype_to_np_dtype(wanted)), tensor.name)
 
     def _finish(self, value: onnx.ValueInfoProto) -> None:
@@ -173,7 +175,7 @@ def _element_types(model: ModelProto) -> dict[str, int]:
     types |= {tensor.name: tensor.data_type for tensor in graph.initializer}
     unknown = [name for node in graph.node for name in node.output if name and not types.get(name)]
     if unknown:
-        raise PrecisionError(f"no element type is known of {', '.join(unknown[:5])}")
+        raise PrecisionError(f"the element type is unknown of {', '.join(unknown[:5])}")
     return types
 
 

@@ -140,5 +140,5 @@ def threads() -> int:
     if not configured:
         return len(os.sched_getaffinity(0))
     if not configured.isdecimal() or int(configured) < 1:
-        raise RuntimeUnavailable(f"{THREADS_VARIABLE} is {configured!r}, not a number of threads")
+        raise RuntimeUnavailable(f"{THREADS_VARIABLE} is {configured!r}, not a positive number of threads")
     return int(configured)

@@ -50,7 +50,7 @@ def open_decoder(info: StageInfo) -> OpenVinoDecoder:
 def _compile(model: openvino.Model, info: StageInfo) -> openvino.CompiledModel:
     if not supported(info.precision):
         raise RuntimeUnavailable(
-            f"{info.folder}: was built for {info.precision}, which this CPU does not compute; "
+            f"{info.folder}: was built for {info.precision}, which this CPU does not support; "
             "build again with --precision fp32"
         )
     quantised = math.gcd(QUANTISED_TOGETHER, info.sizes["hidden_size"]) if info.precision == "int8" else 0

@@ -115,7 +115,7 @@ def test_inputs_and_outputs_are_those_of_the_contract_and_caches_half(case, name
 
 
 def test_a_constant_that_fp16_cannot_hold_is_named():
-    with pytest.raises(PrecisionError, match="large: 1e\\+20 is more than fp16 holds"):
+    with pytest.raises(PrecisionError, match="large: 1e\\+20 exceeds the range of fp16"):
         to_half(small_model(1e20), "fp16")
     to_half(small_model(1e20), "bf16")
 

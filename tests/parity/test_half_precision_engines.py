@@ -117,7 +117,7 @@ def test_wrong_graphs_and_shapes_are_refused_in_words(compilers, tmp_path):
     spec, _ = graph_of("caption", "text_decoder_step")
     path = onnx_of("caption", "text_decoder_step", "fp16")
     (broken := tmp_path / "broken.onnx").write_bytes(b"no graph")
-    with pytest.raises(EngineError, match=r"broken.onnx: TensorRT does not read it"):
+    with pytest.raises(EngineError, match=r"broken.onnx: TensorRT cannot parse it"):
         compilers["fp16"].parse(broken)
     _, report = compilers["fp16"].parse(path)
     shapes = input_shapes(spec, network_of("caption"), profiles(spec, network_of("caption"), LIMITS)[0])

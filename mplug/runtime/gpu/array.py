@@ -67,7 +67,7 @@ class DeviceArray:
         known = prod(length for length in shape if length != -1)
         whole = tuple(prod(self.shape) // known if length == -1 else length for length in shape)
         if prod(whole) != prod(self.shape):
-            raise ValueError(f"an array of shape {self.shape} has no shape {shape}")
+            raise ValueError(f"an array of shape {self.shape} cannot be reshaped to {shape}")
         return DeviceArray(self._device, self._memory, whole, self.dtype, self._offset)
 
     def __getitem__(self, index: int | slice | None) -> DeviceArray:
@@ -108,7 +108,7 @@ def concatenated(arrays: Sequence[np.ndarray | DeviceArray]) -> np.ndarray | Dev
         return np.concatenate([np.asarray(array) for array in arrays])
     first = arrays[0]
     if {(array.shape[1:], array.dtype) for array in arrays} != {(first.shape[1:], first.dtype)}:
-        raise ValueError(f"arrays of shapes {[array.shape for array in arrays]} do not go one behind the other")
+        raise ValueError(f"arrays of shapes {[array.shape for array in arrays]} cannot be concatenated")
     device = first._device
     memory = device.allocate(sum(array.nbytes for array in arrays))
     offset = 0

@@ -130,7 +130,7 @@ def _read(tensor: _Tensor) -> Borrowed:
     shape = tuple(tensor.shape[index] for index in range(tensor.dimensions))
     dtype = TYPES.get((tensor.type.code, tensor.type.bits))
     if dtype is None or tensor.type.lanes != 1:
-        raise ValueError(f"DLPack type {tensor.type.code} of {tensor.type.bits} bits is not taken")
+        raise ValueError(f"DLPack type {tensor.type.code} of {tensor.type.bits} bits is not supported")
     if tensor.strides:
         expected = 1
         for index in reversed(range(len(shape))):

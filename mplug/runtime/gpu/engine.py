@@ -109,10 +109,12 @@ class Engine:
         """Create an execution context for runs of this engine within one of its profiles."""
         context = self._engine.create_execution_context(self._strategy)
         if context is None:
-            raise RuntimeUnavailable(f"{self.name}: TensorRT makes no execution context; is the GPU's memory full?")
+            raise RuntimeUnavailable(
+                f"{self.name}: TensorRT could not create an execution context; the GPU's memory may be full"
+            )
         context.set_device_memory(self._scratch.address, self._scratch.size)
         if not context.set_optimization_profile_async(profile, self.device.stream_handle):
-            raise RuntimeUnavailable(f"{self.name}: TensorRT does not take its own profile {profile}")
+            raise RuntimeUnavailable(f"{self.name}: TensorRT rejects its own profile {profile}")
         return Context(self, context)
 
 
@@ -126,7 +128,7 @@ class Context:
         """Set an input's shape. Raises ValueError for one that the engine was not compiled for."""
         if not self._context.set_input_shape(name, tuple(shape)):
             raise ValueError(
-                f"{self._engine.name}: {name} of shape {list(shape)} is not within what the engine was "
+                f"{self._engine.name}: {name} of shape {list(shape)} exceeds what the engine was "
                 f"built for, at most {list(self._engine.largest(name))}"
             )
 
@@ -137,10 +139,10 @@ class Context:
     def set_address(self, name: str, address: int) -> None:
         """Set where a tensor is, or is to be written."""
         if not self._context.set_tensor_address(name, address):
-            raise ValueError(f"{self._engine.name}: TensorRT does not take address {address:#x} for {name}")
+            raise ValueError(f"{self._engine.name}: TensorRT rejects address {address:#x} for {name}")
 
     def run(self) -> None:
-        """Ask for one run on the device's stream. Raises RuntimeError if TensorRT refuses."""
+        """Enqueue one run on the device's stream. Raises RuntimeError if TensorRT refuses."""
         if not self._context.execute_async_v3(self._engine.device.stream_handle):
             raise RuntimeError(f"{self._engine.name}: TensorRT refuses to run; its log says why")
 

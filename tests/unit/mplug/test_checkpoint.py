@@ -290,8 +290,8 @@ WRONG_WEIGHTS: dict[str, tuple[Callable[[], Any], str]] = {
     "positions of no square": (lambda: {**published(), POSITIONS: torch.ones(12, 128)}, "11 patch positions"),
     "no positions": (lambda: {**published(), POSITIONS: torch.ones(0, 128)}, "is [0, 128] instead of"),
     "flat positions": (lambda: {**published(), POSITIONS: torch.ones(128)}, "is [128] instead of"),
-    "a list": (lambda: [1, 2], "no state dict but list"),
-    "a tensor": (lambda: torch.ones(3), "no state dict but Tensor"),
+    "a list": (lambda: [1, 2], "holds a list, not a state dict"),
+    "a tensor": (lambda: torch.ones(3), "holds a Tensor, not a state dict"),
     "nothing": (dict, "holds no tensors"),
     "no tensors": (lambda: {"model": {"a": 1, "b": "c"}}, "holds no tensors; its keys are a, b"),
 }
@@ -326,7 +326,7 @@ WRONG_FOLDERS: dict[str, tuple[Callable[[Path], Any], str]] = {
     "no YAML": (lambda folder: (folder / "config.yaml").unlink(), "a YAML is missing"),
     "two YAMLs": (
         lambda folder: [(folder / "config.yaml").rename(folder / "a.yaml"), (folder / "b.yml").write_text("a: 1")],
-        "several files could be a YAML: a.yaml, b.yml; name one config.yaml",
+        "several files could be a YAML: a.yaml, b.yml; rename one to config.yaml",
     ),
     "no BERT JSON": (lambda folder: (folder / "config_bert.json").unlink(), "a BERT JSON is missing"),
     "no vocabulary": (lambda folder: (folder / "vocab.txt").unlink(), "vocab.txt is missing"),

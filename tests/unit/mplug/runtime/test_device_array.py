@@ -73,7 +73,7 @@ def test_views(cuda: FakeCuda) -> None:
     for wrong in (lambda: array[4], lambda: array[::2], lambda: array[-1]):
         with pytest.raises(IndexError, match="on the device"):
             wrong()
-    with pytest.raises(ValueError, match="has no shape"):
+    with pytest.raises(ValueError, match="cannot be reshaped to"):
         array.reshape(5, 5)
 
 
@@ -86,7 +86,7 @@ def test_arrays_one_behind_the_other(cuda: FakeCuda) -> None:
     mixed = concatenated([first, VALUES])
     assert isinstance(mixed, np.ndarray)
     np.testing.assert_array_equal(mixed, np.concatenate([VALUES, VALUES]))
-    with pytest.raises(ValueError, match="do not go one behind the other"):
+    with pytest.raises(ValueError, match="cannot be concatenated"):
         concatenated([first, on_device(cuda, VALUES[0])])
 
 
