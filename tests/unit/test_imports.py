@@ -15,7 +15,7 @@ ROOMS = ("mplug", "model_repository", "builders", "bulk", "demo", "clients", "we
 ALLOWED = {
     "mplug": {"mplug"},
     "model_repository": {"mplug"},
-    "builders": {"builders", "mplug", "clients", "demo"},
+    "builders": {"builders", "mplug", "clients"},
     "bulk": {"bulk", "mplug"},
     "demo": {"demo", "builders", "mplug", "clients"},
     "clients": {"clients"},

@@ -201,7 +201,7 @@ WRONG_IN_YAML: list[tuple[dict[str, Any], str]] = [
     ({"beam_size": 0}, "beam_size is 0"),
     ({"beam_size": 17}, "beam_size 17 exceeds the 16 beams"),
     ({"beam_size": "many"}, "beam_size is 'many'"),
-    ({"min_length": -1}, "min_length -1 is not from 0"),
+    ({"min_length": -1}, "min_length -1 is not between 0"),
     ({"min_length": 26}, "min_length 26 is not between 0 and max_length 25"),
     ({"max_length": 0, "min_length": 0}, "max_length is 0"),
     ({"max_length": 512}, "max_length 512 needs more than the 512 positions"),
