@@ -17,11 +17,15 @@ BENCH_INSTALLED := $(VENV)/.benchmarks.installed
 # The page has an environment of its own: webpage/requirements.txt says why.
 PAGE      := $(VENV)/page
 PAGE_INSTALLED  := $(VENV)/.page.installed
+# So has the gateway: Envoy.
+GATEWAY   := $(VENV)/gateway
+GATEWAY_INSTALLED := $(VENV)/.gateway.installed
+N         ?= 2
 # What a repository is made of: a change in any of it builds again. Tasks and runtimes are read from the checkout.
 SOURCES   := $(shell find builders/*.py builders/compile model_repository $(CHECKPOINT) mplug/network mplug/config.py \
                mplug/checkpoint.py mplug/contract.py -type f ! -name '*.pyc' 2>/dev/null)
 
-.PHONY: help caption serve build demo install test test-gpu lint bench load clean
+.PHONY: help caption serve gateway cluster build demo install test test-gpu lint bench load clean
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
@@ -34,6 +38,12 @@ caption: $(BUILT)  ## start the server, caption IMAGE=FILE, stop the server
 
 serve: $(BUILT)  ## serve on ports 8000 (HTTP), 8001 (gRPC) and 8002 (metrics) until Ctrl-C
 	@exec $(BIN)/python -m mplug.server $(REPOSITORY)
+
+gateway: $(BUILT) $(GATEWAY_INSTALLED)  ## a server behind the gateway, on ports 9000 (HTTP) and 9001 (gRPC) until Ctrl-C
+	@exec $(BIN)/python deploy/gateway/cluster.py $(REPOSITORY) --envoy $(GATEWAY)/bin/envoy
+
+cluster: $(BUILT) $(GATEWAY_INSTALLED)  ## N (2) servers behind the gateway; Ctrl-C drains them one after the other
+	@exec $(BIN)/python deploy/gateway/cluster.py $(REPOSITORY) --envoy $(GATEWAY)/bin/envoy --servers $(N)
 
 build: $(BUILT)  ## make REPOSITORY (build/demo) from CHECKPOINT (checkpoints/demo)
 
@@ -80,6 +90,12 @@ $(PAGE_INSTALLED): $(SERVE_INSTALLED) webpage/requirements.txt
 	@echo "installing webpage/requirements.txt into $(PAGE): a minute the first time" >&2
 	@test -x $(PAGE)/bin/python || $(PYTHON) -m venv $(PAGE)
 	@$(PAGE)/bin/python -m pip install --quiet --disable-pip-version-check -r webpage/requirements.txt
+	@touch $@
+
+$(GATEWAY_INSTALLED): $(SERVE_INSTALLED) deploy/gateway/requirements.txt
+	@echo "installing deploy/gateway/requirements.txt into $(GATEWAY)" >&2
+	@test -x $(GATEWAY)/bin/python || $(PYTHON) -m venv $(GATEWAY)
+	@$(GATEWAY)/bin/python -m pip install --quiet --disable-pip-version-check -r deploy/gateway/requirements.txt
 	@touch $@
 
 $(BENCH_INSTALLED): $(INSTALLED) benchmarks/requirements.txt

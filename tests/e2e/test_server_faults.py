@@ -260,22 +260,15 @@ def test_the_shared_memory_key_is_for_this_user_alone(
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
     with launched(scratch_repository, *FREE_PORTS, "--allow-shared-memory") as server:
         server.wait_ready()
-        files = [
-            tmp_path / f"mplug-{os.getuid()}" / f"{url.rpartition(':')[2]}.key"
-            for url in (server.http_url, server.grpc_url)
-        ]
+        ports = [int(url.rpartition(":")[2]) for url in (server.http_url, server.grpc_url)]
+        files = [tmp_path / f"mplug-{os.getuid()}" / f"{port}.key" for port in ports]
         assert all(str(path) in server.ready_line for path in files)
         assert [oct(path.stat().st_mode)[-3:] for path in (*files, files[0].parent)] == ["600", "600", "700"]
-        with triton_grpc.InferenceServerClient(server.grpc_url) as client:
-            assert (
-                client.get_system_shared_memory_status(headers=shared_memory_key.headers("grpc", int(ports[1]), None))
-                is not None
-            )
-        with triton_http.InferenceServerClient(server.http_url) as client:
-            assert (
-                client.get_system_shared_memory_status(headers=shared_memory_key.headers("http", int(ports[0]), None))
-                == []
-            )
+        for module, protocol, port in ((triton_http, "http", ports[0]), (triton_grpc, "grpc", ports[1])):
+            with module.InferenceServerClient(f"127.0.0.1:{port}") as client:
+                with pytest.raises(InferenceServerException, match="restricted"):
+                    client.get_system_shared_memory_status()
+                client.get_system_shared_memory_status(headers=shared_memory_key.headers(protocol, port, None))
         assert server.end(signal.SIGTERM)[0] == 0
     assert not any(path.exists() for path in files)
     files[0].parent.chmod(0o755)
