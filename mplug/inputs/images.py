@@ -17,7 +17,16 @@ from PIL import ExifTags, Image, ImageChops
 
 from mplug.errors import InvalidRequest, Unavailable
 from mplug.inputs.files import file_bytes
-from mplug.inputs.image_files import JpegStructure, check_jpeg, check_ppm, completed_jpeg, seen_png, signature
+from mplug.inputs.image_files import (
+    JpegStructure,
+    check_jpeg,
+    check_jpeg_work,
+    check_ppm,
+    completed_jpeg,
+    seen_gif,
+    seen_png,
+    signature,
+)
 
 #: Formats that are opened, by Pillow's names. A fixed list: Pillow knows forty more, some of which start
 #: other programs (EPS) or reach parsers that nobody sends us pictures in.
@@ -25,12 +34,17 @@ IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 MAX_IMAGE_BYTES = 32 * 2**20  # encoded, 32 MiB
 MAX_IMAGE_PIXELS = 64 * 10**6  # declared width × height, 64 megapixels: 192 MB once decoded to RGB
 MAX_IMAGE_SIDE = 16_384  # declared, pixels
+#: Samples and bytes of the few kinds that Pillow decodes in Python, at one to two microseconds each.
+MAX_SLOW_VALUES = 2**21
+MAX_SLOW_BYTES = 2**22
 #: Pixels that are being decoded at once, over all requests of this process; others wait. Decoding takes up to 11
 #: bytes a pixel: a transparent picture, its RGBA copy and the RGB that is laid on white.
 MAX_PIXELS_AT_ONCE = MAX_IMAGE_PIXELS
 
 # Pillow's own limits lie above ours. What it would merely warn of is refused all the same.
 warnings.simplefilter("error", Image.DecompressionBombWarning)
+# A file with thousands of damaged EXIF fields is not to fill the log.
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
 # EXIF orientation → what brings the stored pixels upright (CIPA DC-008, tag 0x0112). Pillow's own
 # ImageOps.exif_transpose also rewrites the rest of the EXIF data, and fails where any of it has a wrong type.
@@ -86,16 +100,24 @@ def decode_image(data: bytes, *, name: str = "IMAGE") -> Image.Image:
     if not data:
         raise InvalidRequest(f"{name} is empty: send the bytes of an encoded image ({_formats()})")
     kind = signature(data)
+    if kind is None:  # Pillow's readers know more first bytes than these, which nobody sends
+        raise InvalidRequest(f"{name} is not an image in a known format ({_formats()})")
     if kind == "PNG":
         data = seen_png(data, name)
+    elif kind == "GIF":
+        data = seen_gif(data, name)
     elif kind == "PPM":
         check_ppm(data, name)
     jpeg = JpegStructure.read(data) if kind == "JPEG" else None
+    if jpeg is not None:
+        check_jpeg(jpeg, name)
+        data = jpeg.seen
     try:
         image = _open(data, name)
         _check_size(image.size, name)
+        _check_python_work(image, len(data), name)
         if jpeg is not None:
-            check_jpeg(jpeg, image.width * image.height, name)
+            check_jpeg_work(jpeg, image.width * image.height, name)
         with _budget.take(image.width * image.height):
             if jpeg is not None and not jpeg.ended:
                 return _decode_unended(data, name)
@@ -139,10 +161,8 @@ def _open(data: bytes, name: str) -> Image.Image:
             f"{name} declares more pixels than the {MAX_IMAGE_PIXELS:,} that are taken: send a smaller image"
         ) from error
     except Exception as error:
-        found = signature(data)
-        if found is None:
-            raise InvalidRequest(f"{name} is not an image in a known format ({_formats()})") from error
-        raise InvalidRequest(f"{name} cannot be decoded, the {found} data is truncated or damaged") from error
+        reason = f"the {signature(data)} data is truncated or damaged"
+        raise InvalidRequest(f"{name} cannot be decoded, {reason}") from error
 
 
 def _check_size(size: tuple[int, int], name: str) -> None:
@@ -153,6 +173,18 @@ def _check_size(size: tuple[int, int], name: str) -> None:
         raise InvalidRequest(
             f"{name} is {width:,} × {height:,} pixels, at most {MAX_IMAGE_PIXELS:,} in all and "
             f"{MAX_IMAGE_SIDE:,} a side are taken: send a smaller image"
+        )
+
+
+def _check_python_work(image: Image.Image, size: int, name: str) -> None:
+    """Bound what Pillow decodes value by value in Python: compressed BMPs, PPMs as text or of odd depth."""
+    if not any(tile.codec_name in Image.DECODERS for tile in image.tile):
+        return
+    values = image.width * image.height * len(image.getbands())
+    if values > MAX_SLOW_VALUES or size > MAX_SLOW_BYTES:
+        raise InvalidRequest(
+            f"{name} is a compressed BMP, or a PPM written as text or of unusual depth, of {values:,} samples in "
+            f"{size:,} bytes; at most {MAX_SLOW_VALUES:,} in {MAX_SLOW_BYTES:,} are taken: send it as PNG"
         )
 
 

@@ -17,6 +17,7 @@ from PIL import Image
 from mplug.errors import InvalidRequest
 from mplug.inputs.files import file_bytes
 from mplug.inputs.images import UPRIGHT
+from mplug.inputs.mp4 import check_mp4
 
 MAX_VIDEO_BYTES = 64 * 2**20  # encoded, 64 MiB
 MAX_VIDEO_SECONDS = 300
@@ -33,6 +34,8 @@ CODECS = (
     *("h264", "hevc", "av1", "vp8", "vp9", "mpeg4", "mpeg2video", "mpeg1video", "mjpeg", "theora", "h263"),
     *("msmpeg4v3", "wmv1", "wmv2", "wmv3", "vc1", "flv1", "prores", "dnxhd", "dvvideo", "gif", "png", "rawvideo"),
 )
+#: The same for what FFmpeg decodes while it looks for the streams: decoders, where those have other names.
+_DECODERS = ",".join((*CODECS, "libdav1d", "libvpx", "libvpx-vp9", "msmpeg4", "flv"))
 #: Containers that are opened, by FFmpeg's names. A fixed list: playlists (HLS, DASH, concat) are containers to
 #: FFmpeg, too, and would have it open other files and addresses.
 CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,flv,asf,ogg,gif"
@@ -60,6 +63,7 @@ def decode_video(data: bytes, frames: int, *, name: str = "VIDEO", even: bool = 
     data = file_bytes(data, MAX_VIDEO_BYTES, name)
     if not data:
         raise InvalidRequest(f"{name} is empty: send the bytes of an encoded video (MP4, WebM, AVI …)")
+    check_mp4(data, name)
     try:
         count, pixels = _count(data, name)
         wanted = set(sample_indices(count, frames, even=even))
@@ -76,7 +80,7 @@ def decode_video(data: bytes, frames: int, *, name: str = "VIDEO", even: bool = 
 
 
 def _open(data: bytes) -> av.container.InputContainer:
-    options = {"format_whitelist": CONTAINERS, "protocol_whitelist": PROTOCOLS}
+    options = {"format_whitelist": CONTAINERS, "protocol_whitelist": PROTOCOLS, "codec_whitelist": _DECODERS}
     return av.open(io.BytesIO(data), container_options=options, metadata_errors="replace")
 
 
