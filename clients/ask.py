@@ -27,24 +27,26 @@ Exit code 0 when every image got its answer, else 1 and a line on stderr for wha
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Prints an answer per image as they come; returns the exit code."""
+    """Print an answer per image as they come; returns the exit code."""
     parser = command_line.Parser("Ask a running mPLUG server a question about images or a video.", _EXAMPLE)
     parser.add_argument("images", nargs="*", metavar="IMAGE", help="image file: JPEG, PNG, WebP …")
-    parser.add_argument("question", metavar="QUESTION", help="the same one about every image; comes last")
+    parser.add_argument("question", metavar="QUESTION", help="asked about every image; comes last")
     parser.add_argument(
         "--candidates",
         nargs="+",
         metavar="ANSWER",
-        help="rank these and write nothing; all are shown, with their probabilities",
+        help="rank these answers instead of writing one; all are shown, with their probabilities",
     )
-    parser.add_argument("--ocr", nargs="+", metavar="WORD", help="words read in the picture")
-    parser.add_argument("--objects", nargs="+", metavar="LABEL", help="labels of things in the picture")
+    parser.add_argument("--ocr", nargs="+", metavar="WORD", help="words read in the picture, appended to the question")
+    parser.add_argument(
+        "--objects", nargs="+", metavar="LABEL", help="labels of things in the picture, appended to the question"
+    )
     command_line.add_json(parser, "image, scores included")
     command_line.add_video(parser)
     command_line.add_search(parser, "answer")
     command_line.add_server(parser)
     options = parser.parse_intermixed_args(arguments)
-    subjects = command_line.moving(parser, options, options.images)
+    subjects = command_line.visual_subjects(parser, options, options.images)
     search = command_line.search_options(options)
 
     def ask(client: Client, **visual: object) -> list[Answer]:

@@ -49,18 +49,18 @@ class Item:
     problem: str | None = None  #: why not
 
     def line(self, options: dict[str, Any]) -> dict[str, Any]:
-        """The beginning of its line, by which a later run knows it again."""
+        """Return the beginning of its line, by which a later run recognises it."""
         document = {name: value for name, value in asdict(self).items() if value is not None and name != "problem"}
         return document | ({"options": options} if options else {})
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Returns the exit code."""
+    """Run the command; returns the exit code."""
     parser = command_line.Parser("Caption, or ask about, many images with a running mPLUG server.", _EXAMPLE)
     parser.add_argument("input", type=Path, metavar="INPUT", help="a folder of images, or a CSV file")
     parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="JSON lines")
     parser.add_argument("--question", help="ask this about images without a question of their own")
-    parser.add_argument("--prompt", help="how every caption begins")
+    parser.add_argument("--prompt", help="the beginning of every caption")
     parser.add_argument("--json", action="store_true", help="print the summary as a JSON object")
     add_concurrency(parser)
     command_line.add_search(parser, "answer")
@@ -90,12 +90,12 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 class Batch:
-    """The inputs of a run, those among them that an earlier run has answered, and the file of answers."""
+    """The inputs of a run, what an earlier run has answered of them, and the file of answers."""
 
     def __init__(self, folder: Path, items: list[Item], options: argparse.Namespace, journal: Journal) -> None:
         self.folder, self.items, self.options, self.journal = folder, items, options, journal
         self.search = command_line.search_options(options)
-        #: What makes an answer another one, besides its input.
+        #: What an answer depends on besides its input.
         self.line_options = self.search | ({"checkpoint": options.checkpoint} if options.checkpoint else {})
 
     def run(self) -> int:
@@ -118,7 +118,7 @@ class Batch:
         return self._finish(answered)
 
     async def _ask(self, answered: list[dict[str, Any]]) -> None:
-        """Ask what is left; each answer is written as it comes, and noted in `answered`."""
+        """Send what is left; each answer is written as it arrives, and added to `answered`."""
         done = Counter(map(self._key, answered))
         left = []
         for item in self.items:
@@ -159,7 +159,7 @@ class Batch:
         return {"captions": [asdict(each) for each in found]}
 
     def _finish(self, answered: list[dict[str, Any]]) -> int:
-        """All lines in the order of the inputs; returns how many failed."""
+        """Write all lines in the order of the inputs; returns the number of failures."""
         by_key = defaultdict(list)
         for entry in answered:
             by_key[self._key(entry)].append(entry)
@@ -176,7 +176,7 @@ class Batch:
 
 
 def _inputs(source: Path, question: str | None, prompt: str | None) -> tuple[Path, list[Item]]:
-    """The folder that image paths start from, and all inputs. Raises ClientError where there is none."""
+    """Return the folder that image paths start from, and all inputs. Raises ClientError when there are none."""
     if source.is_dir():
         folder, items = source, [Item(name, question, prompt) for name in in_folder(source)]
     else:

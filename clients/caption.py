@@ -26,16 +26,16 @@ Exit code 0 when every image got its caption, else 1 and a line on stderr for wh
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Prints a caption per image as they come; returns the exit code."""
+    """Print a caption per image as they come; returns the exit code."""
     parser = command_line.Parser("Caption images or a video with a running mPLUG server.", _EXAMPLE)
     parser.add_argument("images", nargs="*", metavar="IMAGE", help="image file: JPEG, PNG, WebP …")
-    parser.add_argument("--prompt", help="how the caption begins")
+    parser.add_argument("--prompt", help="the beginning of every caption")
     command_line.add_json(parser, "image, scores included")
     command_line.add_video(parser)
     command_line.add_search(parser, "caption")
     command_line.add_server(parser)
     options = parser.parse_intermixed_args(arguments)
-    subjects = command_line.moving(parser, options, options.images)
+    subjects = command_line.visual_subjects(parser, options, options.images)
     search = command_line.search_options(options)
 
     def ask(client: Client, **visual: object) -> list[Caption]:

@@ -1,4 +1,4 @@
-"""What the command lines of this folder have in common: options, how a failure is told, and the exit code.
+"""What the command lines of this folder share: options, how failures are reported, and the exit code.
 
 A command prints answers on standard output and failures on standard error, one line each, and ends with 0 when
 everything was answered and with 1 otherwise.
@@ -21,7 +21,7 @@ _SEARCH = ("num_beams", "min_length", "max_length", "num_return", "length_penalt
 
 
 class Parser(argparse.ArgumentParser):
-    """Positional arguments may stand anywhere between the options; wrong usage is one line and exit code 1."""
+    """Takes positional arguments anywhere between the options; wrong usage gives one line and exit code 1."""
 
     def __init__(self, description: str, example: str = "", **arguments: Any) -> None:
         super().__init__(
@@ -37,7 +37,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def add_server(parser: argparse.ArgumentParser, *, timeout_of: str = "one answer") -> None:
-    """Where the server is and how it is asked."""
+    """Add the options that say where the server is and how to reach it."""
     ports = ", ".join(f"{url} over {protocol}" for protocol, url in DEFAULT_URL.items())
     group = parser.add_argument_group("server")
     group.add_argument("--url", metavar="HOST:PORT", help=f"the server; default: {ports}")
@@ -46,14 +46,14 @@ def add_server(parser: argparse.ArgumentParser, *, timeout_of: str = "one answer
         "--checkpoint",
         default="",
         metavar="NAME",
-        help="which one, where the server's repository holds several: NAME_caption is asked, and so on",
+        help="the checkpoint to use when the server has several: requests go to NAME_caption, and so on",
     )
     group.add_argument(
         "--timeout",
         type=float,
         metavar="SECONDS",
         default=DEFAULT_TIMEOUT,
-        help=f"for {timeout_of}, retries included; default: {DEFAULT_TIMEOUT:g}",
+        help=f"time limit for {timeout_of}, retries included; default: {DEFAULT_TIMEOUT:g}",
     )
     group.add_argument(
         "--retries",
@@ -80,24 +80,28 @@ def add_json(parser: argparse.ArgumentParser, what: str) -> None:
 
 
 def add_search(parser: argparse.ArgumentParser, answer: str) -> None:
-    """Options of a generating model; their limits are the server's."""
+    """Add the options of a generating model; the server knows their limits."""
     group = parser.add_argument_group("search")
     group.add_argument(
-        "--num-beams", type=int, metavar="N", help="beams of the search; default: the checkpoint's, 5 as published"
+        "--num-beams", type=int, metavar="N", help="beams of the search; default: the checkpoint's (5 as published)"
     )
-    group.add_argument("--min-length", type=int, metavar="TOKENS", help="default: the checkpoint's")
-    group.add_argument("--max-length", type=int, metavar="TOKENS", help="default: the checkpoint's")
-    group.add_argument("--num-return", type=int, metavar="N", help=f"{answer}s each; default: 1")
-    group.add_argument("--length-penalty", type=float, metavar="ALPHA", help=f"more than 0 favours longer {answer}s")
+    group.add_argument(
+        "--min-length", type=int, metavar="TOKENS", help=f"minimum length of each {answer}; default: the checkpoint's"
+    )
+    group.add_argument(
+        "--max-length", type=int, metavar="TOKENS", help=f"maximum length of each {answer}; default: the checkpoint's"
+    )
+    group.add_argument("--num-return", type=int, metavar="N", help=f"number of {answer}s to return; default: 1")
+    group.add_argument("--length-penalty", type=float, metavar="ALPHA", help=f"values above 0 favour longer {answer}s")
 
 
 def search_options(options: argparse.Namespace) -> dict[str, Any]:
-    """What `add_search` read, without what was left out."""
+    """Return what `add_search` read, without the options that were left out."""
     return {name: value for name in _SEARCH if (value := getattr(options, name)) is not None}
 
 
 def add_video(parser: argparse.ArgumentParser) -> None:
-    """A video, or the frames of one, in place of pictures."""
+    """Add the options for a video, or the frames of one, in place of pictures."""
     group = parser.add_argument_group("video")
     group.add_argument("--video", metavar="FILE", help="a video in place of a picture: MP4, WebM, GIF …")
     group.add_argument("--frames", nargs="+", metavar="FILE", help="pictures that are the frames of one video")
@@ -105,14 +109,16 @@ def add_video(parser: argparse.ArgumentParser) -> None:
         "--num-frames",
         type=int,
         metavar="N",
-        help="frames that are looked at, 1 to 16; default: 8 of a video, all of --frames",
+        help="number of frames to use, 1 to 16; default: 8 of a video, all of --frames",
     )
 
 
-def moving(parser: Parser, options: argparse.Namespace, pictures: list[str]) -> list[tuple[str, dict[str, Any]]]:
-    """What is asked about, from `add_video` and a list of pictures: (its name, arguments of the client's method).
+def visual_subjects(
+    parser: Parser, options: argparse.Namespace, pictures: list[str]
+) -> list[tuple[str, dict[str, Any]]]:
+    """Return the subjects of a command as (name, arguments of the client's method), from pictures and `add_video`.
 
-    Wrong usage where there is none, or both pictures and a video.
+    Wrong usage when there is none, or when there are both pictures and a video.
     """
     given = [bool(pictures), options.video is not None, options.frames is not None]
     if sum(given) != 1:
@@ -127,7 +133,7 @@ def moving(parser: Parser, options: argparse.Namespace, pictures: list[str]) -> 
 
 
 def connection_arguments(options: argparse.Namespace) -> dict[str, Any]:
-    """Arguments of `Client` and `AsyncClient`, from `add_server`."""
+    """Return the arguments of `Client` and `AsyncClient`, from `add_server`."""
     return {
         "url": options.url,
         "protocol": options.protocol,
@@ -148,8 +154,8 @@ def ask_each(
 ) -> int:
     """Ask about one subject after the other and show each answer as it comes; returns the exit code.
 
-    `ask(client, **arguments)` asks, `show(name, answer)` prints. What fails is told and the rest is asked all the
-    same; with --json a failure is an object too.
+    `ask(client, **arguments)` asks, `show(name, answer)` prints. A failure is reported and the rest is still asked;
+    with --json a failure is an object, too.
     """
     try:
         client = Client(**connection_arguments(options))
@@ -157,19 +163,19 @@ def ask_each(
         return fail(str(error))
     code = 0
     with client:
-        away: ClientError | None = None
+        unreachable: ClientError | None = None
         for name, arguments in subjects:
             try:
-                if away is not None:
-                    raise away
+                if unreachable is not None:
+                    raise unreachable
                 answer = ask(client, **arguments)
             except ClientError as error:
                 if error.status == "UNREADABLE":
                     code = fail(str(error))  # names the file already
                 elif error.status != "UNREACHABLE":
                     code = fail(f"{name}: {error}")
-                elif away is None:  # once for all: nobody will answer for the next one either
-                    away, code = error, fail(str(error))
+                elif unreachable is None:  # reported once: the next request would find no server either
+                    unreachable, code = error, fail(str(error))
                 if options.json:
                     print_json({noun: name, "error": str(error)})
             else:
@@ -178,18 +184,18 @@ def ask_each(
 
 
 def print_json(document: dict[str, Any]) -> None:
-    """One line, at once."""
+    """Print a document on one line and flush it."""
     print(json.dumps(document), flush=True)
 
 
 def fail(message: str) -> int:
-    """Tell a failure; returns the exit code."""
+    """Report a failure on standard error; returns the exit code."""
     print(f"error: {' '.join(message.split())}", file=sys.stderr, flush=True)
     return 1
 
 
 def run(main: Callable[[], int]) -> NoReturn:
-    """Run a command as a script: no stack trace for Ctrl-C, for a reader that has gone, or for odd file names."""
+    """Run a command as a script: no stack trace for Ctrl-C, a closed pipe, or file names that cannot be printed."""
     tolerate_any_name()
     try:
         code = main()
@@ -204,7 +210,7 @@ def run(main: Callable[[], int]) -> NoReturn:
 
 
 def tolerate_any_name() -> None:
-    """A file name may hold bytes that no encoding can print."""
+    """Let file names be printed whose bytes no encoding holds."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")

@@ -1,4 +1,4 @@
-"""Many requests to one server, a bounded number of them at once."""
+"""Many requests to one server, a bounded number of them at a time."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from clients.client import ClientError
 J = TypeVar("J")
 R = TypeVar("R")
 
-#: Requests at once. A server on two cores is busy with four; more only help one with more cores, or a GPU.
+#: Concurrent requests. Four keep a server on two cores busy; more help only with more cores, or a GPU.
 DEFAULT_CONCURRENCY = 8
 MAX_CONCURRENCY = 128
 
 
 def add_concurrency(parser: argparse.ArgumentParser) -> None:
-    """The option, checked as it is read."""
+    """Add the option --concurrency."""
 
     def number(text: str) -> int:
         if not text.isdecimal() or not 1 <= int(text) <= MAX_CONCURRENCY:
-            raise argparse.ArgumentTypeError(f"{text} is no number from 1 to {MAX_CONCURRENCY}")
+            raise argparse.ArgumentTypeError(f"{text} is not a number from 1 to {MAX_CONCURRENCY}")
         return int(text)
 
     parser.add_argument(
@@ -30,16 +30,16 @@ def add_concurrency(parser: argparse.ArgumentParser) -> None:
         type=number,
         default=DEFAULT_CONCURRENCY,
         metavar="N",
-        help=f"requests at once, 1 to {MAX_CONCURRENCY}; default: {DEFAULT_CONCURRENCY}",
+        help=f"concurrent requests, 1 to {MAX_CONCURRENCY}; default: {DEFAULT_CONCURRENCY}",
     )
 
 
 async def answers(
     jobs: Iterable[J], ask: Callable[[J], Awaitable[R]], concurrency: int
 ) -> AsyncIterator[tuple[J, R | ClientError]]:
-    """Every job with its answer or with what went wrong, as they come; jobs are taken as there is room for them.
+    """Yield every job with its answer or its error, as they arrive; a job is taken when there is room for it.
 
-    Raises ClientError when the server has gone, since then no other job would be answered either.
+    Raises ClientError when the server cannot be reached, since no other job would be answered either.
     """
     waiting, asked = iter(jobs), {}
     try:

@@ -23,22 +23,24 @@ _EXAMPLE = """\
   python clients/embed.py --video clip.mp4 --json
   {"image": "clip.mp4", "feature": [0.0123, …]}
 
-Vectors have length 1: their product is the similarity. The rows of a .npy are the images and then the texts, as
-given; nothing is written unless all of them were embedded."""
+Vectors have length 1: their dot product is the similarity. The rows of a .npy are the images and then the texts, in
+the order given; nothing is written unless all of them were embedded."""
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Prints or writes a vector per image and text; returns the exit code."""
+    """Print or writes a vector per image and text; returns the exit code."""
     parser = command_line.Parser("Embed images, a video, and texts with a running mPLUG server.", _EXAMPLE)
     parser.add_argument("images", nargs="*", metavar="IMAGE", help="image file: JPEG, PNG, WebP …")
-    parser.add_argument("--texts", nargs="+", default=[], metavar="TEXT", help="texts to embed, too")
-    parser.add_argument("--output", metavar="FILE", help="write FILE.npy, float32 [n, E], or FILE.json; print nothing")
+    parser.add_argument("--texts", nargs="+", default=[], metavar="TEXT", help="texts to embed as well")
+    parser.add_argument(
+        "--output", metavar="FILE", help="write FILE.npy, float32 [n, E], or FILE.json, and print nothing"
+    )
     command_line.add_json(parser, "image and text")
     command_line.add_video(parser)
     command_line.add_server(parser)
     options = parser.parse_intermixed_args(arguments)
     visual = options.images or options.video or options.frames
-    subjects = command_line.moving(parser, options, options.images) if visual or not options.texts else []
+    subjects = command_line.visual_subjects(parser, options, options.images) if visual or not options.texts else []
     subjects += [(text, {"text": text}) for text in options.texts]
     output = None if options.output is None else Path(options.output)
     if output is not None and output.suffix not in (".npy", ".json"):

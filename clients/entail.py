@@ -22,8 +22,8 @@ The label, its probability, and the hypothesis where there are several."""
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Prints a label per hypothesis as they come; returns the exit code."""
-    parser = command_line.Parser("Judge hypotheses about an image, by a running mPLUG server.", _EXAMPLE)
+    """Print a label per hypothesis as they come; returns the exit code."""
+    parser = command_line.Parser("Judge hypotheses about an image with a running mPLUG server.", _EXAMPLE)
     parser.add_argument("image", metavar="IMAGE", help="image file: JPEG, PNG, WebP …")
     parser.add_argument("hypotheses", nargs="+", metavar="HYPOTHESIS")
     command_line.add_json(parser, "hypothesis, with the probabilities of all three labels")

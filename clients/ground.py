@@ -33,11 +33,13 @@ _CASING = "white"  # around the coloured line, so that it is seen on any backgro
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Prints a box per expression as they come, draws them; returns the exit code."""
-    parser = command_line.Parser("Find what expressions describe in an image, by a running mPLUG server.", _EXAMPLE)
+    """Print a box per expression as it arrives and draw them; returns the exit code."""
+    parser = command_line.Parser("Find what expressions describe in an image with a running mPLUG server.", _EXAMPLE)
     parser.add_argument("image", metavar="IMAGE", help="image file: JPEG, PNG, WebP …")
     parser.add_argument("expressions", nargs="+", metavar="EXPRESSION")
-    parser.add_argument("--output", metavar="PICTURE", help="the image with the boxes drawn; its ending is the format")
+    parser.add_argument(
+        "--output", metavar="PICTURE", help="write the image with the boxes drawn; the ending selects the format"
+    )
     command_line.add_json(parser, "expression")
     command_line.add_server(parser)
     options = parser.parse_intermixed_args(arguments)

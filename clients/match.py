@@ -21,26 +21,26 @@ _EXAMPLE = """\
   -6.033\t0.108\ta cat
   python clients/match.py --video clip.mp4 "a dog runs" "a dog sleeps"
 
-Best first: the logit of "they belong together", of a video with the similarity added; the similarity of the
-embeddings; the text."""
+Best first: the logit of the matching head (for a video, plus the similarity), the similarity of the embeddings, and
+the text."""
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Prints a line per text, best first; returns the exit code."""
+    """Print a line per text, best first; returns the exit code."""
     parser = command_line.Parser("Rank texts by how well they fit an image or a video.", _EXAMPLE)
     parser.add_argument(
         "given",
         nargs="+",
         metavar="IMAGE TEXT",
-        help="an image file (JPEG, PNG, WebP …), not beside --video or --frames; then 1 to 256 texts",
+        help="an image file (JPEG, PNG, WebP …), unless --video or --frames is given; then 1 to 256 texts",
     )
     command_line.add_json(parser, "image, with the texts in the order given")
     command_line.add_video(parser)
     command_line.add_server(parser)
     options = parser.parse_intermixed_args(arguments)
-    moving = options.video is not None or options.frames is not None
-    pictures, texts = ([], options.given) if moving else (options.given[:1], options.given[1:])
-    subjects = command_line.moving(parser, options, pictures)
+    is_video = options.video is not None or options.frames is not None
+    pictures, texts = ([], options.given) if is_video else (options.given[:1], options.given[1:])
+    subjects = command_line.visual_subjects(parser, options, pictures)
     if not texts:
         parser.error("give an image, or --video or --frames, and at least one text")
 

@@ -24,10 +24,10 @@ The label, its probability, and the statement where there are several."""
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Prints a verdict per statement as they come; returns the exit code."""
-    parser = command_line.Parser("Judge statements about two images, by a running mPLUG server.", _EXAMPLE)
+    """Print a verdict per statement as it arrives; returns the exit code."""
+    parser = command_line.Parser("Judge statements about two images with a running mPLUG server.", _EXAMPLE)
     parser.add_argument("left", metavar="LEFT", help="image file: JPEG, PNG, WebP …")
-    parser.add_argument("right", metavar="RIGHT", help="the other one")
+    parser.add_argument("right", metavar="RIGHT", help="image file of the right picture")
     parser.add_argument("statements", nargs="+", metavar="STATEMENT")
     command_line.add_json(parser, "statement")
     command_line.add_server(parser)

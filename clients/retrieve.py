@@ -32,8 +32,8 @@ _EXAMPLE = """\
   python clients/retrieve.py search photos.index --image sofa.jpg
   python clients/retrieve.py search photos.index --image sofa.jpg --texts captions.txt
 
-Of the pictures whose embeddings are the most similar to the query's, the matching head ranks the first --shortlist.
-Printed are its logit, the similarity, and the path, best first; between pictures there is only the similarity."""
+The matching head ranks the --shortlist pictures whose embeddings are most similar to the query's. Each line holds its
+logit, the similarity and the path, best first; a search by picture has the similarity alone."""
 
 _LARGEST = 1000
 TEXTS_PER_MATCH = 256  # what the model `match` takes
@@ -42,9 +42,9 @@ Parsed = tuple[argparse.Namespace, Callable[[argparse.Namespace], Coroutine[None
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Returns the exit code."""
+    """Run the command; returns the exit code."""
     parser = command_line.Parser("Search pictures with a running mPLUG server.", _EXAMPLE)
-    parser.add_argument("command", choices=list(_COMMANDS), help="each has a --help of its own")
+    parser.add_argument("command", choices=list(_COMMANDS), help="index or search; each has its own --help")
     parser.add_argument("arguments", nargs=argparse.REMAINDER, metavar="…")
     rest = list(sys.argv[1:] if arguments is None else arguments)
     name = next((argument for argument in rest if argument in _COMMANDS), None)
@@ -63,10 +63,12 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _parse_index(arguments: list[str]) -> Parsed:
-    parser = command_line.Parser("Embed a folder of pictures, or what changed in it since.", prog="retrieve.py index")
-    parser.add_argument("folder", type=Path, metavar="FOLDER", help="pictures, those of the folders below it included")
+    parser = command_line.Parser("Embed a folder of pictures, or what has changed in it.", prog="retrieve.py index")
+    parser.add_argument(
+        "folder", type=Path, metavar="FOLDER", help="folder of pictures; those in folders below it are included"
+    )
     parser.add_argument("--output", type=Path, required=True, metavar="INDEX", help="file of the index")
-    parser.add_argument("--videos", action="store_true", help="videos, too; each is one entry")
+    parser.add_argument("--videos", action="store_true", help="index videos as well; each is one entry")
     parser.add_argument("--json", action="store_true", help="print the summary as a JSON object")
     add_concurrency(parser)
     command_line.add_server(parser)
@@ -85,9 +87,9 @@ def _parse_search(arguments: list[str]) -> Parsed:
         type=_number,
         default=32,
         metavar="N",
-        help="of the most similar, so many are ranked by the matching head; default: 32",
+        help="how many of the most similar are ranked by the matching head; default: 32",
     )
-    parser.add_argument("--no-rerank", action="store_true", help="similarity alone")
+    parser.add_argument("--no-rerank", action="store_true", help="rank by similarity alone")
     parser.add_argument("--html", type=Path, metavar="PAGE", help="write a page of thumbnails, in one file")
     command_line.add_json(parser, "result")
     add_concurrency(parser)
@@ -102,7 +104,7 @@ def _parse_search(arguments: list[str]) -> Parsed:
 
 def _number(text: str) -> int:
     if not text.isdecimal() or not 1 <= int(text) <= _LARGEST:
-        raise argparse.ArgumentTypeError(f"{text} is no number from 1 to {_LARGEST}")
+        raise argparse.ArgumentTypeError(f"{text} is not a number from 1 to {_LARGEST}")
     return int(text)
 
 
@@ -111,7 +113,7 @@ def _number(text: str) -> int:
 
 async def _index(options: argparse.Namespace) -> int:
     if not options.folder.is_dir():
-        raise ClientError(f"{options.folder} is no folder", "UNREADABLE")
+        raise ClientError(f"{options.folder} is not a folder", "UNREADABLE")
     paths = in_folder(options.folder, videos=options.videos)
     async with AsyncClient(**command_line.connection_arguments(options)) as client:
         writer = IndexWriter(options.output, options.folder, await client.embed_text(PROBE))
@@ -133,7 +135,7 @@ async def _index(options: argparse.Namespace) -> int:
 
 
 async def _embed(client: AsyncClient, writer: IndexWriter, paths: list[str], concurrency: int) -> dict[str, str]:
-    """Embed what is not known; returns reasons of those that could not be asked about and may be the next time."""
+    """Embed what is not known; returns the reasons of those that failed now and are tried again the next time."""
     left, unreadable = [], {}
     for path in paths:
         try:
@@ -154,7 +156,7 @@ async def _embed(client: AsyncClient, writer: IndexWriter, paths: list[str], con
         async for picture, found in answers(left, embed, concurrency):
             if not isinstance(found, ClientError):
                 writer.add(picture, found)
-            elif found.status == "INVALID_ARGUMENT":  # it will not get better until the file changes
+            elif found.status == "INVALID_ARGUMENT":  # it fails until the file changes
                 writer.refuse(picture, str(found))
             else:
                 unreadable[picture.path] = str(found)
@@ -167,7 +169,7 @@ async def _embed(client: AsyncClient, writer: IndexWriter, paths: list[str], con
 
 @dataclass(frozen=True)
 class Result:
-    """A picture or a text that was found. `score` is the matching head's logit, where it was asked."""
+    """A picture or a text that was found. `score` is the matching head's logit, if it was used."""
 
     name: str
     similarity: float
@@ -207,7 +209,7 @@ async def _search(options: argparse.Namespace) -> int:
 async def reranked(
     client: AsyncClient, words: str, shortlist: list[Result], concurrency: int
 ) -> tuple[list[Result], list[str]]:
-    """The shortlist with scores of the matching head, and what could not be asked (it is left out)."""
+    """Return the shortlist with scores of the matching head, and what failed (it is left out)."""
 
     async def match(result: Result) -> Match:
         return (await client.match(texts=[words], **as_arguments(result.name)))[0]
@@ -224,7 +226,7 @@ async def reranked(
 async def nearest_texts(
     client: AsyncClient, image: str, texts: list[str], shortlist: int, options: argparse.Namespace
 ) -> list[Result]:
-    """Texts by how well they fit a picture; only the shortlist of many is seen by the matching head."""
+    """Return texts by how well they fit a picture; the matching head sees the shortlist of many alone."""
     if len(texts) > TEXTS_PER_MATCH or options.no_rerank:
         feature = await client.embed_image(**as_arguments(image))
         similarities = {}
@@ -246,7 +248,7 @@ async def nearest_texts(
 
 
 def _lines(path: Path) -> list[str]:
-    """The texts of a file, one a line, each once."""
+    """Return the texts of a file, one per line, each once."""
     check_file(path)
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
@@ -283,7 +285,7 @@ def _show(results: list[Result], options: argparse.Namespace) -> None:
 
 
 def _thumbnail(path: str) -> str | None:
-    """What a page shows of a file: videos go by their names."""
+    """Return what a page shows of a file: nothing of videos, which go by their names."""
     return path if "image" in as_arguments(path) else None
 
 

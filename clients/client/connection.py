@@ -57,7 +57,7 @@ _NO_CONNECTION = re.compile(r"failed to connect|connection re|resol|dns|socket c
 
 
 class Endpoint:
-    """Where a server is and how it is talked to: what the blocking and the asyncio connection share."""
+    """Where a server is and how it is reached: what the blocking and the asyncio connection share."""
 
     def __init__(
         self, url: str | None, protocol: Protocol, timeout: float, shared_memory: SharedMemory = False
@@ -79,11 +79,11 @@ class Endpoint:
         return f"{self.url} ({self.protocol})"
 
     def api(self, suffix: str = "") -> ModuleType:
-        """tritonclient's module; imported on use, so that gRPC works without the packages that HTTP needs."""
+        """Return tritonclient's module; imported on use, so that gRPC works without the packages that HTTP needs."""
         return importlib.import_module(f"tritonclient.{self.protocol}{suffix}")
 
     def channel_arguments(self) -> list[tuple[str, int]]:
-        """gRPC channel options; giving any replaces all of tritonclient's, its message sizes among them."""
+        """Return gRPC channel options; they replace all of tritonclient's, its message sizes among them."""
         return [
             ("grpc.max_send_message_length", _MAX_MESSAGE_BYTES),
             ("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES),
@@ -94,7 +94,7 @@ class Endpoint:
         ]
 
     def call_options(self, timeout: float) -> dict[str, float]:
-        """The time limit of one call, seconds; HTTP clients take theirs once, when they are made."""
+        """Return the time limit of one call, seconds; HTTP clients take theirs once, when they are made."""
         return {"client_timeout": timeout} if self.protocol == "grpc" else {}
 
     def shared_memory_headers(self) -> dict[str, str]:
@@ -105,7 +105,7 @@ class Endpoint:
         return shared_memory_key.headers(self.protocol, self._port, self._key_file)
 
     def error(self, error: Exception, model: str, shared: bool = False) -> ClientError:
-        """What any of tritonclient's clients raised, as one line and one status. `shared`: memory was."""
+        """Return what tritonclient raised as a ClientError. `shared`: whether the request used shared memory."""
         if isinstance(error, InferenceServerException) and error.status() is not None:
             said = " ".join((error.message() or "").split())[:_LONGEST_MESSAGE]
             status = str(error.status()).removeprefix("StatusCode.")
@@ -158,7 +158,7 @@ class Connection:
         self._api = endpoint.api()
         self._client = self._connect()
         self._regions = Regions()
-        # Whoever forgets to close: the server is still told which regions it may forget.
+        # Where close() is forgotten, the server still unmaps the regions.
         self._finalizer = weakref.finalize(self, _close, self._client, self._regions, self._endpoint)
 
     def _connect(self) -> Any:
@@ -169,7 +169,7 @@ class Connection:
         return self._api.InferenceServerClient(self._endpoint.url, **options)
 
     def infer(self, model: str, inputs: Mapping[str, np.ndarray], timeout: float) -> dict[str, np.ndarray]:
-        """One attempt, of at most `timeout` seconds."""
+        """Send one request, once, for at most `timeout` seconds; returns its output tensors. Raises ClientError."""
         used: list[Region] = []
         try:
             with self._limit(timeout):
@@ -191,7 +191,7 @@ class Connection:
 
     @contextlib.contextmanager
     def _limit(self, timeout: float) -> Iterator[None]:
-        """tritonclient over HTTP limits each read of a socket and not the whole; gRPC has its own limit."""
+        """Limit a request over HTTP, where tritonclient limits each read of a socket; gRPC has its own limit."""
         if self._endpoint.protocol == "grpc":
             yield
             return
@@ -201,7 +201,7 @@ class Connection:
             yield
 
     def _reconnect(self) -> None:
-        """An HTTP connection left in the middle of an answer cannot be used again."""
+        """Replace an HTTP connection: left in the middle of an answer, it cannot be used again."""
         if self._endpoint.protocol == "http":
             self._finalizer.detach()
             self._client.close()
@@ -209,7 +209,7 @@ class Connection:
             self._finalizer = weakref.finalize(self, _close, self._client, self._regions, self._endpoint)
 
     def _region(self, size: int, used: list[Region]) -> Region:
-        """A region that the server has mapped; noted in `used`."""
+        """Return a region that the server has mapped, and add it to `used`."""
         region = self._regions.take(size)
         if region is None:
             region = self._regions.create(size)
@@ -238,7 +238,7 @@ class Connection:
 
 
 class AsyncConnection:
-    """The same with asyncio. To be made inside a running event loop; any number of requests at once."""
+    """A connection for asyncio, made inside a running event loop; any number of requests at once."""
 
     def __init__(self, endpoint: Endpoint) -> None:
         self._endpoint = endpoint
@@ -294,7 +294,7 @@ class AsyncConnection:
             try:
                 headers = self._endpoint.shared_memory_headers()
                 await self._client.unregister_system_shared_memory(name, headers=headers)
-            except Exception as error:  # it is in use, or the server has gone
+            except Exception as error:  # it is in use, or the server is gone
                 if not _is_refused(error):
                     continue
             if name in leaving:  # another request's sweep may have been faster
@@ -320,11 +320,11 @@ class AsyncConnection:
 
 
 def _sweep(client: Any, regions: Regions, endpoint: Endpoint) -> None:
-    """Tell the server which regions it may forget."""
+    """Have the server unmap the regions that are no longer used."""
     for name in regions.leaving.copy():
         try:
             client.unregister_system_shared_memory(name, headers=endpoint.shared_memory_headers())
-        except Exception as error:  # it is in use, or the server has gone
+        except Exception as error:  # it is in use, or the server is gone
             if not _is_refused(error):
                 continue
         regions.leaving.remove(name)
@@ -363,7 +363,7 @@ def _outputs(result: Any) -> dict[str, np.ndarray]:
 
 
 def _with_shared_sizes(inputs: Mapping[str, np.ndarray], endpoint: Endpoint) -> Iterator[tuple[str, np.ndarray, int]]:
-    """(name, tensor, bytes of shared memory that it goes through, 0 for none)."""
+    """Yield (name, tensor, bytes of shared memory that it goes through, 0 for none)."""
     for name, array in inputs.items():
         size = size_of(array) if endpoint.shared_memory else 0
         yield name, array, size if size >= SHARED_FROM else 0

@@ -1,8 +1,8 @@
 """Memory that client and server both map: a large input is written once instead of going through a socket.
 
 Client and server must run on one host, in containers with one IPC namespace. A region has no name in the file
-system any more as soon as the server has mapped it: whoever is killed, no file stays behind in /dev/shm. What a
-killed client had registered the server keeps until it ends.
+system any more once the server has mapped it, so no file stays behind in /dev/shm, whichever process is killed. The
+server keeps what a killed client had registered until it ends.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ SHARED_FROM = 64 << 10  # bytes
 MAX_REGIONS = 4
 _SMALLEST = 1 << 20  # bytes; sizes are powers of two, so that pictures of many sizes fit the same region
 _FOLDER = "/dev/shm"
-#: A connection that closes waits so long for the server to let go of regions, seconds.
+#: How long a connection that closes waits for the server to let go of regions, seconds.
 PATIENCE = 10.0
 PAUSE = 0.05
 
 
 def size_of(array: np.ndarray) -> int:
-    """Bytes of a BYTES tensor as Triton reads it: each element behind its length in four bytes; 0 for others."""
+    """Return the bytes that a BYTES tensor takes, each element after its length in four bytes; 0 for other tensors."""
     return sum(4 + len(element) for element in array.flat) if array.dtype == np.object_ else 0
 
 
 class Region:
-    """One region, this process's side. Raises ClientError where there is no room for it."""
+    """One region, this process's side. Raises ClientError when there is no room for it."""
 
     def __init__(self, size: int) -> None:
         # Memory that is written and not there ends the process by SIGBUS, so room is made sure of first.
@@ -56,7 +56,7 @@ class Region:
         return end
 
     def unlink(self) -> None:
-        """Take its name away: it lives on for those who have mapped it."""
+        """Remove its name; it stays for those that have mapped it."""
         if self._has_file:
             self._has_file = False
             self._memory.unlink()
@@ -76,7 +76,7 @@ class Regions:
         self.leaving: list[str] = []
 
     def take(self, size: int) -> Region | None:
-        """The smallest free region that holds so many bytes."""
+        """Return the smallest free region of at least `size` bytes, or None."""
         fitting = [region for region in self._free if region.size >= size]
         if not fitting:
             return None
@@ -85,7 +85,7 @@ class Regions:
         return region
 
     def give(self, region: Region) -> None:
-        """Back for later requests; of more than are kept, the smallest goes."""
+        """Keep a region for later requests; of more than `MAX_REGIONS`, the smallest is dropped."""
         self._free.append(region)
         if len(self._free) > MAX_REGIONS:
             smallest = min(self._free, key=lambda each: each.size)
@@ -93,16 +93,16 @@ class Regions:
             self.give_up(smallest)
 
     def give_up(self, region: Region) -> None:
-        """Never to be written to again."""
+        """Drop a region: it is never written to again."""
         region.close()
         self.leaving.append(region.name)
 
     def give_up_all(self) -> None:
-        """All that no request uses."""
+        """Drop all regions that no request uses."""
         while self._free:
             self.give_up(self._free.pop())
 
     @staticmethod
     def create(size: int) -> Region:
-        """A new one of at least so many bytes."""
+        """Return a new region of at least `size` bytes."""
         return Region(max(_SMALLEST, 1 << (size - 1).bit_length()))
