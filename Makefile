@@ -86,10 +86,11 @@ $(INSTALLED): $(SERVE_INSTALLED) requirements.txt
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	@touch $@
 
-$(PAGE_INSTALLED): $(SERVE_INSTALLED) webpage/requirements.txt
+$(PAGE_INSTALLED): $(SERVE_INSTALLED) webpage/requirements.txt webpage/overrides.txt
 	@echo "installing webpage/requirements.txt into $(PAGE): a minute the first time" >&2
 	@test -x $(PAGE)/bin/python || $(PYTHON) -m venv $(PAGE)
 	@$(PAGE)/bin/python -m pip install --quiet --disable-pip-version-check -r webpage/requirements.txt
+	@$(PAGE)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r webpage/overrides.txt
 	@touch $@
 
 $(GATEWAY_INSTALLED): $(SERVE_INSTALLED) deploy/gateway/requirements.txt

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 import gradio as gr
 import numpy as np
+from gradio.utils import get_upload_folder
 from PIL import Image
 
 from clients.client import ENTAILMENT_LABELS, Answer, Caption, Client, ClientError
@@ -50,9 +51,21 @@ class Ask:
 
 
 def as_uploaded(component: Any) -> Any:
-    """An input whose file goes to the server byte by byte: the server judges it and turns it upright."""
-    component.preprocess = lambda payload: payload and payload.path
+    """Make an input give its file's path: the server judges the bytes and turns the picture upright."""
+    component.preprocess = lambda payload: payload and own_upload(payload.path)
     return component
+
+
+def own_upload(path: str) -> str:
+    """Return the path of a file that the page keeps. Raises gr.Error for any other path.
+
+    A request may name any file of this machine, and Gradio checks only those that it marks as files.
+    """
+    folder = Path(get_upload_folder()).resolve()
+    file = Path(path).resolve()
+    if not (file.is_relative_to(folder) and file.is_file()):
+        raise gr.Error("this file was not uploaded to this page", ERROR_SECONDS, print_exception=False)
+    return str(file)
 
 
 def picture_input(label: str = "Picture") -> gr.Image:
