@@ -138,8 +138,7 @@ def check_positions(inputs: Mapping[str, Value], options: SearchOptions, prefix:
     # A MIN_LENGTH alone moves the longest length along with it.
     name = "MIN_LENGTH" if "MIN_LENGTH" in inputs and "MAX_LENGTH" not in inputs else "MAX_LENGTH"
     raise InvalidRequest(
-        f"{name}: {options.max_length} tokens behind a prompt of {prefix} are more than the "
-        f"checkpoint's {max_positions} positions"
+        f"{name} {options.max_length} plus a {prefix}-token prompt exceeds the checkpoint's {max_positions} positions"
     )
 
 

@@ -47,7 +47,7 @@ WRONG_VALUES: list[tuple[str, str, dict[str, Tensor]]] = [
     ("MAX_LENGTH", f"{POSITIONS} positions", {"MAX_LENGTH": POSITIONS}),
     ("MAX_LENGTH", f"{POSITIONS} positions", {"MAX_LENGTH": LARGEST}),
     ("MIN_LENGTH", f"{POSITIONS} positions", {"MIN_LENGTH": LARGEST}),
-    ("MAX_LENGTH", "prompt of 3", {"MAX_LENGTH": POSITIONS - 2, "PROMPT": "w1 w2"}),
+    ("MAX_LENGTH", "3-token prompt", {"MAX_LENGTH": POSITIONS - 2, "PROMPT": "w1 w2"}),
     ("NUM_RETURN", "6 is not between 1 and 5", {"NUM_RETURN": 6}),
     ("NUM_RETURN", "3 is not between 1 and 2", {"NUM_RETURN": 3, "NUM_BEAMS": 2}),
     ("NUM_RETURN", "0 is not between", {"NUM_RETURN": 0}),

@@ -135,10 +135,10 @@ def test_options_that_cannot_be(asked: dict[str, Any], message: str) -> None:
         ({"TOKEN_RANGE": integers(-1, 5)}, "TOKEN_RANGE: [-1, 5] is no range"),
         ({"TOKEN_RANGE": integers(0, 901)}, "TOKEN_RANGE: [0, 901] is no range"),
         ({"TOKEN_RANGE": integers(5)}, "TOKEN_RANGE: [5] is no range"),
-        ({"MAX_LENGTH": integers(64)}, "MAX_LENGTH: 64 tokens behind a prompt of 1 are more than the checkpoint's 64"),
-        ({"MIN_LENGTH": integers(2**31 - 1)}, "MIN_LENGTH: 2147483647 tokens behind a prompt of 1"),
-        ({"MAX_LENGTH": integers(63), "PROMPT_IDS": integers(START, 7)}, "MAX_LENGTH: 63 tokens behind a prompt of 2"),
-        ({"PROMPT_IDS": integers(*[7] * 60)}, "MAX_LENGTH: 25 tokens behind a prompt of 60"),
+        ({"MAX_LENGTH": integers(64)}, "MAX_LENGTH 64 plus a 1-token prompt exceeds the checkpoint's 64"),
+        ({"MIN_LENGTH": integers(2**31 - 1)}, "MIN_LENGTH 2147483647 plus a 1-token prompt"),
+        ({"MAX_LENGTH": integers(63), "PROMPT_IDS": integers(START, 7)}, "MAX_LENGTH 63 plus a 2-token prompt"),
+        ({"PROMPT_IDS": integers(*[7] * 60)}, "MAX_LENGTH 25 plus a 60-token prompt"),
     ],
 )
 def test_tensors_that_cannot_be(inputs: dict[str, Any], message: str) -> None:
