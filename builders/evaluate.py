@@ -27,7 +27,7 @@ if not __package__:  # run as a script: Python looks beside this file, our packa
 
 from builders.build import BuildError
 from builders.compile.compare import ArtefactError
-from builders.data.readers.records import DatasetError
+from builders.data.readers.records import DatasetError, check_keys
 from builders.data.sources import SOURCES, Source, SourceOptions, open_source, tasks_of
 from builders.evaluation import caption_metrics, report, tasks
 from builders.evaluation.models import Model, open_checkpoint
@@ -77,6 +77,7 @@ class Job:
         records = self.records()
         if not records:
             raise UsageError(f"{self.task}, {self.split}: there is nothing to ask among so few items")
+        check_keys(records, f"{self.task}, {self.split}")
         return await self.score(model, records, self.split)
 
 

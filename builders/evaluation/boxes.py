@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from builders.data.readers.records import Box
+import numpy as np
+from numpy.typing import ArrayLike
 
 ENOUGH = 0.5
 
 
-def iou(first: Box, second: Box) -> float:
-    """Intersection over union (0…1) of boxes x0, y0, x1, y1; 0 where neither has an area."""
-    width = min(first[2], second[2]) - max(first[0], second[0])
-    height = min(first[3], second[3]) - max(first[1], second[1])
-    shared = max(0.0, width) * max(0.0, height)
-    union = _area(first) + _area(second) - shared
-    return shared / union if union > 0 else 0.0
-
-
-def _area(box: Box) -> float:
-    return max(0.0, box[2] - box[0]) * max(0.0, box[3] - box[1])
+def iou(first: ArrayLike, second: ArrayLike) -> np.ndarray:
+    """Return the intersection over union (0…1) of boxes `[…, 4]`, corners x0, y0, x1, y1; 0 where none has an area."""
+    first, second = np.asarray(first, float), np.asarray(second, float)
+    low, high = np.maximum(first[..., :2], second[..., :2]), np.minimum(first[..., 2:], second[..., 2:])
+    shared = np.clip(high - low, 0, None).prod(-1)
+    areas = [np.clip(box[..., 2:] - box[..., :2], 0, None).prod(-1) for box in (first, second)]
+    union = areas[0] + areas[1] - shared
+    return np.divide(shared, union, out=np.zeros_like(union), where=union > 0)

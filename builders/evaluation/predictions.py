@@ -11,7 +11,7 @@ from pathlib import Path
 
 from builders.data.readers import coco, flickr30k, vqa
 from builders.data.readers.annotations import Entry, entries_of
-from builders.data.readers.records import CaptionRecord, DatasetError, QuestionRecord
+from builders.data.readers.records import CaptionRecord, DatasetError, QuestionRecord, check_keys
 from builders.evaluation import caption_metrics, vqa_accuracy
 from builders.evaluation.tasks import Mistake, Outcome
 
@@ -70,6 +70,7 @@ def score_file(data: str, predictions: Path, references: Path, split: str | None
         raise DatasetError(f"predictions can be scored for {', '.join(SCORED)}, not for {data}")
     read, name, score = SCORED[data]
     records = read(references, split)
+    check_keys(records, references)
     keys = {str(entry[name]) for entry in entries_of(predictions)}
     known = {record.key for record in records}
     unknown, missing = sorted(keys - known), sorted(known - keys)

@@ -136,13 +136,13 @@ async def expressions(model: Model, records: Sequence[ExpressionRecord], split: 
     found = await _ask(
         model, records, lambda record: calls.ground(_encoded(record.image), record.expression), f"grounding, {split}"
     )
-    overlaps = [iou(each.box, record.box) for each, record in zip(found, records, strict=True)]
+    overlaps = iou([each.box for each in found], [record.box for record in records])
     mistakes = [
         Mistake(record.key, record.expression, _shown(record.box), f"{_shown(each.box)} (IoU {overlap:.2f})")
         for record, each, overlap in zip(records, found, overlaps, strict=True)
         if overlap < ENOUGH
     ]
-    metrics = {"IoU ≥ 0.5": float(np.mean([each >= ENOUGH for each in overlaps])), "mean IoU": float(np.mean(overlaps))}
+    metrics = {"IoU ≥ 0.5": float((overlaps >= ENOUGH).mean()), "mean IoU": float(np.mean(overlaps))}
     predictions = [{"key": record.key, "box": list(each.box)} for record, each in zip(records, found, strict=True)]
     return Outcome("grounding", split, len(records), metrics, mistakes, predictions)
 
@@ -306,8 +306,8 @@ def _encoded(picture: Picture) -> bytes:
 
 
 def _number(key: str) -> int | str:
-    """Ids that are numbers stand as numbers in results files."""
-    return int(key) if key.isdecimal() else key
+    """Ids that are numbers stand as numbers in results files; "007" is none."""
+    return int(key) if key.isdecimal() and str(int(key)) == key else key
 
 
 def _shown(box: Sequence[float]) -> str:

@@ -8,18 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
+import numpy as np
 import torch
 from torch import Tensor
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from builders.evaluation.boxes import ENOUGH, iou
 from builders.train.batches import Batch
 from builders.train.engine import Learner
 from builders.train.fused_states import fuse, token_mask
 from builders.train.generation import generate
-from builders.train.momentum import MomentumCopy
 from builders.train.objectives.answering import answer_loss, soft_answers
 from builders.train.objectives.captioning import caption_loss, decoder_source
-from builders.train.objectives.contrastive import ALPHA, ImageTextContrast
-from builders.train.objectives.grounding import BoxIds, greedy_boxes, grounding_loss, overlap
+from builders.train.objectives.contrastive import ALPHA, MOMENTUM, ImageTextContrast
+from builders.train.objectives.grounding import BoxIds, greedy_boxes, grounding_loss
 from builders.train.objectives.judgement import entail_logits, entail_loss, nlvr_logits, nlvr_loss
 from builders.train.objectives.masked_language import MaskedLanguageHead, SpecialIds, masked_language_loss
 from builders.train.objectives.matching import matching_loss
@@ -197,7 +199,14 @@ class AnswerLearner(Learner):
         super().__init__()
         freeze_all_but(network, ("vision_encoder", "text_encoder", "fusion_encoder", "text_decoder"))
         self.network, self.tokenizer, self.alpha, self.ramp = network, tokenizer, alpha, ramp
-        self.teacher = MomentumCopy(network) if alpha else None
+        self.teacher = momentum_copy(network) if alpha else None
+
+    def train(self, mode: bool = True) -> AnswerLearner:
+        """The momentum copy never drops anything out."""
+        super().train(mode)
+        if self.teacher is not None:
+            self.teacher.eval()
+        return self
 
     def forward(self, batch: Batch, done: float) -> dict[str, Tensor]:
         """See `Learner`."""
@@ -205,7 +214,7 @@ class AnswerLearner(Learner):
         images, asked = batch["image_index"], batch["question_index"]
         soft = None
         if self.teacher is not None:
-            soft = soft_answers(self.teacher.network, batch["pixel_values"], questions, None, answers, images, asked)
+            soft = soft_answers(self.teacher.module, batch["pixel_values"], questions, None, answers, images, asked)
         loss = answer_loss(
             self.network,
             self.network.vision_encoder(batch["pixel_values"]),
@@ -223,7 +232,7 @@ class AnswerLearner(Learner):
     def after_step(self) -> None:
         """See `Learner`."""
         if self.teacher is not None:
-            self.teacher.follow(self.network)
+            self.teacher.update_parameters(self.network)
 
     def validate(self, batches: Iterable[Batch]) -> dict[str, float]:
         """The share of questions whose greedy answer is one of theirs, each question counting once."""
@@ -264,11 +273,11 @@ class GroundingLearner(Learner):
             tokens = greedy_boxes(
                 self.network, states, batch["expression_ids"], None, self.box_ids, batch["image_index"]
             )
-            overlaps.append(overlap(self.box_ids.boxes(tokens), batch["boxes"].float()))
+            overlaps.append(iou(self.box_ids.boxes(tokens).cpu().numpy(), batch["boxes"].cpu().numpy()))
         if not overlaps:
             return {}
-        found = torch.cat(overlaps)
-        return {"IoU": found.mean().item(), "IoU >= 0.5": (found >= 0.5).float().mean().item()}
+        found = np.concatenate(overlaps)
+        return {"IoU": float(found.mean()), "IoU >= 0.5": float((found >= ENOUGH).mean())}
 
 
 class StatementLearner(Learner):
@@ -321,6 +330,13 @@ class HypothesisLearner(Learner):
             )
             for batch in batches
         )
+
+
+def momentum_copy(network: MPlug, momentum: float = MOMENTUM) -> AveragedModel:
+    """Return a copy of the network that follows it slowly: `update_parameters` after every step of the optimiser."""
+    copy = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(momentum)).requires_grad_(False)
+    copy.n_averaged += 1  # from 0 the first update would take the network's weights as they are
+    return copy
 
 
 def exactly(

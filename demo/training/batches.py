@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
+from builders.train.batches import padded
 from builders.train.objectives.grounding import BoxIds
 from demo.scenes.classes import load_classes
 from demo.scenes.generator import Scene, SceneGenerator, SceneObject
@@ -79,14 +80,6 @@ def scene_tokenizer() -> Tokenizer:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "vocab.txt"
         return Tokenizer(path, write_vocabulary(path))
-
-
-def padded(rows: Sequence[Sequence[int]]) -> Tensor:
-    """Rows of ids → int64 `[n, L]`, padded with 0 to the longest."""
-    ids = np.zeros((len(rows), max(map(len, rows), default=1)), np.int64)
-    for target, row in zip(ids, rows, strict=True):
-        target[: len(row)] = row
-    return torch.from_numpy(ids)
 
 
 def box_shares(thing: SceneObject, scene: Scene) -> np.ndarray:

@@ -12,9 +12,11 @@ from random import Random
 import torch
 from torch import Tensor
 
+from builders.evaluation.boxes import ENOUGH, iou
 from builders.train.fused_states import fuse, token_mask
-from builders.train.objectives.captioning import decoder_source, greedy_captions
-from builders.train.objectives.grounding import greedy_boxes, overlap
+from builders.train.generation import generate
+from builders.train.objectives.captioning import decoder_source
+from builders.train.objectives.grounding import greedy_boxes
 from builders.train.objectives.judgement import entail_logits, nlvr_logits
 from demo.scenes.generator import SceneGenerator
 from demo.scenes.grammar import exact_match, object_recall
@@ -57,11 +59,11 @@ def _look_at(
 
 def _captions(network: MPlug, states: Tensor, texts: SceneTexts, scenes: Sequence) -> dict[str, float]:
     prompt = torch.tensor(texts.ids(network.config.prompt))
-    ids = greedy_captions(
+    ids = generate(
         network,
         decoder_source(network, states, prompt),
-        cls_id=texts.tokenizer.cls_id,
-        sep_id=texts.tokenizer.sep_id,
+        start_id=texts.tokenizer.cls_id,
+        end_id=texts.tokenizer.sep_id,
         length=network.config.generation.max_length,
     )
     written = [texts.tokenizer.decode(row[1:]) for row in ids.tolist()]
@@ -75,8 +77,8 @@ def _captions(network: MPlug, states: Tensor, texts: SceneTexts, scenes: Sequenc
 def _generated(network: MPlug, states: Tensor, batch: dict[str, Tensor], texts: SceneTexts) -> dict[str, float]:
     answers = batch["answer_ids"]
     source = network.decoder_input(*fuse(network, states, batch["question_ids"], None, batch["question_image"]))
-    said = greedy_captions(
-        network, source, cls_id=texts.tokenizer.cls_id, sep_id=texts.tokenizer.sep_id, length=answers.shape[1]
+    said = generate(
+        network, source, start_id=texts.tokenizer.cls_id, end_id=texts.tokenizer.sep_id, length=answers.shape[1]
     )
     # Equal up to the end token; what stands behind it does not count.
     right = [
@@ -85,8 +87,8 @@ def _generated(network: MPlug, states: Tensor, batch: dict[str, Tensor], texts: 
     ]
     boxes = texts.box_ids
     found = greedy_boxes(network, states, batch["expression_ids"], None, boxes, batch["expression_image"])
-    hit = overlap(boxes.boxes(found), boxes.boxes(batch["box_ids"])) >= 0.5
-    return {"vqa": sum(right) / len(right), "ground": hit.float().mean()}
+    hit = iou(boxes.boxes(found).numpy(), boxes.boxes(batch["box_ids"]).numpy()) >= ENOUGH
+    return {"vqa": sum(right) / len(right), "ground": hit.mean()}
 
 
 def _judged(network: MPlug, states: Tensor, batch: dict[str, Tensor]) -> dict[str, float]:

@@ -12,18 +12,18 @@ import re
 from pathlib import Path
 
 from builders.data.readers.annotations import Entry, Images, list_of_entries, load_json
-from builders.data.readers.records import CaptionRecord, DatasetError
+from builders.data.readers.records import CaptionRecord, DatasetError, check_keys
 
 #: Karpathy's splits that one of ours takes in.
 SPLITS = {"train": ("train", "restval"), "val": ("val",), "test": ("test",)}
 
 
 def read(annotations: Path, images: Path | None, split: str | None = None) -> list[CaptionRecord]:
-    """One record per picture, with all of its captions; `key` is the number at the end of the picture's name.
+    """One record per picture, with all of its captions; `key` as in `key_of`.
 
     `split` (train, val, test) is needed for a file that holds all of them, and changes nothing for the others.
     `images` None: paths stand as in the file, and need not be there. Raises DatasetError naming the file, entry, key
-    or picture.
+    or picture, and for two pictures with one key.
     """
     content, folder = load_json(annotations), Images(images)
     if isinstance(content, dict):
@@ -38,12 +38,17 @@ def read(annotations: Path, images: Path | None, split: str | None = None) -> li
     captions: dict[Path, list[str]] = {}
     for entry in entries:
         captions.setdefault(_image(entry, folder), []).extend(_captions(entry))
-    return [CaptionRecord(key_of(path), path, tuple(texts)) for path, texts in captions.items()]
+    records = [CaptionRecord(key_of(path), path, tuple(texts)) for path, texts in captions.items()]
+    check_keys(records, annotations)
+    return records
 
 
 def key_of(image: Path) -> str:
-    """`COCO_val2014_000000391895.jpg` → "391895", as results files name pictures; else the name without its suffix."""
-    number = re.search(r"(?:^|_)0*(\d+)$", image.stem)
+    """Return what results files call a picture: its name without suffix; of COCO's names, and of numbers, the number.
+
+    `COCO_val2014_000000391895.jpg` and `000000391895.jpg` → "391895"; `cats_001.jpg` → "cats_001".
+    """
+    number = re.fullmatch(r"(?:COCO_(?:train|val|test)\d{4}_)?0*(\d+)", image.stem)
     return number[1] if number else image.stem
 
 

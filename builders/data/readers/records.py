@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -92,13 +93,32 @@ class HypothesisRecord:
 Record = CaptionRecord | QuestionRecord | VideoQuestionRecord | ExpressionRecord | PairRecord | HypothesisRecord
 
 
+class PictureError(DatasetError):
+    """A file is no picture, or cannot be read; `path` names it."""
+
+    def __init__(self, path: Path, message: str) -> None:
+        super().__init__(message)
+        self.path = path
+
+
+def check_keys(records: Sequence[Record], source: object) -> None:
+    """Raises DatasetError where two records have one key: results would count one of them twice, and one not at all."""
+    seen: dict[str, Record] = {}
+    for record in records:
+        other = seen.setdefault(record.key, record)
+        if other is not record:
+            names = [str(each.image) for each in (other, record) if isinstance(getattr(each, "image", None), Path)]
+            which = f" ({' and '.join(names)})" if len(names) == 2 else ""
+            raise DatasetError(f"{source}: two entries have the key {record.key!r}{which}; keys must differ")
+
+
 def open_picture(picture: Picture) -> Image.Image:
-    """A picture as the server would open it: upright, RGB. Raises DatasetError naming a file that is no picture."""
+    """A picture as the server would open it: upright, RGB. Raises PictureError naming a file that is no picture."""
     if isinstance(picture, np.ndarray):
         return Image.fromarray(picture)
     try:
         return decode_image(picture.read_bytes(), name=str(picture))
     except OSError as error:
-        raise DatasetError(f"{picture}: cannot be read: {error.strerror}") from None
+        raise PictureError(picture, f"{picture}: cannot be read: {error.strerror}") from None
     except InvalidRequest as error:
-        raise DatasetError(str(error)) from None
+        raise PictureError(picture, str(error)) from None

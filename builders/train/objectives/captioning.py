@@ -37,15 +37,3 @@ def caption_loss(network: MPlug, source: tuple[Tensor, Tensor], caption_ids: Ten
     """
     logits = network.text_decoder(caption_ids[:, :-1], *source)
     return functional.cross_entropy(logits.flatten(0, 1).float(), caption_ids[:, 1:].flatten(), ignore_index=pad_id)
-
-
-@torch.no_grad()
-def greedy_captions(network: MPlug, source: tuple[Tensor, Tensor], *, cls_id: int, sep_id: int, length: int) -> Tensor:
-    """The likeliest token at each place, `[B, ≤ length]` ids from `[CLS]`; for a look during training."""
-    ids = torch.full((source[0].shape[0], 1), cls_id)
-    ended = torch.zeros(ids.shape[0], dtype=torch.bool)
-    while ids.shape[1] < length and not ended.all():
-        following = network.text_decoder(ids, *source)[:, -1].argmax(-1)
-        ended |= following == sep_id
-        ids = torch.cat([ids, following[:, None]], dim=1)
-    return ids

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from builders.train.fused_states import fuse, mean_over_tokens, token_losses
+from builders.train.generation import generate
 from mplug.inputs.tokenizer import Tokenizer
 from mplug.network import MPlug
 from mplug.tasks.ground import BOX_TOKENS, FIRST_BIN, START
@@ -56,9 +57,9 @@ def near_boxes(tokens: Tensor, box_ids: BoxIds, vocabulary: int, spread: float) 
     Bins are an order that the vocabulary does not know of: nearly right is then better than wrong.
     """
     bins = torch.arange(box_ids.bins, device=tokens.device)
-    away = (tokens[:, 1:, None] - box_ids.first_bin - bins).float() / spread
+    distances = (tokens[:, 1:, None] - box_ids.first_bin - bins).float() / spread
     targets = torch.zeros(len(tokens), tokens.shape[1] - 1, vocabulary, device=tokens.device)
-    targets[:, :, box_ids.first_bin : box_ids.first_bin + box_ids.bins] = torch.softmax(-away.square() / 2, dim=-1)
+    targets[:, :, box_ids.first_bin : box_ids.first_bin + box_ids.bins] = torch.softmax(-distances.square() / 2, dim=-1)
     return targets
 
 
@@ -75,7 +76,6 @@ def grounding_loss(
     return mean_over_tokens(token_losses(network, network.decoder_input(*fused), box_ids), box_ids)
 
 
-@torch.no_grad()
 def greedy_boxes(
     network: MPlug,
     image_states: Tensor,
@@ -84,18 +84,7 @@ def greedy_boxes(
     box_ids: BoxIds,
     image_index: Tensor | None = None,
 ) -> Tensor:
-    """The likeliest box token at each place, as served: ids `[T, 5]` from the start."""
+    """Return the likeliest box token at each place, as served: ids `[T, 5]` from the start."""
     source = network.decoder_input(*fuse(network, image_states, expression_ids, expression_mask, image_index))
-    ids = torch.full((len(expression_ids), 1), box_ids.start, device=expression_ids.device)
-    for _ in range(BOX_TOKENS):
-        logits = network.text_decoder(ids, *source)[:, -1, box_ids.first_bin : box_ids.first_bin + box_ids.bins]
-        ids = torch.cat([ids, box_ids.first_bin + logits.argmax(-1, keepdim=True)], dim=1)
-    return ids
-
-
-def overlap(first: Tensor, second: Tensor) -> Tensor:
-    """Intersection over union of boxes `[T, 4]` given by corners, `[T]`."""
-    low, high = torch.maximum(first[:, :2], second[:, :2]), torch.minimum(first[:, 2:], second[:, 2:])
-    shared = (high - low).clamp(min=0).prod(1)
-    areas = [(box[:, 2:] - box[:, :2]).clamp(min=0).prod(1) for box in (first, second)]
-    return shared / (areas[0] + areas[1] - shared).clamp(min=1e-6)
+    bins = slice(box_ids.first_bin, box_ids.first_bin + box_ids.bins)
+    return generate(network, source, start_id=box_ids.start, end_id=None, length=1 + BOX_TOKENS, allowed=bins)

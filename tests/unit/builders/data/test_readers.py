@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from builders.data.readers import coco, easy_vqa, flickr30k, nlvr2, refcoco, snli_ve, vqa
+from builders.data.readers import coco, easy_vqa, flickr30k, karpathy, nlvr2, refcoco, snli_ve, vqa
 from builders.data.readers.records import DatasetError, QuestionRecord, open_picture
 
 
@@ -89,6 +89,21 @@ def test_karpathys_file_holds_all_splits(tmp_path):
     put_image(tmp_path / "elsewhere" / "val2014_img" / "COCO_val2014_000000000042.jpg")
     listed = put_json(tmp_path / "coco_test.json", entries[:1])
     assert coco.read(listed, tmp_path / "elsewhere")[0].captions == record.captions
+
+
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [
+        ("val2014/COCO_val2014_000000391895.jpg", "391895"),
+        ("000000391895.jpg", "391895"),
+        ("1007129816.jpg", "1007129816"),
+        ("cats_001.jpg", "cats_001"),
+        ("holiday_2019_7.png", "holiday_2019_7"),
+        ("photo.final.jpg", "photo.final"),
+    ],
+)
+def test_keys_are_the_names_of_pictures(name, key):
+    assert karpathy.key_of(Path(name)) == key
 
 
 def test_captions_of_a_picture_are_gathered(tmp_path):

@@ -76,6 +76,8 @@ def test_overlap_of_boxes():
     assert iou((0, 0, 10, 10), (10, 0, 20, 10)) == 0.0
     assert iou((0, 0, 0, 0), (0, 0, 0, 0)) == 0.0
     assert iou((2, 2, 4, 4), (0, 0, 10, 10)) == pytest.approx(0.04)
+    several = iou([[0, 0, 10, 10], [0, 0, 4, 4]], [[5, 0, 15, 10], [6, 6, 8, 8]])
+    assert several.tolist() == pytest.approx([1 / 3, 0])
 
 
 def test_ranks_of_a_shortlist_come_before_all_else():
@@ -207,6 +209,31 @@ def test_a_file_of_captions_is_scored(tmp_path, monkeypatch):
             ),
             None,
         )
+
+
+def test_pictures_whose_names_end_in_one_number_are_two(tmp_path, monkeypatch):
+    monkeypatch.setattr(caption_metrics.shutil, "which", lambda _: None)
+    names, texts = ("cats_001.jpg", "dogs_001.jpg"), ("two cats on a mat", "a dog beside a wall")
+    references = put(
+        tmp_path / "test.json",
+        [{"image": name, "caption": [text]} for name, text in zip(names, texts, strict=True)],
+    )
+    for answers, exact in ((texts, 2), (texts[::-1], 0)):
+        predictions = put(
+            tmp_path / "captions.json",
+            [{"image_id": name[:-4], "caption": text} for name, text in zip(names, answers, strict=True)],
+        )
+        outcome = score_file("coco", predictions, references, None)
+        assert (outcome.items, outcome.items - len(outcome.mistakes)) == (2, exact)
+    clash = put(tmp_path / "clash.json", [{"image": f"{place}/001.jpg", "caption": ["a"]} for place in "ab"])
+    with pytest.raises(DatasetError, match=r"two entries have the key '1' \(a/001.jpg and b/001.jpg\)"):
+        score_file("coco", predictions, clash, None)
+    again = put(
+        tmp_path / "again.json",
+        {"annotations": [{"question_id": 1, "answers": [{"answer": answer}]} for answer in ("yes", "no")]},
+    )
+    with pytest.raises(DatasetError, match=r"again\.json: two entries have the key '1'"):
+        score_file("vqa", put(tmp_path / "one.json", [{"question_id": 1, "answer": "yes"}]), again, None)
 
 
 @pytest.mark.parametrize(

@@ -6,15 +6,16 @@ import pytest
 import torch
 from torch.nn import functional
 
+from builders.evaluation.boxes import iou
 from builders.train.fused_states import fuse, token_mask
+from builders.train.learners import momentum_copy
 from builders.train.objectives.answering import answer_loss, soft_answers
 from builders.train.objectives.contrastive import ImageTextContrast
-from builders.train.objectives.grounding import BoxIds, greedy_boxes, grounding_loss, overlap
+from builders.train.objectives.grounding import BoxIds, greedy_boxes, grounding_loss
 from builders.train.objectives.judgement import entail_logits, entail_loss, nlvr_logits, nlvr_loss
 from builders.train.objectives.masked_language import MaskedLanguageHead, SpecialIds, mask_tokens, masked_language_loss
 from builders.train.objectives.matching import hard_negatives, match_logits, matching_loss
 from builders.train.objectives.prefix_language import cut_texts, prefix_language_loss
-from builders.train.objectives.retrieval import retrieval_loss
 from mplug.config import GenerationConfig, MPlugConfig, TextConfig, VisionConfig
 from mplug.inputs.tokenizer import SPECIAL_TOKENS, Tokenizer
 from mplug.network import MPlug
@@ -175,6 +176,17 @@ def test_momentum_and_resuming(network, pixels):
     assert not any(parameter.requires_grad for parameter in contrast.teacher.parameters())
 
 
+def test_a_momentum_copy_follows_slowly_and_never_trains(network):
+    copy = momentum_copy(network, momentum=0.9)
+    before = network.text_projection.weight.clone()
+    with torch.no_grad():
+        network.text_projection.weight += 1.0
+    for followed in (0.1, 0.19):  # 1 - 0.9, then 0.9 of the rest
+        copy.update_parameters(network)
+        torch.testing.assert_close(copy.module.text_projection.weight, before + followed)
+    assert not any(parameter.requires_grad for parameter in copy.parameters())
+
+
 def test_contrast_is_learnt(network, pixels):
     contrast = ImageTextContrast(network, queue_size=0, momentum=0.8)
     loss = lambda: _contrast(contrast, network, pixels, texts(6), alpha=0.0).loss  # noqa: E731
@@ -224,8 +236,12 @@ def test_retrieval_is_learnt(network, pixels):
     ids, pair_ids = texts(6), torch.arange(6)
 
     def loss():
-        losses = retrieval_loss(network, contrast, pixels, ids, token_mask(ids), pair_ids, alpha=0.0)
-        return losses.contrast.loss + losses.matching
+        mask = token_mask(ids)
+        states = network.vision_encoder(pixels), network.text_encoder(ids, mask)
+        found = contrast(network, *states, pixels, ids, mask, ids=pair_ids, alpha=0.0)
+        return found.loss + matching_loss(
+            network, *states, mask, found.image_to_text, found.text_to_image, ids=pair_ids
+        )
 
     assert halved(learn(network.parameters(), loss, 60, lambda: contrast.update_momentum(network)))
 
@@ -339,7 +355,7 @@ def test_boxes_are_learnt_and_read_back(network, pixels):
     )
     ids = BOXES.tokens(boxes)
     assert ids[0].tolist() == [40, 41 + 5, 41 + 10, 41 + 10, 41 + 20]
-    assert (overlap(BOXES.boxes(ids), boxes.float()) > 0.8).all()
+    assert (iou(BOXES.boxes(ids), boxes) > 0.8).all()
     loss = lambda: grounding_loss(network, network.vision_encoder(pixels), texts(6), None, ids)  # noqa: E731
     assert halved(learn(network.parameters(), loss, 120))
     found = greedy_boxes(network.eval(), network.vision_encoder(pixels), texts(6), None, BOXES)
@@ -353,12 +369,6 @@ def test_boxes_need_their_tokens(tmp_path):
     assert BoxIds.of(tokenizer, 16) == BoxIds(5, 6, 17)
     with pytest.raises(ValueError, match=r"at 32 pixels needs \[unused339\] to \[unused372\].* has no '\[unused372\]'"):
         BoxIds.of(tokenizer, 32)
-
-
-def test_overlap():
-    first = torch.tensor([[0.0, 0.0, 10.0, 10.0], [0.0, 0.0, 4.0, 4.0]])
-    second = torch.tensor([[5.0, 0.0, 15.0, 10.0], [6.0, 6.0, 8.0, 8.0]])
-    torch.testing.assert_close(overlap(first, second), torch.tensor([1 / 3, 0.0]))
 
 
 def test_statements_are_read_left_before_right_and_learnt(network, pixels):
