@@ -175,6 +175,9 @@ class MPlugConfig:
     prompt: str = ""
     #: What stands behind every answer that is ranked, before the tokenizer's own `[SEP]`.
     eos: str = ""
+    #: Whether a question, a retrieval text or a ranked answer ends in the tokenizer's `[SEP]`; the authors' own
+    #: tokenizer leaves it out.
+    final_sep: bool = True
     #: Which frames of a video are looked at: at whole steps as `published`, or `even` ones; see `sample_indices`.
     frame_sampling: str = "published"
 
@@ -269,6 +272,7 @@ def read_config(yaml_path: Path, bert_path: Path, *, task: str | None = None) ->
             caption_states=str(document.get("caption_states", "image")),
             prompt=str(document.get("prompt") or ""),
             eos=str(document.get("eos") or ""),
+            final_sep=_truth(document, "final_sep", yaml_path, True),
             frame_sampling=str(document.get("frame_sampling", "published")),
         )
     except ConfigError as error:
@@ -349,6 +353,13 @@ def _number(document: dict[str, Any], key: str, path: Path, default: int | None 
         raise ConfigError(f"{path}: {key} is missing")
     if isinstance(value, bool) or not isinstance(value, int):
         raise ConfigError(f"{path}: {key} is {value!r}, not a whole number")
+    return value
+
+
+def _truth(document: dict[str, Any], key: str, path: Path, default: bool) -> bool:
+    value = document.get(key, default)
+    if not isinstance(value, bool):
+        raise ConfigError(f"{path}: {key} is {value!r}, not true or false")
     return value
 
 

@@ -96,6 +96,7 @@ def config_documents(config: MPlugConfig) -> tuple[dict[str, object], dict[str, 
         "caption_states": config.caption_states,
         "prompt": config.prompt,
         "eos": config.eos,
+        "final_sep": config.final_sep,
         "frame_sampling": config.frame_sampling,
     }
     bert = {

@@ -85,12 +85,14 @@ class Tokenizer:
         """The ids of a text alone: no [CLS], no [SEP], any length."""
         return self._pieces.encode(text, add_special_tokens=False).ids
 
-    def encode(self, text: str, max_length: int, behind: Iterable[str] = ()) -> tuple[np.ndarray, np.ndarray]:
+    def encode(
+        self, text: str, max_length: int, behind: Iterable[str] = (), *, final_sep: bool = True
+    ) -> tuple[np.ndarray, np.ndarray]:
         """`[CLS] text [SEP]`, padded with [PAD].
 
         `behind`: texts that follow, each with a [SEP] of its own (for VQA the OCR words, then the object
         labels). What exceeds `max_length` is cut off at the end; the last token kept
-        is always [SEP].
+        is always [SEP], unless `final_sep` leaves it out.
         Returns input ids and attention mask (1 on tokens, 0 on padding), both int32 [max_length].
         """
         if max_length < 2:
@@ -98,7 +100,8 @@ class Tokenizer:
         ids = self.pieces(text)
         for follower in map(self.pieces, behind):
             ids += [self.sep_id, *follower]
-        ids = [self.cls_id, *ids[: max_length - 2], self.sep_id]
+        ends = [self.sep_id] if final_sep else []
+        ids = [self.cls_id, *ids[: max_length - 1 - len(ends)], *ends]
 
         input_ids = np.full(max_length, self.pad_id, dtype=np.int32)
         input_ids[: len(ids)] = ids

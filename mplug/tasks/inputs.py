@@ -63,11 +63,13 @@ def check_tokens(name: str, tokens: int, allowed: int) -> None:
         )
 
 
-def tokenised(tokenizer: Tokenizer, texts: Mapping[str, str], length: int) -> tuple[np.ndarray, np.ndarray]:
+def tokenised(
+    tokenizer: Tokenizer, texts: Mapping[str, str], length: int, *, final_sep: bool = True
+) -> tuple[np.ndarray, np.ndarray]:
     """Ids and mask `[B, length]` of texts by their name for messages. Raises InvalidRequest for one that is longer."""
     for name, text in texts.items():
         check_tokens(name, len(tokenizer.pieces(text)), length - 2)
-    pairs = [tokenizer.encode(text, length) for text in texts.values()]
+    pairs = [tokenizer.encode(text, length, final_sep=final_sep) for text in texts.values()]
     return np.stack([ids for ids, _ in pairs]), np.stack([mask for _, mask in pairs])
 
 

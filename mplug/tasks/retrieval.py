@@ -33,7 +33,8 @@ class _RetrievalTask:
         self.config, self.tokenizer = checkpoint.config, checkpoint.tokenizer
 
     def _tokenised(self, texts: Mapping[str, str]) -> tuple[np.ndarray, np.ndarray]:
-        return tokenised(self.tokenizer, texts, self.config.max_text_length)
+        length, final_sep = self.config.max_text_length, self.config.final_sep
+        return tokenised(self.tokenizer, texts, length, final_sep=final_sep)
 
 
 class EmbedImageTask(_RetrievalTask):

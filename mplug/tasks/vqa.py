@@ -107,7 +107,8 @@ class VqaTask:
                 f"{names}: with the question {count} tokens, more than the {most} that the checkpoint reads; "
                 "send fewer words"
             )
-        return self.tokenizer.encode(question, min(most, -(-count // PADDING_STEP) * PADDING_STEP), behind.values())
+        length = min(most, -(-count // PADDING_STEP) * PADDING_STEP)
+        return self.tokenizer.encode(question, length, behind.values(), final_sep=self.config.final_sep)
 
     def _candidate_ids(self, candidates: Mapping[str, str]) -> np.ndarray:
         """Return ids `[n, L]`, from `[CLS]` to the last `[SEP]`, padded with 0.
@@ -115,7 +116,7 @@ class VqaTask:
         Raises InvalidRequest for an answer that is there twice, that has no tokens or too many.
         """
         tokenizer = self.tokenizer
-        ends = [*tokenizer.pieces(self.config.eos), tokenizer.sep_id]
+        ends = [*tokenizer.pieces(self.config.eos), *([tokenizer.sep_id] if self.config.final_sep else [])]
         longest = min(self.config.text.max_positions, MAX_CANDIDATE_TOKENS)
         most = min(self.config.max_text_length - 2, longest - 1 - len(ends))
         pieces = []

@@ -202,7 +202,9 @@ def vqa(case: Case) -> None:
             inputs["IMAGE"] = [case.picture()]
             pixels = case.pixels(inputs["IMAGE"])
         for count in (6, 150):
-            answers = list(dict.fromkeys(case.words(1, 3) for _ in range(count)))
+            # By their ids: texts that the tokenizer reads alike have the same score, and no order.
+            drawn = [case.words(1, 3) for _ in range(count)]
+            answers = list({tuple(case.tokenizer(text).input_ids): text for text in drawn}.values())
             ends = [answer + case.config["eos"] for answer in answers]
             ids = case.tokenizer(ends, padding="longest", return_tensors="pt")
             kept = min(128, len(answers))
@@ -293,6 +295,7 @@ def random_checkpoint(published: Published, folder: Path, task: str, random: np.
         "clip_vision_width": vision, "clip_vision_patch_size": patch, "clip_context_length": 4, "clip_vocab_size": 8,
         "clip_transformer_width": 64, "clip_transformer_heads": 1, "clip_transformer_layers": 1, "embed_dim": 32,
         "queue_size": 8, "temp": 0.07, "momentum": 0.995, "k_test": 128, "prompt": "",
+        "final_sep": not published.own_tokenizer,
     }  # fmt: skip
     (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
     (folder / "config_bert.json").write_text(json.dumps(bert, indent=1) + "\n")
@@ -316,10 +319,13 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("output", type=Path, help="folder for the cases")
     parser.add_argument("--task", choices=TASKS, action="append", help="which (default: all three)")
     parser.add_argument("--checkpoint", type=Path, help="use this one instead of random ones; its task must be --task")
+    parser.add_argument("--own-tokenizer", action="store_true", help="the clone's, which writes no last [SEP]")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     if arguments.checkpoint and len(arguments.task or ()) != 1:
         parser.error("--checkpoint needs exactly one --task")
+    if arguments.own_tokenizer and arguments.checkpoint:
+        parser.error("--own-tokenizer goes with random checkpoints, whose YAML says so")
     return arguments
 
 
@@ -328,7 +334,7 @@ def main() -> int:
     """Make a case per task."""
     arguments = parse_arguments()
     try:
-        published = Published(arguments.clone)
+        published = Published(arguments.clone, own_tokenizer=arguments.own_tokenizer)
     except FileNotFoundError as error:
         print(f"make_cases.py: error: {error}", file=sys.stderr)
         return 1

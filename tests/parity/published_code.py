@@ -55,8 +55,11 @@ def resized(picture, size: tuple[int, int]):
 class Published:
     """Modules of a clone of the authors' repository."""
 
-    def __init__(self, clone: Path) -> None:
-        """Raises FileNotFoundError where `clone` is not one."""
+    def __init__(self, clone: Path, *, own_tokenizer: bool = False) -> None:
+        """`own_tokenizer`: the clone's, which writes no last `[SEP]`, in place of ModelScope's, that of transformers.
+
+        Raises FileNotFoundError where `clone` is not one.
+        """
         if not (clone / "models" / "modeling_mplug.py").is_file():
             raise FileNotFoundError(f"{clone} is no clone of X-PLUG/mPLUG: it has no models/modeling_mplug.py")
         import transformers  # before the others: it looks for some of those that are replaced
@@ -70,14 +73,13 @@ class Published:
         sys.modules["dataset"] = package
         package.create_dataset = package.create_sampler = package.create_loader = MagicMock()
         sys.path.insert(0, str(clone))
-        from models import modeling_mplug
+        from models import modeling_mplug, tokenization_bert
 
         for model in (modeling_mplug.BertModel, modeling_mplug.FusionModel, modeling_mplug.BertPrefixModel):
             model.from_pretrained = classmethod(_from_config)
         modeling_mplug.BertLMHeadModel.from_pretrained = classmethod(_from_config)
-        #: That of ModelScope's pipelines, `[CLS] … [SEP]`. The clone's own, models/tokenization_bert.py, leaves out the
-        #: last `[SEP]`; docs/models.md says what follows from that.
-        self.tokenizer = transformers.BertTokenizer.from_pretrained
+        tokenizers = tokenization_bert if own_tokenizer else transformers
+        self.own_tokenizer, self.tokenizer = own_tokenizer, tokenizers.BertTokenizer.from_pretrained
 
     def model(self, kind: str, config: Mapping, folder: Path) -> torch.nn.Module:
         """Return an `MPLUG` of `models.model_<kind>` at a configuration, in evaluation mode, on random weights."""

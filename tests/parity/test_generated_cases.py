@@ -79,7 +79,9 @@ def test_answers_are_the_published_ones(task_of, folder: Path, checkpoint: Path,
     answer = asyncio.run(served.run(served.parse(inputs), stages))
     for name, reference in request_["answer"].items():
         if name == "TOKEN_IDS":
-            assert [[index for index in row if index] for row in answer[name].tolist()] == reference
+            # Padding stands behind a hypothesis; within one, [PAD] is a token like any other.
+            found = [np.trim_zeros(row, "b").tolist() for row in answer[name]]
+            assert found == [np.trim_zeros(row, "b") for row in reference]
         elif name == "ANSWER":
             assert [text.decode() for text in answer[name]] == reference
         else:

@@ -209,6 +209,7 @@ WRONG_IN_YAML: list[tuple[dict[str, Any], str]] = [
     ({"max_text_length": -3}, "max_text_length -3"),
     ({"embed_dim": 0}, "embed_dim is 0"),
     ({"caption_states": "text"}, "caption_states 'text' is not image or fused"),
+    ({"final_sep": "no"}, "final_sep is 'no', not true or false"),
     ({"frame_sampling": "random"}, "frame_sampling 'random' is not published or even"),
 ]
 WRONG_IN_BERT: list[tuple[dict[str, Any], str]] = [
