@@ -30,8 +30,13 @@ class ModelProcesses:
 
     def __init__(self, tritonserver: int) -> None:
         server = psutil.Process(tritonserver)
-        stubs = [child for child in server.children(recursive=True) if child.name().startswith(STUB_NAME)]
-        self._watched = [_Watched(server, "tritonserver"), *(_Watched(stub, _label(stub)) for stub in stubs)]
+        self._watched = [_Watched(server, "tritonserver")]
+        for child in server.children(recursive=True):
+            try:
+                if child.name().startswith(STUB_NAME):
+                    self._watched.append(_Watched(child, _label(child)))
+            except psutil.NoSuchProcess:
+                continue  # a helper that has done its work
 
     @property
     def pids(self) -> list[int]:
@@ -59,7 +64,10 @@ class ModelProcesses:
 
 def _label(stub: psutil.Process) -> str:
     """The model that a stub runs: its first argument is the path DIR/MODEL/VERSION/model.py."""
-    arguments = stub.cmdline()
+    try:
+        arguments = stub.cmdline()
+    except psutil.ZombieProcess:  # it died while the models were loading, and tritonserver became ready all the same
+        arguments = []
     parts = arguments[1].split("/") if len(arguments) > 1 else []
     return f"model {parts[-3]}" if len(parts) >= 3 else "a model"
 
