@@ -266,7 +266,7 @@ class Pipeline:
 
     def _open_stage(self, model: str, stage: str) -> BatchingStage:
         if stage not in ENCODERS:
-            raise StageError(f"{stage}: no stage of this repository")
+            raise StageError(f"{stage}: is not an encoder stage; the encoders are {', '.join(ENCODERS)}")
         graph = open_graph(self._repository / model / "1", stage)
         config = (self._repository / model / "config.pbtxt").read_text()
         rows = int(re.search(r"^max_batch_size: (\d+)", config, re.M)[1])

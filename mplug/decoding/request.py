@@ -35,7 +35,7 @@ class DecodeRequestParser:
 
     @classmethod
     def of_stage(cls, folder: Path) -> DecodeRequestParser:
-        """From a built stage's folder."""
+        """Read the limits and defaults of a built stage from its version folder."""
         info = StageInfo.read(folder)
         sizes = info.sizes
         names = ("hidden_size", "vocab_size", "max_positions", "max_states", "start_id", "end_id")
@@ -52,7 +52,7 @@ class DecodeRequestParser:
         if "TOKEN_RANGE" in inputs:
             token_range = tuple(_array(inputs, "TOKEN_RANGE").tolist())
         if len(token_range) != 2 or not 0 <= token_range[0] < token_range[1] <= self.vocab_size:
-            raise InvalidRequest(f"TOKEN_RANGE: {list(token_range)} is no range of {self.vocab_size} tokens")
+            raise InvalidRequest(f"TOKEN_RANGE: {list(token_range)} is not a range within {self.vocab_size} token ids")
         prefix = prompt or [self.start_id]
         if not all(0 <= token < self.vocab_size for token in prefix):
             raise InvalidRequest(f"PROMPT_IDS: ids must be 0…{self.vocab_size - 1}")
@@ -69,7 +69,7 @@ class DecodeRequestParser:
         )
 
     def candidates(self, inputs: Mapping[str, Value]) -> np.ndarray:
-        """Checked CANDIDATE_IDS `[n, L]` int32. Raises InvalidRequest."""
+        """Check and return CANDIDATE_IDS `[n, L]`, int32. Raises InvalidRequest."""
         ids = _array(inputs, "CANDIDATE_IDS")
         longest = min(self.max_positions, MAX_CANDIDATE_TOKENS)
         if ids.ndim != 2 or not 1 <= ids.shape[0] <= MAX_CANDIDATES or not 2 <= ids.shape[1] <= longest:
@@ -87,7 +87,7 @@ class DecodeRequestParser:
         return _whole(inputs, "FIRST_TOKEN_WEIGHT", 1, 1, 2)
 
     def encoder_inputs(self, inputs: Mapping[str, Value]) -> tuple[np.ndarray | DeviceArray, np.ndarray]:
-        """Checked states `[A, W]` fp32, on the GPU if they come from there, and their mask `[A]` int32.
+        """Check and return states `[A, W]`, fp32, on the GPU if they come from there, and their mask `[A]`, int32.
 
         Raises InvalidRequest.
         """
@@ -108,10 +108,10 @@ class DecodeRequestParser:
 
 
 def parse_search_options(inputs: Mapping[str, Value], generation: GenerationConfig, end_id: int) -> SearchOptions:
-    """NUM_BEAMS, MIN_LENGTH, MAX_LENGTH, NUM_RETURN and LENGTH_PENALTY, with defaults where absent.
+    """Read NUM_BEAMS, MIN_LENGTH, MAX_LENGTH, NUM_RETURN and LENGTH_PENALTY, with defaults where absent.
 
-    A MAX_LENGTH below the default MIN_LENGTH, or the other way round, moves the one that was not asked
-    for. Raises InvalidRequest naming the input and what it may be.
+    A MAX_LENGTH below the default MIN_LENGTH, or the other way round, replaces the default that it
+    contradicts. Raises InvalidRequest naming the input and what it may be.
     """
     num_beams = _whole(inputs, "NUM_BEAMS", generation.num_beams, 1, MAX_BEAMS)
     max_length = _whole(inputs, "MAX_LENGTH", generation.max_length, 1, None)
@@ -135,7 +135,7 @@ def check_positions(inputs: Mapping[str, Value], options: SearchOptions, prefix:
     """Raise InvalidRequest when `prefix` tokens and the longest result exceed the decoder's positions."""
     if prefix + options.max_length <= max_positions:
         return
-    # A MIN_LENGTH alone moves the longest length along with it.
+    # A MIN_LENGTH without MAX_LENGTH raises the longest length to it.
     name = "MIN_LENGTH" if "MIN_LENGTH" in inputs and "MAX_LENGTH" not in inputs else "MAX_LENGTH"
     raise InvalidRequest(
         f"{name} {options.max_length} plus a {prefix}-token prompt exceeds the checkpoint's {max_positions} positions"
@@ -143,7 +143,7 @@ def check_positions(inputs: Mapping[str, Value], options: SearchOptions, prefix:
 
 
 def to_outputs(request: DecodeRequest, hypotheses: list[Hypothesis]) -> dict[str, Value]:
-    """TOKEN_IDS `[n, L]` from `[CLS]`, padded with 0, and SCORE `[n]`."""
+    """Return TOKEN_IDS `[n, L]` from `[CLS]`, padded with 0, and SCORE `[n]`."""
     prefix = np.asarray(request.prefix, np.int32)
     length = max(len(hypothesis.token_ids) for hypothesis in hypotheses)
     ids = np.zeros((len(hypotheses), len(prefix) + length), np.int32)

@@ -3,9 +3,9 @@
     IMAGE/VIDEO → decode, resize → vision_encoder ─┬─────────────────────────────────→ text_decoder → CAPTION
                           PROMPT → text_encoder → fusion_encoder (where the captioner reads fused states)
 
-Published captioners decode from the image states alone, and a prompt is decoded first, as the tokenizer reads it. Ours
-reads the fused states of a prompt, which loses its punctuation as captions do. The checkpoint's `caption_states` says
-which. The states of frames lie side by side.
+Published captioners decode from the image states alone, starting with the prompt as the tokenizer reads it. Ours
+decodes from the states of the image fused with the prompt, which is cleaned like captions. The checkpoint's
+`caption_states` says which. The states of several frames are concatenated.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from mplug.tasks.inputs import check_tokens, one_text, visual
 
 @dataclass(frozen=True)
 class CaptionRequest:
-    """A request that was checked."""
+    """A checked request."""
 
     pixels: np.ndarray  #: `[F, 3, R, R]`, one image or the frames of a video
     prompt: str
@@ -40,7 +40,7 @@ class CaptionTask:
         self.config, self.tokenizer = checkpoint.config, checkpoint.tokenizer
 
     def parse(self, inputs: Mapping[str, Value]) -> CaptionRequest:
-        """Check everything before any stage is asked. Raises InvalidRequest."""
+        """Check all inputs before any stage is called. Raises InvalidRequest."""
         options = {name: np.asarray(inputs[name]) for name in SEARCH_OPTIONS if name in inputs}
         search = parse_search_options(options, self.config.generation, self.tokenizer.sep_id)
         prompt = self.config.prompt
@@ -51,7 +51,7 @@ class CaptionTask:
         return CaptionRequest(visual(inputs, self.config), prompt, search)
 
     async def run(self, request: CaptionRequest, call_stage: CallStage) -> Values:
-        """Chain the stages; outputs CAPTION, SCORE, TOKEN_IDS."""
+        """Run the stages; return CAPTION, SCORE and TOKEN_IDS, best first."""
         states, _ = await encode_images(call_stage, self.config, request.pixels)
         states = side_by_side(states)
         if self.config.caption_states == "fused":
@@ -59,15 +59,15 @@ class CaptionTask:
         else:
             read = encoder_inputs(states[0])
             read["PROMPT_IDS"] = np.array(self._prefix(request.prompt), np.int32)
-        # All options, since a decoder that several checkpoints share has the defaults of one of them.
+        # All options, because checkpoints may share a decoder, which has the defaults of one of them.
         found = await decode(call_stage, {**read, **search_inputs(request.search)})
         captions = [self.tokenizer.decode(ids.tolist()).encode() for ids in found["TOKEN_IDS"]]
         return {"CAPTION": captions, "SCORE": found["SCORE"], "TOKEN_IDS": found["TOKEN_IDS"]}
 
     def _prefix(self, prompt: str) -> list[int]:
-        """Ids that the decoder starts from: a prompt that goes through the text encoder is not among them."""
-        read_elsewhere = self.config.caption_states == "fused"
-        return [self.tokenizer.cls_id, *([] if read_elsewhere else self.tokenizer.pieces(prompt))]
+        """Return the ids that the decoder starts from; a fused prompt is read by the text encoder instead."""
+        fused = self.config.caption_states == "fused"
+        return [self.tokenizer.cls_id, *([] if fused else self.tokenizer.pieces(prompt))]
 
     async def _fused(self, image_states: np.ndarray, prompt: str, call_stage: CallStage) -> Values:
         ids, mask = self.tokenizer.encode(prompt, len(self.tokenizer.pieces(prompt)) + 2)

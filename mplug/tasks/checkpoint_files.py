@@ -1,4 +1,4 @@
-"""What a public model keeps of its checkpoint: configuration and vocabulary, in its version folder."""
+"""Files of a checkpoint in a public model's version folder: configuration, vocabulary, weights of a head."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ class ServedCheckpoint:
 
     config: MPlugConfig
     tokenizer: Tokenizer
-    #: Image side that it was trained at, pixels: box tokens count in it, whatever size is served.
+    #: Image side at training, pixels. Box tokens are in units of it, whatever image size is served.
     trained_image_size: int
 
     @classmethod
     def read(cls, folder: Path) -> ServedCheckpoint:
-        """From a public model's version folder, as builders/build.py leaves it."""
+        """Read a public model's version folder, as `builders/build.py` writes it."""
         served = json.loads((folder / SERVED_FILE).read_text())
         config = read_config(folder / "config.yaml", folder / "config_bert.json", task=served["tasks"][0])
         trained = config.vision.image_size
@@ -36,7 +36,7 @@ class ServedCheckpoint:
 
 @dataclass(frozen=True)
 class Head:
-    """`mplug.network.mplug.ClassificationHead` in NumPy; weights `[outputs, inputs]`, as PyTorch keeps them."""
+    """`mplug.network.mplug.ClassificationHead` in NumPy; weights are `[outputs, inputs]`, as in PyTorch."""
 
     hidden_weight: np.ndarray
     hidden_bias: np.ndarray
@@ -45,16 +45,16 @@ class Head:
 
     @classmethod
     def read(cls, folder: Path) -> Head:
-        """From a public model's version folder."""
+        """Read the weights from a public model's version folder."""
         with np.load(folder / HEAD_FILE, allow_pickle=False) as arrays:
             return cls(**{name: arrays[name] for name in cls.__dataclass_fields__})
 
     def write(self, folder: Path) -> None:
-        """Into a public model's version folder."""
+        """Write the weights into a public model's version folder."""
         np.savez(folder / HEAD_FILE, **{name: getattr(self, name) for name in self.__dataclass_fields__})
 
     def probabilities(self, states: np.ndarray) -> np.ndarray:
-        """States `[inputs]` → probabilities of the classes."""
+        """Return the probabilities `[classes]` for states `[inputs]`."""
         hidden = np.maximum(self.hidden_weight @ states + self.hidden_bias, 0.0)
         logits = self.output_weight @ hidden + self.output_bias
         weights = np.exp(logits - logits.max())

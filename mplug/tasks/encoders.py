@@ -1,8 +1,8 @@
-"""Calling the three encoding stages from a public model.
+"""Calls of the three encoder stages by public models.
 
-Triton's response cache goes by a request's inputs alone: who asks for fewer outputs of the same image than the
-one before gets what was kept, and who asks for more gets too little. So every task asks a stage for all that
-its checkpoint has.
+Triton's response cache identifies a request by its inputs alone, not by the outputs that it asks for: a call that
+asks for more outputs than the cached one gets too few. So every task asks a stage for all outputs that its checkpoint
+has, and shares the cached answer with the other tasks.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from mplug.runtime.gpu.array import DeviceArray, concatenated
 
 @dataclass(frozen=True)
 class EncodedText:
-    """Texts behind the text encoder."""
+    """Outputs of the text encoder."""
 
     states: np.ndarray  #: `[B, L, W]`
     mask: np.ndarray  #: `[B, L]` int32
@@ -27,26 +27,26 @@ class EncodedText:
 
 
 def has_projections(config: MPlugConfig) -> bool:
-    """Whether the encoders have contrastive projections behind them."""
+    """Return whether the encoders end in contrastive projections."""
     return any(task.endswith("retrieval") for task in config.tasks)
 
 
 async def encode_images(
     call_stage: CallStage, config: MPlugConfig, pixels: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """Pixels `[F, 3, R, R]` → states `[F, N, W]` and, of retrieval checkpoints, projections `[F, E]`."""
+    """Encode pixels `[F, 3, R, R]`; return states `[F, N, W]` and, of retrieval checkpoints, projections `[F, E]`."""
     outputs = ["IMAGE_STATES", *(["IMAGE_PROJECTION"] if has_projections(config) else [])]
     found = await call_stage("vision_encoder", {"PIXEL_VALUES": pixels}, outputs)
     return found["IMAGE_STATES"], found.get("IMAGE_PROJECTION")
 
 
 def side_by_side(states: np.ndarray) -> np.ndarray:
-    """States of frames `[F, N, W]` as those of one long image, `[1, F·N, W]`."""
+    """Return the states of frames `[F, N, W]` as those of one image, `[1, F·N, W]`."""
     return states.reshape(1, -1, states.shape[-1])
 
 
 async def encode_texts(call_stage: CallStage, config: MPlugConfig, ids: np.ndarray, mask: np.ndarray) -> EncodedText:
-    """Ids and mask `[B, L]` → their states, and of retrieval checkpoints their projections."""
+    """Encode ids and mask `[B, L]`."""
     outputs = ["TEXT_STATES", *(["TEXT_PROJECTION"] if has_projections(config) else [])]
     found = await call_stage("text_encoder", {"INPUT_IDS": ids, "ATTENTION_MASK": mask}, outputs)
     return EncodedText(found["TEXT_STATES"], mask, found.get("TEXT_PROJECTION"))
@@ -55,7 +55,7 @@ async def encode_texts(call_stage: CallStage, config: MPlugConfig, ids: np.ndarr
 async def fuse(
     call_stage: CallStage, image_states: np.ndarray, text: EncodedText, outputs: Sequence[str]
 ) -> dict[str, np.ndarray]:
-    """Image states `[B, A, W]` and texts → the named outputs of the fusion encoder."""
+    """Fuse image states `[B, A, W]` with as many texts; return the named outputs of the fusion encoder."""
     inputs = {"IMAGE_STATES": image_states, "TEXT_STATES": text.states, "ATTENTION_MASK": text.mask}
     return await call_stage("fusion_encoder", inputs, outputs)
 
@@ -63,9 +63,9 @@ async def fuse(
 async def fuse_for_decoder(
     call_stage: CallStage, image_states: np.ndarray, text: EncodedText
 ) -> tuple[np.ndarray | DeviceArray, np.ndarray]:
-    """One image and one text → what the decoder reads of both: states `[A + L, W]` and mask `[A + L]`.
+    """Fuse one image and one text; return the states `[A + L, W]` that the decoder reads, and their mask `[A + L]`.
 
-    The states stay on the GPU where the stages are there.
+    The states stay on the GPU if the stages run there.
     """
     fused = await fuse(call_stage, image_states, text, Forwarded(FORWARDED_OUTPUTS))
     image, words = (fused[name][0] for name in FORWARDED_OUTPUTS)
@@ -73,5 +73,5 @@ async def fuse_for_decoder(
 
 
 def normalised(vectors: np.ndarray) -> np.ndarray:
-    """Vectors `[..., E]` at length 1, as torch's `normalize` does it."""
+    """Return vectors `[..., E]` scaled to length 1, as torch's `normalize` does."""
     return vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)

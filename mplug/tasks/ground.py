@@ -1,10 +1,10 @@
-"""Public model `ground`: an image, an expression → where in the image that thing is.
+"""Public model `ground`: an image and an expression → the box of what the expression describes.
 
     IMAGE → letterbox → vision_encoder ┐
           EXPRESSION  → text_encoder   ┴→ fusion_encoder → [image; text] → text_decoder → four tokens → BOX
 
-As published: the decoder starts at `[unused339]` and greedily writes four tokens of `[unused340]`…`[unused340+R]`;
-each, counted from the first and divided by R, is one of centre x, centre y, width and height on the canvas.
+As published: the decoder starts with `[unused339]` and greedily generates four tokens of `[unused340]`…`[unused340+R]`.
+Their distances from `[unused340]`, divided by R, are centre x, centre y, width and height on the letterboxed image.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from mplug.tasks.decoding import decode, encoder_inputs, search_inputs
 from mplug.tasks.encoders import encode_images, encode_texts, fuse_for_decoder, side_by_side
 from mplug.tasks.inputs import one_text, only, tokenised
 
-START = 339  # of the vocabulary's unused tokens, the one that the decoder starts from
-FIRST_BIN = 340  # and the one that stands for 0
+START = 339  # the unused token of the vocabulary that the decoder starts from
+FIRST_BIN = 340  # the unused token that stands for coordinate 0
 BOX_TOKENS = 4
 
 
 @dataclass(frozen=True)
 class GroundRequest:
-    """A request that was checked."""
+    """A checked request."""
 
     pixels: np.ndarray  #: `[1, 3, R, R]`
     letterbox: Letterbox
@@ -42,7 +42,7 @@ class GroundTask:
     """Task of `mplug.tasks.interface.Task`."""
 
     def __init__(self, checkpoint: ServedCheckpoint) -> None:
-        """Raises ValueError for a vocabulary that has not the box tokens."""
+        """Find the box tokens. Raises ValueError for a vocabulary without them."""
         self.config, self.tokenizer = checkpoint.config, checkpoint.tokenizer
         self.scale = checkpoint.trained_image_size
         names = [f"[unused{FIRST_BIN + index}]" for index in range(self.scale + 1)]
@@ -54,10 +54,10 @@ class GroundTask:
             raise ValueError(f"{needed}: {error.args[0]}") from None
         self.first = ids[0]
         if ids != list(range(self.first, self.first + len(ids))):
-            raise ValueError(f"the vocabulary's {names[0]} to {names[-1]} do not stand one behind the other")
+            raise ValueError(f"the vocabulary's {names[0]} to {names[-1]} are not consecutive")
 
     def parse(self, inputs: Mapping[str, Value]) -> GroundRequest:
-        """Check everything before any stage is asked. Raises InvalidRequest."""
+        """Check all inputs before any stage is called. Raises InvalidRequest."""
         expression = one_text(inputs, "EXPRESSION")
         image = decode_image(only(inputs, "IMAGE"), name="IMAGE")
         pixels, letterbox = letterbox_pixel_values(image, self.config.vision.image_size)
@@ -65,7 +65,7 @@ class GroundTask:
         return GroundRequest(pixels[None], letterbox, ids, mask)
 
     async def run(self, request: GroundRequest, call_stage: CallStage) -> Values:
-        """Chain the stages; outputs BOX (corners, pixels of the upright image) and BOX_TOKENS."""
+        """Run the stages; return BOX (corners, pixels of the upright image) and BOX_TOKENS."""
         states, _ = await encode_images(call_stage, self.config, request.pixels)
         text = await encode_texts(call_stage, self.config, request.ids, request.mask)
         read = encoder_inputs(*await fuse_for_decoder(call_stage, side_by_side(states), text))
@@ -79,6 +79,6 @@ class GroundTask:
                 "TOKEN_RANGE": np.array([self.first, self.first + self.scale + 1], np.int32),
             },
         )
-        tokens = found["TOKEN_IDS"][0, 1:]  # behind the start
+        tokens = found["TOKEN_IDS"][0, 1:]  # without the start token
         box = request.letterbox.to_image((tokens - self.first) / self.scale)
         return {"BOX": np.array(box, np.float32), "BOX_TOKENS": np.ascontiguousarray(tokens, np.int32)}

@@ -1,4 +1,4 @@
-"""Inputs that several public models share, from what clients send to what the stages read."""
+"""Inputs that several public models share: parsed, checked and turned into arrays for the stages."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from mplug.inputs.text import as_text, clean_caption
 from mplug.inputs.tokenizer import Tokenizer
 from mplug.inputs.video import decode_video, sample_indices
 
-#: Frames of a video that are looked at where the request does not say, as published.
+#: Frames sampled from a video without FRAMES, as published.
 DEFAULT_FRAMES = 8
 
 
 def only(inputs: Mapping[str, Value], name: str) -> bytes:
-    """The one element of a BYTES input. Raises InvalidRequest naming it."""
+    """Return the one element of a BYTES input. Raises InvalidRequest naming the input."""
     value = inputs.get(name)
     if not isinstance(value, list) or len(value) != 1:
         raise InvalidRequest(f"{name}: must hold exactly one element")
@@ -28,14 +28,14 @@ def only(inputs: Mapping[str, Value], name: str) -> bytes:
 
 
 def one_text(inputs: Mapping[str, Value], name: str, *, clean: bool = False) -> str:
-    """The one text of an input. `clean`: as captions and retrieval texts are. Raises InvalidRequest."""
+    """Return the one text of an input, `clean`ed like captions and retrieval texts. Raises InvalidRequest."""
     return _text(only(inputs, name), name, clean)
 
 
 def many_texts(inputs: Mapping[str, Value], name: str, most: int, *, clean: bool = False) -> dict[str, str]:
-    """The texts of an input, 1…`most`, by their name for messages: `TEXT[0]` and so on.
+    """Return the 1…`most` texts of an input, each by its name in messages: `TEXT[0]` and so on.
 
-    Raises InvalidRequest naming the one that is wrong.
+    Raises InvalidRequest naming the text that is wrong.
     """
     value = inputs.get(name)
     if not isinstance(value, list) or not 1 <= len(value) <= most:
@@ -54,7 +54,7 @@ def _text(data: bytes, name: str, clean: bool) -> str:
 
 
 def check_tokens(name: str, tokens: int, allowed: int) -> None:
-    """Raise InvalidRequest for a text that the tokenizer leaves nothing of, or more than its checkpoint reads."""
+    """Raise InvalidRequest for a text without tokens, or with more than the checkpoint reads."""
     if not tokens:
         raise InvalidRequest(f"{name}: holds no words")
     if tokens > allowed:
@@ -66,7 +66,7 @@ def check_tokens(name: str, tokens: int, allowed: int) -> None:
 def tokenised(
     tokenizer: Tokenizer, texts: Mapping[str, str], length: int, *, final_sep: bool = True
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Ids and mask `[B, length]` of texts by their name for messages. Raises InvalidRequest for one that is longer."""
+    """Return ids and mask `[B, length]` of texts by their names in messages. Raises InvalidRequest for a longer one."""
     for name, text in texts.items():
         check_tokens(name, len(tokenizer.pieces(text)), length - 2)
     pairs = [tokenizer.encode(text, length, final_sep=final_sep) for text in texts.values()]
@@ -74,10 +74,10 @@ def tokenised(
 
 
 def visual(inputs: Mapping[str, Value], config: MPlugConfig) -> np.ndarray:
-    """IMAGE (one, or several as frames) or VIDEO → pixels `[F, 3, R, R]`; F is 1 for an image.
+    """Return pixels `[F, 3, R, R]` of IMAGE (one, or several as frames) or VIDEO; F is 1 for one image.
 
-    FRAMES says how many frames of a video are looked at, the checkpoint's `frame_sampling` which; several IMAGEs
-    are all looked at unless FRAMES is there. Raises InvalidRequest.
+    FRAMES says how many frames are sampled, the checkpoint's `frame_sampling` which ones. Without FRAMES, all IMAGEs
+    are used. Raises InvalidRequest.
     """
     frames, size, even = _frames(inputs), config.vision.image_size, config.frame_sampling == "even"
     if "IMAGE" in inputs and "VIDEO" in inputs:

@@ -1,4 +1,4 @@
-"""What every public model's task offers to the servers of it: Triton's models and `mplug.pipeline`."""
+"""The interface of a public model's task, as `mplug.triton.models` and `mplug.pipeline` use it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ class Task(Protocol):
     """One public model's logic."""
 
     def parse(self, inputs: Mapping[str, Value]) -> Any:
-        """Inputs to a request object; runs in a thread, several at a time. Raises InvalidRequest."""
+        """Check the inputs and return a request; called from several threads at once. Raises InvalidRequest."""
 
     async def run(self, request: Any, call_stage: CallStage) -> Mapping[str, Value]:
-        """Request object to outputs; calls stages. Runs on the event loop: awaits, and computes little."""
+        """Run the stages and return the outputs. Runs on the event loop, so it must not compute for long."""

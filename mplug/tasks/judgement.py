@@ -3,9 +3,9 @@
     IMAGE → vision_encoder ┐
      text → text_encoder   ┴→ fusion_encoder → [CLS] of the fused text → head → LABEL, PROBABILITY
 
-The published work reports results of both and no code. Ours: a linear layer, ReLU, a linear layer; for `nlvr`
-over the two images' fused `[CLS]`, one behind the other, each image being fused with the statement. The head
-takes microseconds, so it runs here in NumPy, from weights that builders/build.py lays beside the model.
+The authors report results of both but published no code. Our head: a linear layer, ReLU, a linear layer. For `nlvr`
+each image is fused with the statement, and the head reads the two `[CLS]` states concatenated. It takes microseconds,
+so it runs here in NumPy, from weights that `builders/build.py` writes beside the model.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from mplug.tasks.inputs import one_text, tokenised
 
 @dataclass(frozen=True)
 class JudgementRequest:
-    """A request that was checked."""
+    """A checked request."""
 
     pixels: np.ndarray  #: `[images, 3, R, R]`
     ids: np.ndarray  #: `[1, L]`
@@ -34,7 +34,7 @@ class JudgementRequest:
 
 
 class _JudgementTask:
-    """What the two have in common: so many images, one text, one head."""
+    """Parsing and stages of both: `images` images, one text, one head."""
 
     images = 1
     text_input = ""
@@ -43,7 +43,7 @@ class _JudgementTask:
         self.config, self.tokenizer, self.head = checkpoint.config, checkpoint.tokenizer, head
 
     def parse(self, inputs: Mapping[str, Value]) -> JudgementRequest:
-        """Check everything before any stage is asked. Raises InvalidRequest."""
+        """Check all inputs before any stage is called. Raises InvalidRequest."""
         text = one_text(inputs, self.text_input, clean=True)
         images = inputs.get("IMAGE")
         if not isinstance(images, list) or len(images) != self.images:
@@ -56,7 +56,7 @@ class _JudgementTask:
         return JudgementRequest(np.stack([pixel_values(picture, size) for picture in pictures]), ids, mask)
 
     async def probabilities(self, request: JudgementRequest, call_stage: CallStage) -> np.ndarray:
-        """Each image is fused with the text; the head reads the `[CLS]` states one behind the other."""
+        """Fuse each image with the text; return what the head makes of the concatenated `[CLS]` states."""
         states, _ = await encode_images(call_stage, self.config, request.pixels)
         text = await encode_texts(call_stage, self.config, request.ids, request.mask)
         repeated = EncodedText(
@@ -73,7 +73,7 @@ class NlvrTask(_JudgementTask):
     text_input = "STATEMENT"
 
     async def run(self, request: JudgementRequest, call_stage: CallStage) -> Values:
-        """Outputs LABEL and the probability of that label."""
+        """Run the stages; return LABEL and the probability of that label."""
         probabilities = await self.probabilities(request, call_stage)
         best = int(probabilities.argmax())
         return {"LABEL": [NLVR_LABELS[best].encode()], "PROBABILITY": probabilities[best : best + 1]}
@@ -85,6 +85,6 @@ class EntailTask(_JudgementTask):
     text_input = "HYPOTHESIS"
 
     async def run(self, request: JudgementRequest, call_stage: CallStage) -> Values:
-        """Outputs LABEL and the probabilities of all classes, in the order of `ENTAILMENT_LABELS`."""
+        """Run the stages; return LABEL and the probabilities of all classes, in the order of `ENTAILMENT_LABELS`."""
         probabilities = await self.probabilities(request, call_stage)
         return {"LABEL": [ENTAILMENT_LABELS[int(probabilities.argmax())].encode()], "PROBABILITY": probabilities}

@@ -1,7 +1,7 @@
 """Public models `embed_image`, `embed_text` and `match`: retrieval in two steps.
 
-The first two give unit vectors whose product shortlists; the third runs pairs of the shortlist through the
-fusion encoder, whose matching head ranks them (arXiv 2205.12005, section 4.2).
+The first two return unit vectors, whose dot product makes a shortlist. The third runs the pairs of a shortlist through
+the fusion encoder, whose matching head ranks them (arXiv 2205.12005, section 4.2).
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from mplug.tasks.checkpoint_files import ServedCheckpoint
 from mplug.tasks.encoders import EncodedText, encode_images, encode_texts, fuse, normalised, side_by_side
 from mplug.tasks.inputs import is_video, many_texts, one_text, tokenised, visual
 
-MAX_TEXTS = 256  # the published length of a shortlist
+MAX_TEXTS = 256  # as long as the published shortlist
 #: Texts per call of the text encoder: its `max_batch_size`.
 TEXTS_PER_CALL = 64
-#: Bytes of image states per call of the fusion encoder: each pair brings its own copy of them.
+#: Bytes of image states per call of the fusion encoder; each pair holds a copy of them.
 BYTES_PER_CALL = 32 << 20
 #: Pairs per call of the fusion encoder: its `max_batch_size`.
 PAIRS_PER_CALL = 64
-MATCHES = 1  # of the matching head's two logits, that of "they belong together"
+MATCHES = 1  # index of the matching head's logit for "image and text match"
 
 
 class _RetrievalTask:
-    """What the three have in common."""
+    """Checkpoint and tokenizer of all three."""
 
     def __init__(self, checkpoint: ServedCheckpoint) -> None:
         self.config, self.tokenizer = checkpoint.config, checkpoint.tokenizer
@@ -41,11 +41,11 @@ class EmbedImageTask(_RetrievalTask):
     """IMAGE, or the frames of a video → FEATURE `[E]`, a unit vector."""
 
     def parse(self, inputs: Mapping[str, Value]) -> np.ndarray:
-        """Pixels `[F, 3, R, R]`. Raises InvalidRequest."""
+        """Return pixels `[F, 3, R, R]`. Raises InvalidRequest."""
         return visual(inputs, self.config)
 
     async def run(self, request: np.ndarray, call_stage: CallStage) -> Values:
-        """Projections of frames are averaged before they are normalised, as published for video."""
+        """Return FEATURE; the projections of frames are averaged, then normalised, as published for video."""
         _, projections = await encode_images(call_stage, self.config, request)
         return {"FEATURE": normalised(projections.mean(0))}
 
@@ -54,18 +54,18 @@ class EmbedTextTask(_RetrievalTask):
     """TEXT → FEATURE `[E]`, a unit vector."""
 
     def parse(self, inputs: Mapping[str, Value]) -> tuple[np.ndarray, np.ndarray]:
-        """Ids and mask `[1, L]` of the text as in training. Raises InvalidRequest."""
+        """Return ids and mask `[1, L]` of the text, cleaned as in training. Raises InvalidRequest."""
         return self._tokenised({"TEXT": one_text(inputs, "TEXT", clean=True)})
 
     async def run(self, request: tuple[np.ndarray, np.ndarray], call_stage: CallStage) -> Values:
-        """Output FEATURE."""
+        """Return FEATURE."""
         text = await encode_texts(call_stage, self.config, *request)
         return {"FEATURE": normalised(text.projections[0])}
 
 
 @dataclass(frozen=True)
 class MatchRequest:
-    """A request that was checked."""
+    """A checked request."""
 
     pixels: np.ndarray  #: `[F, 3, R, R]`, one image or the frames of a video
     video: bool
@@ -76,18 +76,18 @@ class MatchRequest:
 class MatchTask(_RetrievalTask):
     """IMAGE or VIDEO, TEXT `[k]` → SCORE `[k]` (logit of the matching head) and SIMILARITY `[k]` (of the embeddings).
 
-    Of a video, the states of frames lie side by side and the similarity is added to the logit, as in the published
+    For a video, the states of its frames are concatenated and the similarity is added to the logit, as in the published
     zero-shot retrieval (`retrieval_vid_mplug.py`).
     """
 
     def parse(self, inputs: Mapping[str, Value]) -> MatchRequest:
-        """Check everything before any stage is asked. Raises InvalidRequest."""
+        """Check all inputs before any stage is called. Raises InvalidRequest."""
         texts = many_texts(inputs, "TEXT", MAX_TEXTS, clean=True)
         pixels = visual(inputs, self.config)
         return MatchRequest(pixels, is_video(inputs), *self._tokenised(texts))
 
     async def run(self, request: MatchRequest, call_stage: CallStage) -> Values:
-        """Outputs SCORE and SIMILARITY, in the order of the texts."""
+        """Run the stages; return SCORE and SIMILARITY, in the order of the texts."""
         states, projections = await encode_images(call_stage, self.config, request.pixels)
         states, feature = side_by_side(states), normalised(projections.mean(0))
         pairs = max(1, min(PAIRS_PER_CALL, BYTES_PER_CALL // states.nbytes))

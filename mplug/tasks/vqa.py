@@ -1,10 +1,10 @@
-"""Public model `vqa`: an image, a question → answers, written freely or ranked from a given list.
+"""Public model `vqa`: an image and a question → answers, generated or ranked from a given list.
 
     IMAGE/VIDEO → vision_encoder ┐
        QUESTION → text_encoder   ┴→ fusion_encoder → [image; text] → text_decoder → ANSWER
 
-Ranking (published for a closed list of answers): of CANDIDATES those with the likeliest first token are kept (at
-most 128); of each, the log-probabilities of all tokens are summed, that of the first once more, and the sums go
+Ranking, as published for a closed list of answers: the CANDIDATES with the likeliest first token are kept (at most
+128). For each, the log-probabilities of its tokens are summed, that of the first counting twice, and the sums go
 through a softmax. The authors' script appends the YAML's `eos` to each answer, and the tokenizer ends it with another
 `[SEP]`.
 """
@@ -27,30 +27,30 @@ from mplug.tasks.decoding import SEARCH_OPTIONS, decode, encoder_inputs, search_
 from mplug.tasks.encoders import encode_images, encode_texts, fuse_for_decoder, side_by_side
 from mplug.tasks.inputs import check_tokens, many_texts, one_text, visual
 
-MAX_WORDS = 256  # elements of OCR and of OBJECTS that a request may bring
-OCR_WORDS = 30  # of OCR, counted after cleaning; the authors' data set cuts off what follows
-#: Questions are padded to multiples of this, so that requests share batches and few compute the longest.
+MAX_WORDS = 256  # elements of OCR, and of OBJECTS, that one request may hold
+OCR_WORDS = 30  # words of OCR that are read, counted after cleaning, as the authors' data set cuts them
+#: Questions are padded to a multiple of this many tokens: requests share batches, and few pay for the longest.
 PADDING_STEP = 40
 #: How many times the log-probability of a candidate's first token counts, as published.
 FIRST_TOKEN_WEIGHT = 2
-#: Tokens of an answer where the checkpoint's lengths are those of another task, as published for VQA.
+#: Lengths of an answer, as published for VQA, where the checkpoint's own are those of another task.
 ANSWER_LENGTHS = {"min_length": 1, "max_length": 10}
 
 
 @dataclass(frozen=True)
 class VqaRequest:
-    """A request that was checked."""
+    """A checked request."""
 
     pixels: np.ndarray  #: `[F, 3, R, R]`
     question: tuple[np.ndarray, np.ndarray]  #: ids and mask `[L]`
     search: SearchOptions
-    candidates: list[str]  #: empty: answer freely
+    candidates: list[str]  #: empty for a generated answer
     candidate_ids: np.ndarray | None  #: `[n, L]`
-    answers: int  #: of the ranked candidates to return
+    answers: int  #: how many ranked candidates to return
 
 
 def generation_of(config: MPlugConfig) -> GenerationConfig:
-    """Defaults of the search for an answer."""
+    """Return the search defaults for answers."""
     if config.tasks[0].endswith("question-answering"):
         return config.generation
     return replace(config.generation, **ANSWER_LENGTHS)
@@ -64,7 +64,7 @@ class VqaTask:
         self.generation = generation_of(self.config)
 
     def parse(self, inputs: Mapping[str, Value]) -> VqaRequest:
-        """Check everything before any stage is asked. Raises InvalidRequest."""
+        """Check all inputs before any stage is called. Raises InvalidRequest."""
         candidates = many_texts(inputs, "CANDIDATES", MAX_CANDIDATES) if "CANDIDATES" in inputs else {}
         options = {name: np.asarray(inputs[name]) for name in SEARCH_OPTIONS if name in inputs}
         answers = len(candidates)
@@ -84,36 +84,35 @@ class VqaTask:
         )
 
     def _question(self, inputs: Mapping[str, Value]) -> tuple[np.ndarray, np.ndarray]:
-        """Return ids and mask `[L]` of the question, and behind it, each after a `[SEP]`, OCR words and objects.
+        """Return ids and mask `[L]` of the question, followed by OCR words and objects, each after a `[SEP]`.
 
-        As in the authors' vqa_dataset.py: words that were read are cleaned and cut, the rest stands as it is.
+        As in the authors' vqa_dataset.py: OCR words are cleaned and cut, the rest is left as it is.
         Raises InvalidRequest for more tokens than the checkpoint reads.
         """
         most = self.config.max_text_length
         question = one_text(inputs, "QUESTION")
         check_tokens("QUESTION", len(self.tokenizer.pieces(question)), most - 2)
-        behind = {
+        appended = {
             name: " ".join(many_texts(inputs, name, MAX_WORDS).values())
             for name in ("OCR", "OBJECTS")
             if name in inputs and len(inputs[name])
         }
-        if "OCR" in behind:
-            behind["OCR"] = clean_question(behind["OCR"], OCR_WORDS)
+        if "OCR" in appended:
+            appended["OCR"] = clean_question(appended["OCR"], OCR_WORDS)
         count = 2 + len(self.tokenizer.pieces(question))
-        count += sum(1 + len(self.tokenizer.pieces(text)) for text in behind.values())
+        count += sum(1 + len(self.tokenizer.pieces(text)) for text in appended.values())
         if count > most:
-            names = " and ".join(behind)
+            names = " and ".join(appended)
             raise InvalidRequest(
-                f"{names}: with the question {count} tokens, more than the {most} that the checkpoint reads; "
-                "send fewer words"
+                f"{names}: {count} tokens with the question exceed the {most} that the checkpoint reads; send fewer words"
             )
         length = min(most, -(-count // PADDING_STEP) * PADDING_STEP)
-        return self.tokenizer.encode(question, length, behind.values(), final_sep=self.config.final_sep)
+        return self.tokenizer.encode(question, length, appended.values(), final_sep=self.config.final_sep)
 
     def _candidate_ids(self, candidates: Mapping[str, str]) -> np.ndarray:
         """Return ids `[n, L]`, from `[CLS]` to the last `[SEP]`, padded with 0.
 
-        Raises InvalidRequest for an answer that is there twice, that has no tokens or too many.
+        Raises InvalidRequest for an answer that occurs twice, or that has no tokens or too many.
         """
         tokenizer = self.tokenizer
         ends = [*tokenizer.pieces(self.config.eos), *([tokenizer.sep_id] if self.config.final_sep else [])]
@@ -133,7 +132,7 @@ class VqaTask:
         return ids
 
     async def run(self, request: VqaRequest, call_stage: CallStage) -> Values:
-        """Chain the stages; outputs ANSWER, SCORE, TOKEN_IDS, best first."""
+        """Run the stages; return ANSWER, SCORE and TOKEN_IDS, best first."""
         ids, mask = request.question
         states, _ = await encode_images(call_stage, self.config, request.pixels)
         text = await encode_texts(call_stage, self.config, ids[None], mask[None])
@@ -147,7 +146,7 @@ class VqaTask:
     async def _rank(self, request: VqaRequest, read: dict[str, Value], call_stage: CallStage) -> Values:
         weight = np.array([FIRST_TOKEN_WEIGHT], np.int32)
         found = await decode(call_stage, {**read, "CANDIDATE_IDS": request.candidate_ids, "FIRST_TOKEN_WEIGHT": weight})
-        likelihood = found["SCORE"].astype(np.float64)  # −inf for those that were not kept
+        likelihood = found["SCORE"].astype(np.float64)  # −inf: not kept after the first token
         probabilities = np.exp(likelihood - likelihood.max())
         probabilities /= probabilities.sum()
         kept = int(np.isfinite(likelihood).sum())
@@ -160,14 +159,18 @@ class VqaTask:
 
 
 def _answers_wanted(options: Mapping[str, np.ndarray], candidates: int) -> int:
-    """NUM_RETURN beside CANDIDATES: all by default. Options of a search have no meaning there."""
+    """Return NUM_RETURN, by default the number of candidates. Raises InvalidRequest for search options."""
     for name in options:
         if name != "NUM_RETURN":
-            raise InvalidRequest(f"{name}: has no meaning beside CANDIDATES, which are ranked and not searched")
+            raise InvalidRequest(
+                f"{name}: has no meaning with CANDIDATES, which are ranked, not searched; leave it out"
+            )
     if "NUM_RETURN" not in options:
         return candidates
     array = options["NUM_RETURN"].reshape(-1)
     if array.size != 1 or not 1 <= int(array[0]) <= candidates:
         shown = array.tolist()[:8]
-        raise InvalidRequest(f"NUM_RETURN: {shown} is not one number between 1 and the {candidates} CANDIDATES")
+        raise InvalidRequest(
+            f"NUM_RETURN: {shown} is not one number between 1 and {candidates}, the number of CANDIDATES"
+        )
     return int(array[0])

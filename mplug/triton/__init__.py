@@ -1,1 +1,1 @@
-"""Between Triton's Python backend and logic that knows no Triton."""
+"""The adapter between Triton's Python backend and the rest of `mplug`, which knows no Triton."""

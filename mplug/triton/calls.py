@@ -13,24 +13,24 @@ from mplug.contract import RETRY_INPUT, Value, Values
 from mplug.errors import CODES, ServingError, StageError, error_of_code
 from mplug.triton.tensors import to_tensor, to_value
 
-MAX_ATTEMPTS = 8  # places in the response cache at which a stage is asked, where each holds no whole answer
+MAX_ATTEMPTS = 8  # cache keys that are tried while the cached answers are incomplete
 
 
 async def call_stage(name: str, inputs: Mapping[str, Value], outputs: Sequence[str], *, on_gpu: bool = False) -> Values:
-    """Run another model of this server on `inputs` and return the named outputs, by choice in the memory of the GPU.
+    """Run another model of this server on `inputs` and return the named outputs, with `on_gpu` in GPU memory.
 
-    Raises the stage's error with its code, its message led by the stage's name.
+    Raises the stage's error with its code; the message starts with the stage's name.
 
-    Triton's response cache keeps errors too, and gives them back as successes without outputs; and it goes by a
-    request's inputs alone, so that what it kept for a client that asked for fewer outputs comes back to one that asks
-    for more. An answer that is not whole is asked for again at the next place in the cache: the stage runs, and this
-    place keeps what it gives. The last place is drawn at random, so that no client can have spoilt it.
+    Triton's response cache stores errors too, and returns them as successes without outputs. And it identifies a
+    request by its inputs alone: what it stored for a client that asked for fewer outputs is returned to one that asks
+    for more. So an incomplete answer is requested again under the next key, which makes the stage run. The last key
+    is random: no client can have stored an incomplete answer under it.
     """
     tensors = [to_tensor(key, value) for key, value in inputs.items()]
     rows = len(next(iter(inputs.values()), []))
     for attempt in range(MAX_ATTEMPTS):
-        place = attempt if attempt < MAX_ATTEMPTS - 1 else secrets.randbelow(1 << 31)
-        retry = [to_tensor(RETRY_INPUT, np.full((rows, 1), place, np.int32))] if attempt else []
+        key = attempt if attempt < MAX_ATTEMPTS - 1 else secrets.randbelow(1 << 31)
+        retry = [to_tensor(RETRY_INPUT, np.full((rows, 1), key, np.int32))] if attempt else []
         request = pb_utils.InferenceRequest(
             model_name=name,
             requested_output_names=list(outputs),
@@ -43,7 +43,7 @@ async def call_stage(name: str, inputs: Mapping[str, Value], outputs: Sequence[s
         if response.has_error():
             message = response.error().message()
             if attempt and RETRY_INPUT in message:
-                break  # no stage of ours, or one that does not cache: it has no other place to ask at
+                break  # a model without RETRY_INPUT is not cached, so another key would not help
             raise _stage_error(name, message)
         found = {tensor.name(): to_value(tensor) for tensor in response.output_tensors()}
         if all(output in found for output in outputs):
@@ -52,7 +52,7 @@ async def call_stage(name: str, inputs: Mapping[str, Value], outputs: Sequence[s
 
 
 def _stage_error(name: str, message: str) -> ServingError:
-    led = re.match(r"\[([A-Z_]+)\] ", message)
-    code = led.group(1) if led and led.group(1) in CODES else "INTERNAL"
+    prefix = re.match(r"\[([A-Z_]+)\] ", message)
+    code = prefix.group(1) if prefix and prefix.group(1) in CODES else "INTERNAL"
     message = message.removeprefix(f"[{code}] ").split("\n\nAt:")[0].strip()  # a plain model's traceback
     return error_of_code(code, f"{name}: {message}")

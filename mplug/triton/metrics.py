@@ -14,12 +14,11 @@ from mplug.triton.tensors import one_line
 
 
 class Metric:
-    """One custom metric of the server's /metrics, with these labels: a `counter` or a `gauge`.
+    """A custom metric on the server's `/metrics`, with fixed labels: a `counter` or a `gauge`.
 
-    A server without custom metrics makes this a no-op: a metric is never a reason to fail. Any thread may use
-    it: the lock is there because Triton's own object writes its message into memory of the object, and two
-    threads at it make tritonserver crash. So use this class, and one object for one set of labels, not
-    `pb_utils.MetricFamily`.
+    On a server without custom metrics it does nothing. Any thread may use it. The lock is needed because Triton's
+    object writes its message into memory of its own, and two threads in it crash tritonserver. So use this class
+    instead of `pb_utils.MetricFamily`, and one object per set of labels.
     """
 
     _families: dict[str, Any] = {}  # a family must outlive its metrics  # noqa: RUF012
@@ -36,7 +35,7 @@ class Metric:
         self._metric = self._families[name].Metric(labels=dict(labels))
 
     def add(self, amount: float = 1) -> None:
-        """Increment a counter or a gauge."""
+        """Add to a counter or a gauge."""
         self._do("increment", amount)
 
     def set(self, value: float) -> None:
@@ -53,4 +52,5 @@ class Metric:
 
 
 def in_flight_metric(context: ModelContext) -> Metric:
+    """Return the gauge of the requests that a model has not answered yet."""
     return Metric("gauge", IN_FLIGHT_METRIC, "Requests being answered", {"model": context.name})

@@ -1,17 +1,17 @@
 """Base classes of the served models, for the class that the Python backend looks for in a `1/model.py`.
 
-    class TritonPythonModel(TaskModel):          # a public model: calls stages, many requests side by side
-        pass                                     # the task is the one that its folder was built for
+    class TritonPythonModel(TaskModel):          # a public model: calls stages, many requests concurrently
+        pass                                     # its task is named in its version folder
 
-    class TritonPythonModel(EncoderModel):       # a batched stage: one numpy batch in, one out
+    class TritonPythonModel(EncoderModel):       # a batched stage: NumPy batches in and out
         stage = "vision_encoder"
 
     class TritonPythonModel(DeferredModel):      # answers later, from a thread of its own (the decoder)
         def admit(self, pending):
             self.loop.submit(pending)
 
-Whatever happens, each request is answered exactly once. `mplug.errors.ServingError` keeps its code and
-message; any other exception is a bug: logged with its traceback, and INTERNAL with one line for the client.
+Each request is answered exactly once, whatever happens. A `mplug.errors.ServingError` keeps its code and message. Any
+other exception is a bug: it is logged with its traceback, and the client gets INTERNAL and one line.
 """
 
 from __future__ import annotations
@@ -41,19 +41,19 @@ from mplug.triton.drain import draining, dropping
 from mplug.triton.metrics import in_flight_metric
 from mplug.triton.tensors import one_line, read_inputs, to_error_response, to_response
 
-BLS_THREADS = 128  # asyncio's default executor holds cores + 4, and every stage call in flight blocks one
-PARSE_THREADS = max(2, os.cpu_count() or 2)  # decoding images is bound by the cores
-MAX_PENDING = 1024  # requests that wait in a task model, each maybe an image of megabytes; then UNAVAILABLE
-WATCH_SECONDS = 0.2  # how often requests in flight are checked: has the client gone, is there time left
+BLS_THREADS = 128  # each stage call in flight blocks one; asyncio's default executor has only cores + 4
+PARSE_THREADS = max(2, os.cpu_count() or 2)  # decoding images keeps a core busy
+MAX_PENDING = 1024  # requests in a task model, each perhaps an image of megabytes; more get UNAVAILABLE
+WATCH_SECONDS = 0.2  # between checks whether clients of requests in flight have gone, or the server is to stop
 CANCELLED = "the client cancelled the request"
 SHUTTING_DOWN = "the server is shutting down; try again or another server"
 
-# What a model prints is to show at once, not when the process ends; PYTHONUNBUFFERED has no effect in a stub.
+# So that prints appear at once, not when the process ends: PYTHONUNBUFFERED has no effect in a backend stub.
 sys.stdout.reconfigure(line_buffering=True)
 
 
 class Pending:
-    """A request that was admitted and waits for its one answer. Methods may be called from any thread."""
+    """An admitted request that has not been answered. Its methods may be called from any thread."""
 
     def __init__(self, sender: Any, answered: Callable[[Pending], None], lead_with_code: bool) -> None:
         self.inputs: Values = {}
@@ -64,8 +64,8 @@ class Pending:
         self._done = False
 
     def cancelled(self) -> bool:
-        """Whether the client has cancelled or gone; Triton notices that over gRPC only."""
-        with self._lock:  # an answered sender must not be asked
+        """Return whether the client has cancelled or disconnected; Triton notices that over gRPC only."""
+        with self._lock:  # `is_cancelled` must not be called after the answer
             return not self._done and self._sender.is_cancelled()
 
     def send(self, outputs: Mapping[str, Value]) -> None:
@@ -95,15 +95,15 @@ class Pending:
 
 
 class DeferredModel(ABC):
-    """Base of a model whose `execute` only admits requests, and which answers each later.
+    """Base of a model whose `execute` only admits requests and which answers each later.
 
-    Its config.pbtxt is that of an ordinary model (not decoupled): plain HTTP and unary gRPC work.
+    Its config.pbtxt is that of an ordinary, not a decoupled model: plain HTTP and unary gRPC work.
     """
 
     lead_with_code = True  # see to_error_response; tasks call this model
 
     def initialize(self, args: Mapping[str, str]) -> None:
-        """Called by Triton."""
+        """Create the model. Called by Triton."""
         self.context = ModelContext.of_arguments(args)
         self._pending: set[Pending] = set()
         self._pending_lock = threading.Lock()
@@ -112,17 +112,17 @@ class DeferredModel(ABC):
 
     @abstractmethod
     def open(self, context: ModelContext) -> None:
-        """Load what the model needs. Raise to fail the load: the message is what the operator reads."""
+        """Load what the model needs. An exception fails the load; its message is what the operator reads."""
 
     @abstractmethod
     def admit(self, pending: Pending) -> None:
-        """Take over a request; `send` or `fail` it some time. An exception raised here answers it."""
+        """Take over a request, to `send` or `fail` it later. An exception raised here answers it."""
 
     def close(self) -> None:
-        """Stop; runs after the last answer when the server ends or the model is unloaded."""
+        """Stop. Called after the last answer, when the server ends or the model is unloaded."""
 
     def execute(self, requests: Sequence[Any]) -> None:
-        """Called by Triton with what its scheduler has; returns at once."""
+        """Admit the scheduled requests and return at once. Called by Triton."""
         for request in requests:
             pending = Pending(request.get_response_sender(), self._forget, self.lead_with_code)
             with self._pending_lock:
@@ -135,13 +135,13 @@ class DeferredModel(ABC):
                 pending.fail(error)
 
     def finalize(self) -> None:
-        """Called by Triton: nobody will answer any more, so tell those who wait."""
+        """Fail the unanswered requests and close. Called by Triton."""
         for pending in self.pending():
             pending.fail(Unavailable(SHUTTING_DOWN))
         self.close()
 
     def pending(self) -> list[Pending]:
-        """The requests that wait for their answer."""
+        """Return the unanswered requests."""
         with self._pending_lock:
             return list(self._pending)
 
@@ -152,12 +152,12 @@ class DeferredModel(ABC):
 
 
 class TaskModel(DeferredModel):
-    """Base of a public model: runs a `Task` per request, all of them side by side on one event loop."""
+    """Base of a public model: runs a `Task` per request, all concurrently on one event loop."""
 
     lead_with_code = False  # clients call this model
 
     def create(self, context: ModelContext) -> Task:
-        """Return the task to serve. Raise to fail the load: the message is what the operator reads."""
+        """Return the task to serve. An exception fails the load; its message is what the operator reads."""
         return open_task(context.folder)
 
     def open(self, context: ModelContext) -> None:
@@ -167,7 +167,7 @@ class TaskModel(DeferredModel):
         self._parsers = ThreadPoolExecutor(PARSE_THREADS, thread_name_prefix="parse")
         self._loop = asyncio.new_event_loop()
         self._loop.set_default_executor(ThreadPoolExecutor(BLS_THREADS, thread_name_prefix="bls"))
-        self._running: dict[Pending, asyncio.Task[None]] = {}  # touched by the loop's thread alone
+        self._running: dict[Pending, asyncio.Task[None]] = {}  # used by the loop's thread alone
         self._thread = threading.Thread(target=self._loop.run_forever, name="tasks", daemon=True)
         self._thread.start()
         asyncio.run_coroutine_threadsafe(self._watch(), self._loop)
@@ -198,7 +198,7 @@ class TaskModel(DeferredModel):
 
     def _ended(self, pending: Pending) -> None:
         del self._running[pending]
-        pending.fail(Cancelled(CANCELLED))  # a task that was cancelled before it began; else a second answer
+        pending.fail(Cancelled(CANCELLED))  # for a task cancelled before it began; others have been answered
 
     async def _answer(self, pending: Pending) -> None:
         try:
@@ -211,14 +211,14 @@ class TaskModel(DeferredModel):
             pending.fail(error)
 
     async def _call_stage(self, name: str, inputs: Mapping[str, Value], outputs: Sequence[str]) -> Values:
-        """`call_stage` of the model that this one's checkpoint has that stage in."""
+        """Call the model that holds this checkpoint's stage `name`."""
         on_gpu = isinstance(outputs, Forwarded) and name in self._on_gpu
         return await call_stage(self._stages.get(name, name), inputs, outputs, on_gpu=on_gpu)
 
     async def _watch(self) -> None:
-        """Ends tasks whose client has gone, and all when the server gives up waiting for them.
+        """End tasks whose client has gone, and all tasks when the server stops waiting for them.
 
-        What a stage is doing for them runs to its end.
+        A stage call that has begun runs to its end.
         """
         while True:
             await asyncio.sleep(WATCH_SECONDS)
@@ -228,8 +228,8 @@ class TaskModel(DeferredModel):
                     pending.fail(Unavailable(SHUTTING_DOWN))
             try:
                 cancelled = await self._loop.run_in_executor(None, _cancelled_of, running)
-            except Exception as error:  # it must not end the watch
-                pb_utils.Logger.log_warn(f"cancellations not seen: {one_line(error)}")
+            except Exception as error:  # the watch must go on
+                pb_utils.Logger.log_warn(f"checking for cancelled requests failed: {one_line(error)}")
                 continue
             for pending in cancelled:
                 if pending in self._running:
@@ -241,33 +241,33 @@ def _cancelled_of(pending: Iterable[Pending]) -> list[Pending]:
 
 
 class StageModel(ABC):
-    """Base of a stage with `max_batch_size` > 0: the requests that the dynamic batcher brings run as one.
+    """Base of a stage with `max_batch_size` > 0: the requests of a dynamic batch run as one.
 
     Inputs and outputs are arrays whose first axis is the batch.
     """
 
     @abstractmethod
     def create(self, context: ModelContext) -> Stage:
-        """The stage to serve. Raise to fail the load: the message is what the operator reads."""
+        """Return the stage to serve. An exception fails the load; its message is what the operator reads."""
 
     def initialize(self, args: Mapping[str, str]) -> None:
-        """Called by Triton."""
+        """Create the model. Called by Triton."""
         self.context = ModelContext.of_arguments(args)
         self._stage = self.create(self.context)
         self._in_flight = in_flight_metric(self.context)
 
     def check(self, inputs: dict[str, np.ndarray]) -> None:
-        """Refuse one request alone: raise InvalidRequest. The default accepts all."""
+        """Raise InvalidRequest to refuse one request of a batch. The default accepts all."""
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
-        """Called by Triton: one response per request, in their order."""
+        """Return one response per request, in order. Called by Triton."""
         self._in_flight.add(len(requests))
         responses: list[Any] = [None] * len(requests)
         accepted: dict[int, dict[str, np.ndarray]] = {}
         for index, request in enumerate(requests):
             try:
                 inputs = _arrays(read_inputs(request, self.context))
-                inputs.pop(RETRY_INPUT, None)  # it is there for the response cache
+                inputs.pop(RETRY_INPUT, None)  # only the response cache uses it
                 self.check(inputs)
                 accepted[index] = inputs
             except Exception as error:
@@ -291,20 +291,20 @@ class StageModel(ABC):
             return to_error_response(error, lead_with_code=True)
 
     def finalize(self) -> None:
-        """Called by Triton when the server ends or the model is unloaded."""
+        """Release nothing: the process ends. Called by Triton when the server ends or the model is unloaded."""
 
 
 def _arrays(inputs: Values) -> dict[str, np.ndarray]:
     for name, value in inputs.items():
         if isinstance(value, list):
-            raise InvalidRequest(f"{name}: a stage takes no BYTES")
+            raise InvalidRequest(f"{name}: is BYTES, which no encoder takes")
     return inputs
 
 
 class EncoderModel(StageModel):
-    """A served encoder: runs the compiled graph of `stage` on the batches of Triton's dynamic batcher."""
+    """Base of a served encoder: runs the compiled graph of `stage` on dynamic batches."""
 
-    stage: str  #: the stage's name in `mplug.contract.ENCODERS`
+    stage: str  #: its name in `mplug.contract.ENCODERS`
 
     def create(self, context: ModelContext) -> Stage:
         """Open the stage's compiled graph."""
@@ -312,5 +312,5 @@ class EncoderModel(StageModel):
         return open_graph(context.folder, self.stage)
 
     def check(self, inputs: dict[str, np.ndarray]) -> None:
-        """Refuse wrong shapes and token ids; see `StageInputs.check`."""
+        """Raise InvalidRequest for wrong shapes, values or token ids; see `StageInputs.check`."""
         self._inputs.check(inputs)

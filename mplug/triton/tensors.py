@@ -1,4 +1,4 @@
-"""Triton's tensors, requests and responses, and the arrays and errors they stand for."""
+"""Conversion of Triton's tensors, requests and responses to and from arrays and errors."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ LOST_DEVICE_EXIT_CODE = 86  # of a model's process; any would do, the launcher r
 
 
 def to_value(tensor: Any) -> Value:
-    """A Triton tensor as an array (a copy of its own), or for BYTES, as a flat list of bytes.
+    """Return a Triton tensor as an array (a copy), or BYTES as a flat list of bytes.
 
-    What lies on a GPU stays there. Raises InvalidRequest for BF16, which numpy has not.
+    A tensor on a GPU stays there. Raises InvalidRequest for BF16, which NumPy does not have.
     """
     try:
         if not tensor.is_cpu():
@@ -37,7 +37,7 @@ def to_value(tensor: Any) -> Value:
 
 
 def to_tensor(name: str, value: Value) -> Any:
-    """An array, or a list of bytes or str for BYTES, as a Triton tensor."""
+    """Return an array, or a list of bytes or str, as a Triton tensor."""
     if isinstance(value, list | tuple):
         array = np.empty(len(value), np.object_)
         for index, item in enumerate(value):
@@ -53,10 +53,10 @@ def to_tensor(name: str, value: Value) -> Any:
 
 
 def read_inputs(request: Any, context: ModelContext) -> Values:
-    """The inputs that a request has. Raises InvalidRequest when one is missing.
+    """Return the inputs of a request. Raises InvalidRequest when a required one is missing.
 
-    Triton has checked names, dtypes and shapes against config.pbtxt. Of the inputs that are not optional it
-    has only counted how many there are, and an optional one passes for one of them.
+    Triton has checked names, dtypes and shapes against config.pbtxt. But it only counts the inputs, and counts an
+    optional one in place of a required one.
     """
     values = {tensor.name(): to_value(tensor) for tensor in request.inputs()}
     for name in context.required_inputs:
@@ -66,15 +66,15 @@ def read_inputs(request: Any, context: ModelContext) -> Values:
 
 
 def to_response(outputs: Mapping[str, Value]) -> Any:
-    """A response with these outputs."""
+    """Return a response with these outputs."""
     return pb_utils.InferenceResponse([to_tensor(name, value) for name, value in outputs.items()])
 
 
 def to_error_response(error: BaseException, lead_with_code: bool = False) -> Any:
-    """A response with this error; a bug is logged with its traceback and told in one line.
+    """Return a response with this error; a bug is logged with its traceback and reported in one line.
 
-    `lead_with_code`: the message of a stage begins with `[CODE]`, because Triton gives every error of a model
-    that another model calls the code INTERNAL. `call_stage` takes it off again.
+    With `lead_with_code` the message begins with `[CODE]`: Triton gives every error of a model that another model
+    calls the code INTERNAL. `call_stage` removes it again.
 
     A lost device ends the process: it would answer this error for ever. The launcher notices and ends the server.
     """
@@ -92,5 +92,6 @@ def to_error_response(error: BaseException, lead_with_code: bool = False) -> Any
 
 
 def one_line(error: BaseException) -> str:
+    """Return the type of an error and the first line of its message."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

@@ -57,13 +57,13 @@ def either(request: pytest.FixtureRequest, every_task_server: TritonServer) -> I
 #: Model, input, what is said of it, and the inputs that differ from a good request.
 BEYOND: list[tuple[str, str, str, dict[str, Tensor]]] = [
     # Nothing of a text is cut off unsaid.
-    ("caption", "PROMPT", "31 tokens are more than the 30", {"PROMPT": words(READ + 1)}),
-    ("vqa", "QUESTION", "31 tokens are more than the 30", {"QUESTION": words(READ + 1)}),
-    ("embed_text", "TEXT", "31 tokens are more than the 30", {"TEXT": words(READ + 1)}),
-    ("match", r"TEXT[1]", "31 tokens are more than the 30", {"TEXT": [b"a dog", words(READ + 1).encode()]}),
-    ("ground", "EXPRESSION", "31 tokens are more than the 30", {"EXPRESSION": words(READ + 1)}),
-    ("nlvr", "STATEMENT", "31 tokens are more than the 30", {"STATEMENT": words(READ + 1)}),
-    ("entail", "HYPOTHESIS", "31 tokens are more than the 30", {"HYPOTHESIS": words(READ + 1)}),
+    ("caption", "PROMPT", "31 tokens exceed the 30", {"PROMPT": words(READ + 1)}),
+    ("vqa", "QUESTION", "31 tokens exceed the 30", {"QUESTION": words(READ + 1)}),
+    ("embed_text", "TEXT", "31 tokens exceed the 30", {"TEXT": words(READ + 1)}),
+    ("match", r"TEXT[1]", "31 tokens exceed the 30", {"TEXT": [b"a dog", words(READ + 1).encode()]}),
+    ("ground", "EXPRESSION", "31 tokens exceed the 30", {"EXPRESSION": words(READ + 1)}),
+    ("nlvr", "STATEMENT", "31 tokens exceed the 30", {"STATEMENT": words(READ + 1)}),
+    ("entail", "HYPOTHESIS", "31 tokens exceed the 30", {"HYPOTHESIS": words(READ + 1)}),
     *[
         (model, name, complaint, {name: text})
         for model, name in (

@@ -139,7 +139,7 @@ def test_words_that_were_read_are_cleaned_and_cut_and_objects_are_not() -> None:
 def test_what_does_not_fit_behind_the_question_is_an_error() -> None:
     task = VqaTask(checkpoint("vqa"))  # 64 positions: fewer than the 80 tokens of the published script
     objects = [b"w4"] * 30
-    with pytest.raises(InvalidRequest, match="OCR and OBJECTS: with the question 66 tokens, more than the 64 that"):
+    with pytest.raises(InvalidRequest, match="OCR and OBJECTS: 66 tokens with the question exceed the 64 that"):
         task.parse({"IMAGE": [picture()], "QUESTION": [b"w1 w2"], "OCR": [b"w3"] * 30, "OBJECTS": objects})
 
 
