@@ -104,7 +104,8 @@ class VqaTask:
         if count > most:
             names = " and ".join(appended)
             raise InvalidRequest(
-                f"{names}: {count} tokens with the question exceed the {most} that the checkpoint reads; send fewer words"
+                f"{names}: {count} tokens with the question exceed the {most} that the checkpoint reads; "
+                "send fewer words"
             )
         length = min(most, -(-count // PADDING_STEP) * PADDING_STEP)
         return self.tokenizer.encode(question, length, appended.values(), final_sep=self.config.final_sep)
