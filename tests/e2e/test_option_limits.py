@@ -110,14 +110,14 @@ BEYOND: list[tuple[str, str, str, dict[str, Tensor]]] = [
         for model in TAKE_VIDEOS
         for frames in (0, 17, -1)
     ],
-    # Options of a search for an answer, and those that mean nothing beside CANDIDATES.
+    # Options of a search for an answer, and those that have no meaning with CANDIDATES.
     ("vqa", "NUM_BEAMS", "17 is not between 1 and 16", {"NUM_BEAMS": 17}),
     ("vqa", "NUM_RETURN", "3 is not between 1 and 2", {"NUM_BEAMS": 2, "NUM_RETURN": 3}),
     ("vqa", "MAX_LENGTH", f"{POSITIONS} positions", {"MAX_LENGTH": POSITIONS}),
     ("vqa", "LENGTH_PENALTY", "nan is not between", {"LENGTH_PENALTY": float("nan")}),
-    ("vqa", "NUM_RETURN", "between 1 and the 2 CANDIDATES", {"CANDIDATES": [b"yes", b"no"], "NUM_RETURN": 3}),
+    ("vqa", "NUM_RETURN", "1 and 2, the number of CANDIDATES", {"CANDIDATES": [b"yes", b"no"], "NUM_RETURN": 3}),
     *[
-        ("vqa", name, "no meaning beside CANDIDATES", {"CANDIDATES": [b"yes"], name: value})
+        ("vqa", name, "no meaning with CANDIDATES", {"CANDIDATES": [b"yes"], name: value})
         for name, value in (("NUM_BEAMS", 2), ("MIN_LENGTH", 1), ("MAX_LENGTH", 4), ("LENGTH_PENALTY", 1.0))
     ],
 ]
