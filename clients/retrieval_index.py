@@ -83,7 +83,8 @@ class Index:
 
     def nearest(self, feature: np.ndarray, count: int) -> list[tuple[str, float]]:
         """Return the paths of the most similar pictures with their similarities, best first; exact."""
-        similarities = self.features @ np.asarray(feature, np.float32)
+        # Not by BLAS: where others use the cores, its threads wait for each other longer than the product takes.
+        similarities = np.einsum("ij,j->i", self.features, np.asarray(feature, np.float32))
         count = min(count, len(similarities))
         best = np.argpartition(-similarities, count - 1)[:count] if count else np.zeros(0, int)
         best = best[np.argsort(-similarities[best], kind="stable")]
@@ -105,6 +106,7 @@ class IndexWriter:
     def __init__(self, path: Path, folder: Path, probe: np.ndarray) -> None:
         self.path, self.folder, self.probe = path, folder.resolve(), np.asarray(probe, np.float32)
         self._resources = contextlib.ExitStack()
+        self._is_logging = False
         _create(path, self.folder, self.probe)
         _check_header(path)
         with self._resources:  # closes what is open where this fails
@@ -135,7 +137,9 @@ class IndexWriter:
 
     def add(self, picture: Picture, feature: np.ndarray | None) -> None:
         """Note a picture and its feature, float32 [E]; it outlives this process from now on."""
-        self._database.execute("PRAGMA journal_mode = WAL")  # a commit waits for no disk then
+        if not self._is_logging:
+            self._database.execute("PRAGMA journal_mode = WAL")  # a commit waits for no disk then
+            self._is_logging = True
         row = (os.fsencode(picture.path), picture.size, picture.modified, picture.reason)
         with self._database:
             packed = None if feature is None else _packed(feature)
