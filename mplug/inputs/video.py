@@ -24,6 +24,7 @@ MAX_VIDEO_SECONDS = 300
 MAX_VIDEO_FRAMES = 18_000  # 300 s of 60 frames a second
 MAX_VIDEO_SIDE = 4096  # pixels
 MAX_VIDEO_PIXELS = 4096 * 2304  # of one frame
+MAX_PROBED_PIXELS = 7680 * 4320  # of a frame that FFmpeg decodes to find out how large frames are
 #: Frames × pixels up to the last frame that is looked at: all of them have to be decoded. 4 gigapixels are 64 s of
 #: 1080p or 145 s of 720p at 30 frames a second.
 MAX_DECODED_PIXELS = 4 * 10**9
@@ -81,7 +82,9 @@ def decode_video(data: bytes, frames: int, *, name: str = "VIDEO", even: bool = 
 
 def _open(data: bytes) -> av.container.InputContainer:
     options = {"format_whitelist": CONTAINERS, "protocol_whitelist": PROTOCOLS, "codec_whitelist": _DECODERS}
-    return av.open(io.BytesIO(data), container_options=options, metadata_errors="replace")
+    # Those of decoders hold for the frames that FFmpeg decodes while it looks for the streams, too.
+    decoding = {"max_pixels": str(MAX_PROBED_PIXELS)}
+    return av.open(io.BytesIO(data), options=decoding, container_options=options, metadata_errors="replace")
 
 
 def _video_stream(container: av.container.InputContainer, name: str) -> av.VideoStream:

@@ -226,9 +226,11 @@ def test_a_compressed_header_is_not_read() -> None:
         decode_video(film().replace(b"udta", b"cmov"), 2)
 
 
-def test_an_mp4_of_endless_boxes_is_refused() -> None:
-    with pytest.raises(InvalidRequest, match="VIDEO has more than 100,000 boxes"):
-        decode_video(film() + b"\x00\x00\x00\x08skip" * mp4.MAX_BOXES, 2)
+def test_an_mp4_of_endless_boxes_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mp4, "MAX_BOXES", 100)
+    assert len(decode_video(film() + b"\x00\x00\x00\x08skip" * 90, 2)) == 2
+    with pytest.raises(InvalidRequest, match="VIDEO has more than 100 boxes"):
+        decode_video(film() + b"\x00\x00\x00\x08skip" * 100, 2)
 
 
 @pytest.mark.parametrize("samples", [8_000, 2**27])
@@ -265,3 +267,69 @@ def test_decoders_that_are_not_listed_are_not_started() -> None:
     finally:
         av.logging.set_level(before)
     assert any("ffv1" in message and "whitelist" in message for _, _, message in log)
+
+
+def test_frames_larger_than_their_header_says_are_not_decoded_by_probing() -> None:
+    picture = io.BytesIO()
+    Image.new("L", (6_000, 6_000)).save(picture, "PNG")
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format="avi") as container:
+        stream = container.add_stream("png", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "gray"
+        container.start_encoding()
+        packet = av.Packet(picture.getvalue())
+        packet.stream, packet.pts, packet.dts, packet.time_base = stream, 0, 0, stream.time_base
+        container.mux(packet)
+    with video._open(buffer.getvalue()) as container:
+        assert container.streams.video[0].width != 6_000
+    with pytest.raises(InvalidRequest, match="VIDEO cannot be decoded"):
+        decode_video(buffer.getvalue(), 1)
+
+
+# Damage of any kind
+
+
+def damaged(data: bytes, random: np.random.Generator) -> bytes:
+    """The file with bits flipped, bytes replaced, doubled or lost, and sometimes its end cut off."""
+    changed = bytearray(data)
+    if random.random() < 0.25:
+        del changed[random.integers(1, len(changed)) :]
+    for _ in range(random.integers(1, 8)):
+        place = int(random.integers(min(len(changed), random.choice([64, len(changed)]))))
+        kind = random.integers(4)
+        if kind == 0:
+            changed[place] ^= 1 << int(random.integers(8))
+        elif kind == 1:
+            numbers = (b"\xff\xff\xff\xff", b"\x00\x00\x00\x00", b"\x7f\xff\xff\xff", b"\x00\x00\x40\x00")
+            changed[place : place + 4] = numbers[random.integers(4)]
+        elif kind == 2:
+            changed[place:place] = changed[place : place + 100]
+        else:
+            del changed[place : place + int(random.integers(1, 50))]
+        changed = changed or bytearray(b"x")
+    return bytes(changed)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM"])
+@pytest.mark.parametrize("seed", range(4))
+def test_a_damaged_image_is_an_image_or_is_refused(kind: str, seed: int) -> None:
+    whole, random = encoded(kind), np.random.default_rng(seed)
+    for _ in range(30):
+        try:
+            image = decode_image(damaged(whole, random))
+        except InvalidRequest as refusal:
+            assert str(refusal).startswith("IMAGE")
+        else:
+            assert image.mode == "RGB"
+
+
+@pytest.mark.parametrize("kind", ["mp4", "matroska", "avi", "mpegts", "asf", "mov"])
+def test_a_damaged_video_is_frames_or_is_refused(kind: str) -> None:
+    whole, random = film(kind), np.random.default_rng(5)
+    for _ in range(60):
+        try:
+            frames = decode_video(damaged(whole, random), 2)
+        except InvalidRequest as refusal:
+            assert str(refusal).startswith("VIDEO")
+        else:
+            assert 1 <= len(frames) <= 2 and all(frame.mode == "RGB" for frame in frames)
