@@ -24,12 +24,12 @@ def as_text(data: bytes, name: str) -> str:
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:
         raise InvalidRequest(f"{name} is not UTF-8 text: {error.reason} at byte {error.start}") from error
-    if not any(unicodedata.category(character)[0] in _READABLE for character in text):
-        raise InvalidRequest(f"{name} is empty: send at least one visible character")
     if len(text) > MAX_TEXT_CHARACTERS:
         raise InvalidRequest(
             f"{name} has {len(text):,} characters, at most {MAX_TEXT_CHARACTERS:,} are taken: send less text"
         )
+    if not any(unicodedata.category(character)[0] in _READABLE for character in text):
+        raise InvalidRequest(f"{name} is empty: send at least one visible character")
     return text
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from mplug.errors import InvalidRequest
+from mplug.inputs import text as texts
 from mplug.inputs.text import MAX_TEXT_CHARACTERS, as_text, clean_caption
 
 
@@ -46,3 +47,9 @@ def test_refused(data: bytes, complaint: str) -> None:
 def test_length_counts_characters_not_bytes() -> None:
     text = "猫" * MAX_TEXT_CHARACTERS
     assert as_text(text.encode(), "TEXT") == text
+
+
+def test_a_text_too_long_is_refused_before_it_is_looked_through(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(texts.unicodedata, "category", lambda _: pytest.fail("was looked through"))
+    with pytest.raises(InvalidRequest, match="TEXT has 2,001 characters, at most 2,000 are taken"):
+        as_text("\u0301".encode() * 2_001, "TEXT")
