@@ -213,7 +213,7 @@ def _locked(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _opened(path: Path, *, writable: bool = False) -> Iterator[sqlite3.Connection]:
-    """Open an index and close it; what fails in between is told as damage. Raises ClientError."""
+    """Open an index and close it; what fails in between is reported as damage. Raises ClientError."""
     _check_header(path)
     try:
         database = sqlite3.connect(

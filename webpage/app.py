@@ -3,7 +3,7 @@
     python webpage/app.py --url localhost:8001
 
 The page shows a tab for each thing that the server's repository can do. It listens on 127.0.0.1 alone unless
-told otherwise, keeps uploads until it ends, and neither it nor the browser fetches anything from elsewhere.
+--host says otherwise, keeps uploads until it ends, and neither it nor the browser fetches anything from elsewhere.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def wait_for_server(url: str, seconds: float, ended: threading.Event) -> None:
-    """Until the server is ready. Raises ClientError when it is not so soon, or we are told to end."""
+    """Wait until the server is ready. Raises ClientError when it is not in time, or when the page is stopped."""
     deadline = time.monotonic() + seconds
     with Client(url) as client:
         while not client.is_ready():

@@ -104,10 +104,10 @@ def _decoded(data: bytes) -> Image.Image:
     body = data.rstrip(b"\xff")
     # A decoder that has all of the picture gives the same pixels whatever follows.
     ended = [Image.open(io.BytesIO(body + end), formats=("JPEG",)) for end in (_JPEG_END, _NOISE + _JPEG_END)]
-    at_once, later = map(_upright_rgb, ended)
-    if ImageChops.difference(at_once, later).getbbox() is not None:
+    first, second = map(_upright_rgb, ended)
+    if ImageChops.difference(first, second).getbbox() is not None:
         raise OSError("image file is truncated")
-    return at_once
+    return first
 
 
 def _seen_png(data: bytes) -> bytes:

@@ -71,7 +71,7 @@ class Regions:
 
     def __init__(self) -> None:
         self._free: list[Region] = []
-        #: Names that the server is still to be told to forget: it refuses while it reads, for instance for a
+        #: Names that the server has still to unmap: it refuses while it reads one, for instance for a
         #: request whose client did not wait for the answer.
         self.leaving: list[str] = []
 
