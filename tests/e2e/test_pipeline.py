@@ -60,6 +60,7 @@ REQUESTS = [
     ("embed_image", {"IMAGE": 1}),
     ("embed_text", {"TEXT": [b"a wolf"]}),
     ("match", {"IMAGE": 1, "TEXT": [b"a wolf", b"two bees"]}),
+    ("match", {"IMAGE": 3, "TEXT": [b"a wolf", b"two bees"], "FRAMES": np.array([2], np.int32)}),
     ("ground", {"IMAGE": 1, "EXPRESSION": [b"the wolf"]}),
     ("nlvr", {"IMAGE": 2, "STATEMENT": [b"both show a wolf"]}),
     ("entail", {"IMAGE": 1, "HYPOTHESIS": [b"there is a wolf"]}),
@@ -93,6 +94,14 @@ def test_pictures_come_as_paths_bytes_and_images(every_task_pipeline: Pipeline) 
         for picture in (path, str(path), path.read_bytes(), Image.open(path), Image.open(path).convert("RGBA"))
     }
     assert len(answers) == 1
+
+
+def test_a_video_is_matched(every_task_pipeline: Pipeline) -> None:
+    texts = ["a wolf", "two bees"]
+    moving = every_task_pipeline.match(texts=texts, video=CHECKOUT / "examples" / "video-01.mp4", frames=2)
+    still = every_task_pipeline.match(SCENES[0], texts)
+    assert [len(found) for found in (moving, still)] == [2, 2]
+    assert moving[0].score != still[0].score
 
 
 def test_deep_grey_in_memory_is_what_its_file_is(tmp_path: Path) -> None:
