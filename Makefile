@@ -25,7 +25,7 @@ N         ?= 2
 SOURCES   := $(shell find builders/*.py builders/compile model_repository $(CHECKPOINT) mplug/network mplug/config.py \
                mplug/checkpoint.py mplug/contract.py -type f ! -name '*.pyc' 2>/dev/null)
 
-.PHONY: help caption serve gateway cluster build demo install test test-gpu lint bench load clean
+.PHONY: help caption serve gateway cluster build demo install test test-gpu lint bench load soak clean
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
@@ -52,7 +52,7 @@ demo: $(BUILT) $(PAGE_INSTALLED)  ## a page to try it all in the browser, at htt
 
 install: $(INSTALLED)  ## all of requirements.txt: training, evaluation, tests; the targets above need less
 
-test: $(INSTALLED) $(PAGE_INSTALLED)  ## all tests; those for a GPU skip without one
+test: $(INSTALLED) $(PAGE_INSTALLED) $(GATEWAY_INSTALLED)  ## all tests; those for a GPU skip without one
 	@$(BIN)/python -m pytest $(PYTEST_ARGUMENTS)
 
 test-gpu: $(INSTALLED)  ## tests that need a GPU, with what requirements-gpu.txt adds
@@ -69,6 +69,10 @@ bench: $(BENCH_INSTALLED) $(if $(wildcard $(CHECKPOINT)),$(BUILT))  ## ours besi
 load: $(INSTALLED) $(BUILT)  ## load test: USERS (16) users for SECONDS (60) seconds
 	@$(BIN)/python -m mplug.server $(REPOSITORY) --run $(BIN)/locust --headless --only-summary \
 		-f benchmarks/locustfile.py -u $(USERS) -r $(USERS) -t $(SECONDS)s --grpc-url {grpc} --http-url {http}
+
+soak: $(INSTALLED) $(BUILT) $(GATEWAY_INSTALLED)  ## hostile requests, and faults of every process: half an hour, into docs/reliability.md
+	@$(BIN)/python -m benchmarks.parts.hostile_soak --repository $(REPOSITORY) --envoy $(GATEWAY)/bin/envoy --page docs/reliability.md
+	@$(BIN)/python -m benchmarks.parts.faults --repository $(REPOSITORY) --envoy $(GATEWAY)/bin/envoy --page docs/reliability.md
 
 clean:  ## remove what was built, and the virtual environment
 	rm -rf build $(VENV) .pytest_cache .ruff_cache
