@@ -10,13 +10,15 @@ drawn from a seed that training never uses.
 from __future__ import annotations
 
 import argparse
+import asyncio
+import contextlib
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from threading import Event
 
 if not __package__:
     # Run as a script: in place of this folder, whose tensorrt.py would stand for the package of that name.
@@ -34,18 +36,21 @@ from demo.scenes.generator import SceneGenerator
 from demo.scenes.sprites import TRAIN_STYLES
 from demo.splits import SPLITS
 from mplug.checkpoint import load_checkpoint
-from mplug.config import MPlugConfig
-from mplug.contract import DECODER_SCORE, GraphSpec
-from mplug.decoding.beam_search import Hypothesis, SearchOptions
-from mplug.decoding.loop import DecodeLoop, DecodeRequest
-from mplug.inputs.pixels import pixel_values
+from mplug.contract import DECODER_SCORE, GraphSpec, Value, Values
+from mplug.decoding.loop import DecodeLoop
+from mplug.decoding.request import DecodeRequestParser
+from mplug.decoding.service import DecoderService
 from mplug.inputs.tokenizer import Tokenizer
 from mplug.network import MPlug
 from mplug.network.graphs import graphs_of
+from mplug.pipeline import encoded
 from mplug.runtime.interface import Decoder
 from mplug.runtime.torch import eager_decoder
+from mplug.tasks.caption import CaptionRequest, CaptionTask
+from mplug.tasks.checkpoint_files import ServedCheckpoint
+from mplug.tasks.decoding import DECODER
 
-SEARCH_SECONDS = 600  # that one search may take
+MAX_STATES = 1 << 16  # of one request; the graphs in memory set no limit
 #: Marks in a page of Markdown between which the result stands.
 BEGIN, END = "<!-- agreement -->", "<!-- end of agreement -->"
 
@@ -74,58 +79,58 @@ def search_agreement(
     reference_states: Sequence[np.ndarray],
     states: Sequence[np.ndarray],
 ) -> Agreement:
-    """Search with the network in fp32 over `reference_states`, and with `decoder` over `states`.
+    """Search with the network in fp32 over `reference_states`, and with `decoder` over `states`, and compare.
 
     Both are lists of encoder states `[A, W]`, one per request, as the encoders of either side give them.
-    The search is the checkpoint's own, behind the ids of `prefix`.
+    The search is the checkpoint's own, and starts from the ids of `prefix`.
     """
-    expected = _search(eager_decoder(network, end_id), network, end_id, prefix, reference_states)
-    found = _search(decoder, network, end_id, prefix, states)
-    same = [(one, other) for one, other in zip(expected, found, strict=True) if one.token_ids == other.token_ids]
-    worst = max((abs(one.score - other.score) for one, other in same), default=0.0)
+
+    def search(decoder: Decoder, states: Sequence[np.ndarray]) -> list[Values]:
+        start = np.array(prefix, np.int32)
+        with open_service(network, end_id, decoder, len(states)) as service:
+            return [
+                answer.result()
+                for answer in [_submit(service, {"ENCODER_STATES": one, "PROMPT_IDS": start}) for one in states]
+            ]
+
+    return compare_answers(search(eager_decoder(network, end_id), reference_states), search(decoder, states))
+
+
+def compare_answers(expected: Sequence[Values], found: Sequence[Values]) -> Agreement:
+    """Compare answers that hold TOKEN_IDS and SCORE, best first, request by request."""
+    same = [
+        (one, other)
+        for one, other in zip(expected, found, strict=True)
+        if one["TOKEN_IDS"][0].tolist() == other["TOKEN_IDS"][0].tolist()
+    ]
+    worst = max((abs(float(one["SCORE"][0] - other["SCORE"][0])) for one, other in same), default=0.0)
     return Agreement(len(expected), len(same), worst)
 
 
-def _search(
-    decoder: Decoder, network: MPlug, end_id: int, prefix: list[int], states: Sequence[np.ndarray]
-) -> list[Hypothesis]:
-    generation = network.config.generation
-    options = SearchOptions(
-        generation.num_beams, generation.min_length, generation.max_length, 1, generation.length_penalty, end_id
+@contextlib.contextmanager
+def open_service(network: MPlug, end_id: int, decoder: Decoder, requests: int) -> Iterator[DecoderService]:
+    """Open the stage `text_decoder` over a decoder in memory; it queues as many requests as `requests`."""
+    config = network.config
+    parser = DecodeRequestParser(
+        hidden_size=config.text.hidden_size,
+        vocab_size=config.text.vocab_size,
+        max_positions=config.text.max_positions,
+        max_states=MAX_STATES,
+        start_id=0,  # every request names the ids that it starts from
+        end_id=end_id,
+        generation=config.generation,
     )
-    answers: dict[int, list[Hypothesis] | BaseException] = {}
-    events = [Event() for _ in states]
-
-    def answered(index: int) -> Callable[[list[Hypothesis] | BaseException], None]:
-        def answer(value: list[Hypothesis] | BaseException) -> None:
-            answers[index] = value
-            events[index].set()
-
-        return answer
-
-    loop = DecodeLoop(decoder, max_slots=16, max_queue=len(states))
+    service = DecoderService(parser, DecodeLoop(decoder, max_slots=16, max_queue=requests), None)
     try:
-        for index, one in enumerate(states):
-            loop.submit(
-                DecodeRequest(
-                    encoder_states=np.ascontiguousarray(one, np.float32),
-                    encoder_mask=np.ones(len(one), np.int32),
-                    prefix=list(prefix),
-                    options=options,
-                    token_range=(0, network.config.text.vocab_size),
-                    done=answered(index),
-                    failed=answered(index),
-                )
-            )
-        for event in events:
-            if not event.wait(SEARCH_SECONDS):
-                raise TimeoutError(f"a search takes more than {SEARCH_SECONDS} s")
+        yield service
     finally:
-        loop.stop()
-    for answer in answers.values():
-        if isinstance(answer, BaseException):
-            raise answer
-    return [answers[index][0] for index in range(len(states))]
+        service.close()
+
+
+def _submit(service: DecoderService, inputs: Mapping[str, Value]) -> Future[Values]:
+    answer: Future[Values] = Future()
+    service.submit(inputs, answer.set_result, answer.set_exception)
+    return answer
 
 
 def caption_agreement(checkpoint: Path, precisions: Sequence[str], scenes: int, folder: Path) -> dict[str, Agreement]:
@@ -133,17 +138,19 @@ def caption_agreement(checkpoint: Path, precisions: Sequence[str], scenes: int, 
     network, files = load_checkpoint(checkpoint)
     config = network.config
     tokenizer = Tokenizer(files.vocabulary, config.text.vocab_size)
-    graphs = [(spec, graph) for spec, graph in graphs_of(network, tokenizer.sep_id) if spec is not DECODER_SCORE]
+    end_id = tokenizer.sep_id
+    graphs = [(spec, graph) for spec, graph in graphs_of(network, end_id) if spec is not DECODER_SCORE]
     images = SceneGenerator(TRAIN_STYLES, size=config.vision.image_size, seed=SPLITS["test"].seed).batch(scenes).images
-    pixels = [pixel_values(Image.fromarray(image), config.vision.image_size) for image in images]
-    prompt = tokenizer.pieces(config.prompt)
-    prefix = [tokenizer.cls_id, *(prompt if config.caption_states == "image" else [])]
+    task = CaptionTask(ServedCheckpoint(config, tokenizer, config.vision.image_size))
+    requests = [task.parse({"IMAGE": [encoded(Image.fromarray(image))]}) for image in images]
 
-    def states_of(side: Mapping[str, Run]) -> list[np.ndarray]:
-        progress = tqdm(pixels, desc="encoding", unit="scene", leave=False, disable=None)
-        return [_encoder_states(side, one, prompt, tokenizer, config) for one in progress]
+    def caption(decoder: Decoder, stages: Mapping[str, Run]) -> list[Values]:
+        with open_service(network, end_id, decoder, scenes) as service:
+            return asyncio.run(_answers(task, requests, stages, service))
 
-    reference = states_of({spec.name: _eager(spec, graph.eval()) for spec, graph in graphs})
+    reference = caption(
+        eager_decoder(network, end_id), {spec.name: _eager(spec, graph.eval()) for spec, graph in graphs}
+    )
     agreements = {}
     for precision in precisions:
         half: dict[str, OnnxGraph] = {}
@@ -152,8 +159,22 @@ def caption_agreement(checkpoint: Path, precisions: Sequence[str], scenes: int, 
             export_graph(spec, graph, network, path, precision)
             half[spec.name] = OnnxGraph(path, precision)
         decoder = onnx_decoder(network, half["text_decoder_prefill"], half["text_decoder_step"])
-        agreements[precision] = search_agreement(network, tokenizer.sep_id, prefix, decoder, reference, states_of(half))
+        agreements[precision] = compare_answers(reference, caption(decoder, half))
     return agreements
+
+
+async def _answers(
+    task: CaptionTask, requests: Sequence[CaptionRequest], stages: Mapping[str, Run], service: DecoderService
+) -> list[Values]:
+    """Run the public model's task over graphs in memory; requests share the decoder's steps."""
+
+    async def call_stage(name: str, inputs: Mapping[str, Value], outputs: Sequence[str]) -> Values:
+        if name == DECODER:
+            return await asyncio.wrap_future(_submit(service, inputs))
+        return dict(stages[name](inputs))
+
+    running = [asyncio.ensure_future(task.run(request, call_stage)) for request in requests]
+    return [await answer for answer in tqdm(running, desc="captioning", unit="scene", leave=False, disable=None)]
 
 
 def _eager(spec: GraphSpec, graph: torch.nn.Module) -> Run:
@@ -163,20 +184,6 @@ def _eager(spec: GraphSpec, graph: torch.nn.Module) -> Run:
         return {name: output.numpy() for name, output in zip(spec.output_names, outputs, strict=True)}
 
     return run
-
-
-def _encoder_states(
-    graphs: Mapping[str, Run], pixels: np.ndarray, prompt: list[int], tokenizer: Tokenizer, config: MPlugConfig
-) -> np.ndarray:
-    """What the decoder reads of one picture, `[A, W]`; as `mplug.tasks.caption` chains the stages."""
-    image = graphs["vision_encoder"]({"PIXEL_VALUES": pixels[None]})["IMAGE_STATES"]
-    if config.caption_states == "image":
-        return image[0]
-    ids = np.array([[tokenizer.cls_id, *prompt, tokenizer.sep_id]], np.int32)
-    mask = np.ones_like(ids)
-    text = graphs["text_encoder"]({"INPUT_IDS": ids, "ATTENTION_MASK": mask})["TEXT_STATES"]
-    fused = graphs["fusion_encoder"]({"IMAGE_STATES": image, "TEXT_STATES": text, "ATTENTION_MASK": mask})
-    return np.concatenate([fused["FUSED_IMAGE_STATES"][0], fused["FUSED_TEXT_STATES"][0]])
 
 
 def table(agreements: Mapping[str, Agreement], checkpoint: str, day: str) -> str:
