@@ -85,7 +85,7 @@ $(SERVE_INSTALLED): requirements-serve.txt
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-serve.txt
 	@touch $@
 
-$(INSTALLED): $(SERVE_INSTALLED) requirements.txt
+$(INSTALLED): $(SERVE_INSTALLED) requirements.txt demo/requirements.txt
 	@echo "installing requirements.txt into $(VENV): minutes the first time" >&2
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	@touch $@

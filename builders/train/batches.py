@@ -9,8 +9,11 @@ which image a text belongs to. A picture that several records share is there onc
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import cycle, islice
+from pathlib import Path
 from random import Random
 from zlib import crc32
 
@@ -26,6 +29,7 @@ from builders.data.readers.records import (
     HypothesisRecord,
     PairRecord,
     Picture,
+    PictureError,
     QuestionRecord,
     Record,
     open_picture,
@@ -41,6 +45,8 @@ from mplug.inputs.tokenizer import Tokenizer
 
 #: Tensors by name, and beside them what is no tensor (references of captions).
 Batch = dict[str, object]
+
+UNREADABLE = "unreadable"  #: in a batch: path → message of the pictures that could not be read
 
 
 def padded(rows: Sequence[Sequence[int]]) -> Tensor:
@@ -206,17 +212,42 @@ BATCHES: dict[str, Callable[[Sequence[Record], TensorMaker, Random], Batch]] = {
 
 
 class TaskBatches(Dataset):
-    """Batch `index` of a stream as tensors, for a DataLoader that goes on counting."""
+    """Batch `index` of a stream as tensors, for a DataLoader that goes on counting.
+
+    Another record of the batch takes the place of one whose picture cannot be read; `batch[UNREADABLE]` says why.
+    """
 
     def __init__(self, task: str, stream: RecordStream, maker: TensorMaker) -> None:
         self.task, self.stream, self.maker = task, stream, maker
+        self.files = stream.files
+        self._unreadable: dict[Path, str] = {}
 
     def __getitem__(self, index: int) -> Batch:
-        random = Random(seed_of("crops", self.stream.seed, index))
-        return BATCHES[self.task](self.stream.batch(index), self.maker, random)
+        """Return the batch. Raises PictureError where none of its pictures can be read."""
+        records = list(self.stream.batch(index))
+        while True:
+            wrong = {path: self._unreadable[path] for path in self._paths(records) if path in self._unreadable}
+            good = [record for record in records if not wrong.keys() & self._paths([record])]
+            if wrong and not good:
+                raise PictureError(*next(iter(wrong.items())))
+            # As many as before: processes that train together need batches of one size.
+            chosen = [*good, *islice(cycle(good), len(records) - len(good))]
+            try:
+                random = Random(seed_of("crops", self.stream.seed, index))
+                return {**BATCHES[self.task](chosen, self.maker, random), UNREADABLE: wrong}
+            except PictureError as error:
+                self._unreadable[error.path] = str(error)
+
+    @staticmethod
+    def _paths(records: Sequence[Record]) -> set[Path]:
+        pictures = (getattr(record, "images", None) or (record.image,) for record in records)
+        return {picture for each in pictures for picture in each if isinstance(picture, Path)}
 
 
 def first_batches(task: str, stream: RecordStream, maker: TensorMaker, count: int) -> list[Batch]:
     """The first batches of a stream, for looks during training that always see the same."""
     batches = TaskBatches(task, stream, maker)
-    return [batches[index] for index in range(count)]
+    found = [batches[index] for index in range(count)]
+    for message in {path: text for batch in found for path, text in batch.pop(UNREADABLE).items()}.values():
+        print(f"left out of validation: {message}", file=sys.stderr)
+    return found

@@ -62,20 +62,3 @@ def gather(tensor: Tensor) -> Tensor:
 def mean_over_processes(value: Tensor) -> Tensor:
     """Mean of a tensor over all processes."""
     return gather(value[None]).mean(0)
-
-
-@torch.no_grad()
-def mean_gradients(optimiser: torch.optim.Optimizer, number: float) -> float:
-    """Make the gradients of an optimiser's parameters their mean over all processes, and return a number's mean.
-
-    All processes must have gradients of the same parameters.
-    """
-    if world_size() == 1:
-        return number
-    gradients = [p.grad for group in optimiser.param_groups for p in group["params"] if p.grad is not None]
-    flat = torch.cat([*(gradient.flatten() for gradient in gradients), torch.tensor([number])])
-    distributed.all_reduce(flat)
-    flat /= world_size()
-    for gradient, mean in zip(gradients, flat[:-1].split([g.numel() for g in gradients]), strict=True):
-        gradient.copy_(mean.view_as(gradient))
-    return flat[-1].item()

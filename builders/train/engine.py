@@ -10,9 +10,12 @@ from __future__ import annotations
 
 import contextlib
 import math
+import sys
+from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -22,7 +25,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from builders.train import run_state
-from builders.train.batches import Batch, to_device
+from builders.train.batches import UNREADABLE, Batch, to_device
 from builders.train.distributed import mean_over_processes, rank, world_size
 from builders.train.gradient_checkpointing import checkpoint_blocks
 from builders.train.run_log import RunLog
@@ -38,7 +41,7 @@ class TrainingError(RuntimeError):
 
 @dataclass(frozen=True)
 class Settings:
-    """How to train. All but the last five decide what the weights become, and must not change on resuming."""
+    """How to train. What decides the weights (`binding`) must not change on resuming."""
 
     steps: int
     batch_size: int  #: images of one batch of one process
@@ -48,6 +51,7 @@ class Settings:
     warmup: int = 1000  #: steps
     weight_decay: float = 0.02
     clip: float = 1.0  #: largest norm of the gradient; 0: none
+    clip_groups: bool = False  #: clip each group of parameters by its own norm, the vision encoder apart
     precision: str = "bf16"
     seed: int = 0
     checkpointing: bool = False
@@ -55,6 +59,7 @@ class Settings:
     validate_every: int = 1000  #: steps; 0: at the end alone
     save_every: int = 1000  #: steps; 0: at the end alone
     workers: int = 1  #: processes that make batches; 0: none beside the training
+    max_unreadable: float = 0.01  #: share of the data set's pictures that may be unreadable; one always may
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "accumulate", "log_every"):
@@ -66,16 +71,22 @@ class Settings:
     @property
     def binding(self) -> dict[str, object]:
         """What a run that goes on must have in common with the one before."""
-        free = {"checkpointing", "log_every", "validate_every", "save_every", "workers"}
+        free = {"checkpointing", "log_every", "validate_every", "save_every", "workers", "max_unreadable"}
         return {name: value for name, value in asdict(self).items() if name not in free}
 
 
-class Learner(nn.Module):
+class Learner(nn.Module, ABC):
     """A network with what its task adds in training. Subclasses say which losses, and what is measured."""
 
+    every_parameter = True  #: whether every step has a gradient for every trained parameter
+
+    @abstractmethod
     def forward(self, batch: Batch, done: float) -> dict[str, Tensor]:
-        """Losses by name, to be added up; `done`: the share of the run that is behind."""
-        raise NotImplementedError
+        """Return losses by name; `done` is the share of the run that is over."""
+
+    def weight_of(self, loss: str) -> float:
+        """Return what a loss is multiplied by before all are added up."""
+        return 1.0
 
     def after_batch(self) -> None:
         """Called when a batch's gradient is there."""
@@ -102,12 +113,14 @@ class Trainer:
         validation: Iterable[Batch] = (),
         resume: Path | None = None,
         progress: bool = True,
+        leg: str = "",
     ) -> None:
         """Raises ResumeError for a state that does not fit, ValueError for half precision that the CPU lacks."""
         if settings.precision == "fp16" and device.type == "cpu":
             raise ValueError("precision fp16 needs a GPU; on a CPU choose bf16 or fp32")
         self.settings, self.output, self.device = settings, output, device
         self.batches, self.validation = batches, validation
+        self.unreadable: dict[Path, str] = {}
         self.learner = learner.to(device).train()
         if settings.checkpointing:
             checkpoint_blocks(learner)
@@ -117,12 +130,17 @@ class Trainer:
         self.step = 0
         if resume is not None:
             self.step = run_state.restore(resume, learner, self.optimiser, self.scaler, settings.binding)
-        self.log = RunLog(output, resumed_at=self.step, quiet=rank() != 0)
+        self.log = RunLog(output, resumed_at=self.step, quiet=rank() != 0, leg=leg)
         self.model: nn.Module = learner
         if world_size() > 1:
             ids = [device.index] if device.type == "cuda" else None
             # Queues and momentum copies are the same everywhere already.
-            self.model = DistributedDataParallel(learner, device_ids=ids, forward_sync_buffers=False)
+            self.model = DistributedDataParallel(
+                learner,
+                device_ids=ids,
+                forward_sync_buffers=False,
+                find_unused_parameters=not learner.every_parameter,
+            )
         self.progress = progress and rank() == 0
 
     @property
@@ -141,6 +159,8 @@ class Trainer:
             sampler=range(self.step * settings.accumulate, until * settings.accumulate),
             prefetch_factor=4 if settings.workers else None,
             generator=torch.Generator(),  # without one it would draw from the generator of training
+            # A forked process would wait for ever for the threads that OpenCV had in this one.
+            multiprocessing_context="spawn" if settings.workers else None,
         )
         upcoming = iter(loader)
         sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=self.device))
@@ -162,6 +182,8 @@ class Trainer:
             if self.step == until or (settings.save_every and self.step % settings.save_every == 0):
                 run_state.save(self.output, self.step, self.learner, self.optimiser, self.scaler, settings.binding)
         bar.close()
+        if self.unreadable and self.progress:
+            print(f"pictures left out because they could not be read: {len(self.unreadable)}", file=sys.stderr)
         self.log.close()
 
     def _rate(self) -> float:
@@ -173,13 +195,14 @@ class Trainer:
         set_rate(self.optimiser, cosine_with_warmup(done, self.step, settings.warmup))
         found: dict[str, Tensor] = {}
         for number in range(settings.accumulate):
-            batch = to_device(next(upcoming), self.device)
+            batch = to_device(self._readable(next(upcoming)), self.device)
             last = number == settings.accumulate - 1
             waiting = contextlib.nullcontext() if last or world_size() == 1 else self.model.no_sync()
             with waiting:
                 with self._autocast():
                     losses = self.model(batch, done)
-                total = sum(losses.values()) / settings.accumulate
+                total = sum(self.learner.weight_of(name) * loss for name, loss in losses.items())
+                total = total / settings.accumulate
                 self.scaler.scale(total).backward()
             for name, value in losses.items():
                 found[name] = found.get(name, 0.0) + value.detach() / settings.accumulate
@@ -187,14 +210,30 @@ class Trainer:
         self._check(found)
         self.scaler.unscale_(self.optimiser)
         if settings.clip:
-            trained = [p for group in self.optimiser.param_groups for p in group["params"]]
-            nn.utils.clip_grad_norm_(trained, settings.clip)
+            groups = [group["params"] for group in self.optimiser.param_groups]
+            for parameters in groups if settings.clip_groups else [list(chain.from_iterable(groups))]:
+                nn.utils.clip_grad_norm_(parameters, settings.clip)
         self.scaler.step(self.optimiser)
         self.scaler.update()
         self.optimiser.zero_grad(set_to_none=True)
         self.learner.after_step()
         self.step += 1
         return found
+
+    def _readable(self, batch: Batch) -> Batch:
+        """Name the batch's unreadable pictures, each once. Raises TrainingError above the share that is allowed."""
+        for path, message in batch.pop(UNREADABLE, {}).items():
+            if path in self.unreadable:
+                continue
+            self.unreadable[path] = message
+            tqdm.write(f"left out, {len(self.unreadable)} so far: {message}", file=sys.stderr)
+            files, share = getattr(self.batches, "files", 0), self.settings.max_unreadable
+            if len(self.unreadable) > max(1, share * files):
+                raise TrainingError(
+                    f"step {self.step + 1}: {len(self.unreadable)} pictures of {files:,} records cannot be read, more "
+                    f"than --max-unreadable {share:g} allows; the last: {message}"
+                )
+        return batch
 
     def _check(self, losses: dict[str, Tensor]) -> None:
         bad = [name for name, value in losses.items() if not math.isfinite(value.item())]

@@ -18,9 +18,10 @@ LOG, PLOT, TENSORBOARD = "log.jsonl", "training.png", "tensorboard"
 class RunLog:
     """Losses and metrics of one run; with `quiet` (all processes but the first) it writes nothing."""
 
-    def __init__(self, output: Path, *, resumed_at: int = 0, quiet: bool = False) -> None:
-        """What an earlier run logged after step `resumed_at` is forgotten: those steps are run again."""
+    def __init__(self, output: Path, *, resumed_at: int = 0, quiet: bool = False, leg: str = "") -> None:
+        """Drop what an earlier run logged after step `resumed_at`: those steps are run again. `leg` names the run."""
         self.output, self.quiet = output, quiet
+        self.labels = {"leg": leg} if leg else {}
         if quiet:
             return
         output.mkdir(parents=True, exist_ok=True)
@@ -35,7 +36,7 @@ class RunLog:
         if self.quiet:
             return
         rounded = {name: round(value, 6) for name, value in values.items()}
-        record = {"step": step, "samples": samples, kind: rounded, **beside}
+        record = {**self.labels, "step": step, "samples": samples, kind: rounded, **beside}
         with (self.output / LOG).open("a") as stream:
             stream.write(json.dumps(record) + "\n")
         for name, value in {**values, **beside}.items():

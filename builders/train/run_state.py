@@ -59,16 +59,27 @@ def save(
         old.unlink()
 
 
-def find(output: Path, asked: str) -> Path:
-    """The file to resume from: that which is named, or `latest`. Raises ResumeError where there is none."""
-    if asked != "latest":
-        if not Path(asked).is_file():
-            raise ResumeError(f"{asked}: no such file; states of a run lie in OUTPUT/{FOLDER}")
-        return Path(asked)
-    found = sorted((output / FOLDER).glob("step-*.pt"))
-    if not found:
+def newest(output: Path) -> Path | None:
+    """Return the newest state of a run, if there is one."""
+    return max((output / FOLDER).glob("step-*.pt"), default=None)
+
+
+def discard(output: Path) -> None:
+    """Delete the states of a run, when another begins in its place."""
+    for path in (output / FOLDER).glob("step-*.pt"):
+        path.unlink()
+
+
+def find(output: Path, wanted: str) -> Path:
+    """Return the file to resume from: the one named, or `latest`. Raises ResumeError where there is none."""
+    if wanted != "latest":
+        if not Path(wanted).is_file():
+            raise ResumeError(f"{wanted}: no such file; states of a run lie in OUTPUT/{FOLDER}")
+        return Path(wanted)
+    found = newest(output)
+    if found is None:
         raise ResumeError(f"{output / FOLDER}: holds no step-*.pt to resume from; start without --resume")
-    return found[-1]
+    return found
 
 
 def restore(

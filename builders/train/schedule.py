@@ -34,17 +34,17 @@ def adamw(
     What belongs to a vision encoder learns at the vision encoder's rate, which the published training keeps lower,
     since CLIP's weights are good already. Biases, norms and single numbers do not decay.
     """
-    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    groups: dict[tuple[bool, float], list[nn.Parameter]] = {}
+    rates = {True: vision_learning_rate, False: learning_rate}
     for module in modules:
         for name, parameter in module.named_parameters():
             if parameter.requires_grad:
-                rate = vision_learning_rate if "vision_encoder." in name else learning_rate
                 decay = weight_decay if parameter.ndim > 1 else 0.0
-                groups.setdefault((rate, decay), []).append(parameter)
+                groups.setdefault(("vision_encoder." in name, decay), []).append(parameter)
     return torch.optim.AdamW(
         [
-            {"params": parameters, "lr": rate, "full_rate": rate, "weight_decay": decay}
-            for (rate, decay), parameters in groups.items()
+            {"params": parameters, "lr": rates[vision], "full_rate": rates[vision], "weight_decay": decay}
+            for (vision, decay), parameters in groups.items()
         ],
         betas=(0.9, 0.98),
         fused=fused,

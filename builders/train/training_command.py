@@ -22,8 +22,8 @@ from mplug.checkpoint import CheckpointError, ConfigError
 from mplug.inputs.tokenizer import Tokenizer
 from mplug.network import MPlug
 
-#: What a command tells in one line and ends with.
-Told = (CheckpointError, ConfigError, DatasetError, TrainingError, run_state.ResumeError, ValueError)
+#: Errors that a command reports in one line.
+REPORTED = (CheckpointError, ConfigError, DatasetError, TrainingError, run_state.ResumeError, ValueError)
 
 
 def add_options(parser: argparse.ArgumentParser, *, learning_rate: float, vision_learning_rate: float) -> None:
@@ -45,6 +45,13 @@ def add_options(parser: argparse.ArgumentParser, *, learning_rate: float, vision
     data.add_argument("--texts", type=int, default=2, help="texts about each emoji scene, where a task has several")
 
     training = parser.add_argument_group("training")
+    data.add_argument(
+        "--max-unreadable",
+        type=float,
+        default=Settings.max_unreadable,
+        metavar="SHARE",
+        help="stop when more of the data set's pictures cannot be read (default: %(default)s; one always may)",
+    )
     training.add_argument("--output", type=Path, required=True, help="of the run; the result is OUTPUT/checkpoint")
     training.add_argument("--steps", type=int, required=True)
     training.add_argument("--batch-size", type=int, default=32, help="images of a batch, per process")
@@ -76,7 +83,9 @@ def add_options(parser: argparse.ArgumentParser, *, learning_rate: float, vision
 
 def settings_of(options: argparse.Namespace) -> Settings:
     """The settings among the options."""
-    return Settings(**{field.name: getattr(options, field.name) for field in fields(Settings)})
+    return Settings(
+        **{field.name: getattr(options, field.name) for field in fields(Settings) if hasattr(options, field.name)}
+    )
 
 
 def source_of(task: str, options: argparse.Namespace) -> Source:
@@ -125,12 +134,18 @@ def train(
 
 
 def command(body: Callable[[argparse.Namespace, torch.device], None], options: argparse.Namespace) -> int:
-    """Run a command in its process group; what goes wrong is told in one line. Returns the exit status."""
+    """Run a command in its process group; report what goes wrong in one line. Returns the exit status."""
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", torch.get_num_threads())))
     try:
+        if options.output.exists() and not options.output.is_dir():
+            raise ValueError(f"--output {options.output} is a file; name a folder for the run")
         with process_group(options.device) as device:
             body(options, device)
-    except Told as error:
-        print(f"error: {error}", file=sys.stderr)
+    except REPORTED as error:
+        # A worker's error comes with its whole traceback; the last line is the error itself.
+        print(f"error: {str(error).strip().splitlines()[-1]}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        print(f"error: {error.filename or 'the system'}: {error.strerror or error}", file=sys.stderr)
         return 1
     return 0

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import tempfile
 import zlib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from itertools import accumulate
+from collections.abc import Sequence
 from pathlib import Path
 from random import Random
 
@@ -18,61 +16,33 @@ import cv2
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import IterableDataset
+from torch.utils.data import Dataset, get_worker_info
 
+from builders.data.streams import seed_of
 from builders.train.batches import padded
 from builders.train.objectives.grounding import BoxIds
+from demo.scene_stream import FIRST_SEED
 from demo.scenes.classes import load_classes
 from demo.scenes.generator import Scene, SceneGenerator, SceneObject
+from demo.scenes.sprites import TRAIN_STYLES
 from demo.texts.expressions import expressions_of
 from demo.texts.negatives import match_negatives
 from demo.texts.questions import questions_of
 from demo.texts.statements import hypotheses_of, pair_statements
 from demo.texts.vocabulary import write_vocabulary
+from demo.training.legs import Leg, Mixture
 from mplug.contract import ENTAILMENT_LABELS, NLVR_LABELS
 from mplug.inputs.pixels import PIXEL_MEAN, PIXEL_STD
 from mplug.inputs.text import clean_caption
 from mplug.inputs.tokenizer import Tokenizer
 
 SCENE_SIZE = 128  # pixels
-#: Seeds of training stay below this; those of validation and test are above.
-SEED_LIMIT = 10_000
 #: Chance of groups of 1, 2, 3, 4 objects: the more there are, the smaller each is drawn.
 COUNT_WEIGHTS = (0.6, 0.18, 0.12, 0.1)
-COLOURED = 0.08  # chance of a scene that surely shows one of the few classes whose colour is told
-WAITING = 400  # pairs of scenes that wait to be seen again
+COLOURED = 0.08  # chance of a scene that surely shows one of the few classes whose colour is named
+REUSED_AFTER = 400  # pairs of a block's scenes; then a part of each batch is seen a second time
+BLOCK = 64  # batches that are drawn from one seed; a run is resumed at the start of a block
 MOST_COUNTED = 5  # more of a kind than that are counted as so many
-
-
-@dataclass(frozen=True)
-class Mixture:
-    """How many texts of each task go with a batch of images; `statements` are over pairs of images."""
-
-    captions: int = 24
-    questions: int = 48
-    expressions: int = 28
-    hypotheses: int = 24
-    statements: int = 20
-    contrasted: int = 32  #: images told from others' captions, and matched with their own
-    matches: int = 16  #: captions wrong in one thing, and as many of other images
-    masked: int = 24
-    prefixes: int = 32
-
-    def rows(self) -> dict[str, slice]:
-        """Where each kind of text is among `row_ids`, in this order; statements twice, for either image."""
-        sizes = {
-            "captions": self.contrasted,
-            "wrong": self.matches,
-            "questions": self.questions,
-            "expressions": self.expressions,
-            "hypotheses": self.hypotheses,
-            "statements_left": self.statements,
-            "statements_right": self.statements,
-        }
-        return {
-            name: slice(end - size, end)
-            for (name, size), end in zip(sizes.items(), accumulate(sizes.values()), strict=True)
-        }
 
 
 def scene_tokenizer() -> Tokenizer:
@@ -244,43 +214,59 @@ def things_shown(scene: Scene) -> dict[int, list[np.ndarray]]:
     return found
 
 
-class DemoStream(IterableDataset):
-    """Endless batches of fresh scenes with texts, drawn in a process of its own."""
+class DemoBatches(Dataset):
+    """Endless batches of fresh scenes with texts; batch `index` is always the same.
 
-    def __init__(
-        self,
-        styles: Sequence[str],
-        batch_size: int,
-        mixture: Mixture | None,
-        *,
-        augmented: float,
-        seed: int,
-        max_groups: int = 2,
-        max_count: int = 4,
-    ) -> None:
-        if not 0 <= seed < SEED_LIMIT:
-            raise ValueError(f"the seed of training is {seed}, but must be from 0 to {SEED_LIMIT - 1}")
-        self.styles, self.batch_size, self.mixture = tuple(styles), batch_size, mixture
-        self.augmented, self.seed, self.max_groups, self.max_count = augmented, seed, max_groups, max_count
+    Scenes of a block are drawn one batch after the other, since some are seen twice: a batch in the middle of a block
+    costs the drawing of those before it, unless they were drawn just now.
+    """
 
-    def __iter__(self) -> Iterator[dict[str, Tensor]]:
-        torch.set_num_threads(1)
-        cv2.setNumThreads(1)
-        worker = torch.utils.data.get_worker_info()
-        seed = self.seed + SEED_LIMIT * 100 * (1 + (worker.id if worker else 0))
-        scenes = SceneGenerator(
-            self.styles, size=SCENE_SIZE, max_groups=self.max_groups, max_count=self.max_count, augment=True, seed=seed
+    files = 0  # nothing is read
+
+    def __init__(self, leg: Leg, *, seed: int, rank: int = 0, styles: Sequence[str] = TRAIN_STYLES) -> None:
+        self.leg, self.seed, self.rank, self.styles = leg, seed, rank, tuple(styles)
+        self._texts: SceneTexts | None = None
+        self._block, self._drawn = -1, 0
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        """Return the tensors of `SceneTexts.batch`."""
+        if get_worker_info() is not None:
+            cv2.setNumThreads(1)
+        block, place = divmod(index, BLOCK)
+        if block != self._block or place < self._drawn:
+            self._begin(block)
+        while self._drawn < place:
+            self._draw()
+        if self._texts is None:
+            self._texts = SceneTexts(0)
+        self._texts.random = Random(seed_of("demo texts", self.seed, self.rank, index))
+        return self._texts.batch(self._draw(), self.leg.mixture)
+
+    def _begin(self, block: int) -> None:
+        seed = seed_of("demo", self.seed, self.rank, block)
+        leg = self.leg
+        self._scenes = SceneGenerator(
+            self.styles,
+            size=SCENE_SIZE,
+            max_groups=leg.max_groups,
+            max_count=leg.max_count,
+            augment=True,
+            seed=FIRST_SEED + seed,
         )
-        scenes.count_weights, scenes.coloured = list(COUNT_WEIGHTS), COLOURED
-        texts, chance = SceneTexts(seed), Random(seed)
-        waiting: list[list[Scene]] = []  # pairs that are to be seen once more, with other texts: drawing is dear
-        while True:
-            scenes.augment = chance.random() < self.augmented
-            again = self.batch_size // 4 if len(waiting) >= WAITING else 0
-            seen = [waiting.pop(chance.randrange(len(waiting))) for _ in range(again)]
-            drawn = scenes.batch(self.batch_size - 2 * again, paired=True).scenes
-            waiting += [drawn[start : start + 2] for start in range(0, len(drawn) - 1, 2)]
-            yield texts.batch([*drawn, *(scene for pair in seen for scene in pair)], self.mixture)
+        self._scenes.count_weights, self._scenes.coloured = list(COUNT_WEIGHTS), COLOURED
+        self._chance = Random(seed)
+        self._pairs: list[list[Scene]] = []  # to be seen once more, with other texts: drawing is expensive
+        self._block, self._drawn = block, 0
+
+    def _draw(self) -> list[Scene]:
+        """Return the scenes of the next batch of the block."""
+        self._scenes.augment = self._chance.random() < self.leg.augmented
+        again = self.leg.batch_size // 4 if len(self._pairs) >= REUSED_AFTER else 0
+        seen = [self._pairs.pop(self._chance.randrange(len(self._pairs))) for _ in range(again)]
+        drawn = self._scenes.batch(self.leg.batch_size - 2 * again, paired=True).scenes
+        self._pairs += [drawn[start : start + 2] for start in range(0, len(drawn) - 1, 2)]
+        self._drawn += 1
+        return [*drawn, *(scene for pair in seen for scene in pair)]
 
 
 def object_patches(labels: Tensor, count: int) -> Tensor:

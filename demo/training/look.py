@@ -21,7 +21,8 @@ from builders.train.objectives.judgement import entail_logits, nlvr_logits
 from demo.scenes.generator import SceneGenerator
 from demo.scenes.grammar import exact_match, object_recall
 from demo.scenes.sprites import HELD_OUT_STYLE, TRAIN_STYLES
-from demo.training.batches import Mixture, SceneTexts, normalise
+from demo.training.batches import SceneTexts, normalise
+from demo.training.legs import Mixture
 from demo.training.patch_labelling import PatchLabelling
 from mplug.network import MPlug
 
@@ -48,12 +49,11 @@ def _look_at(
     texts = SceneTexts(VALIDATION_SEED)
     texts.random = Random(VALIDATION_SEED)
     batch = texts.batch(scenes, TEXTS)
-    with torch.autocast("cpu", torch.bfloat16):
-        states = network.vision_encoder(normalise(batch["images"]))
-        scores = {"patches": patches.accuracy(states, batch["labels"])}
-        if tasks:
-            scores |= _captions(network, states, texts, scenes)
-            scores |= _generated(network, states, batch, texts) | _judged(network, states, batch)
+    states = network.vision_encoder(normalise(batch["images"]))
+    scores = {"patches": patches.accuracy(states, batch["labels"])}
+    if tasks:
+        scores |= _captions(network, states, texts, scenes)
+        scores |= _generated(network, states, batch, texts) | _judged(network, states, batch)
     return {name: round(float(value), 3) for name, value in scores.items()}
 
 

@@ -1,4 +1,4 @@
-"""The demo's batches, its losses and the look at it, small."""
+"""The demo's batches, its losses and the measurements during training, small."""
 
 from __future__ import annotations
 
@@ -10,11 +10,15 @@ import torch
 from PIL import Image
 
 from builders.train.objectives.grounding import near_boxes
+from builders.train.schedule import adamw
 from demo.scenes.generator import SceneGenerator
 from demo.scenes.sprites import TRAIN_STYLES
 from demo.texts.vocabulary import build_vocabulary
-from demo.train import LEGS, DemoModel, Losses, demo_config, parameter_groups
-from demo.training.batches import SEED_LIMIT, DemoStream, Mixture, SceneTexts, normalise, object_patches
+from demo.training import batches as batches_module
+from demo.training.batches import DemoBatches, SceneTexts, normalise, object_patches
+from demo.training.config import demo_config
+from demo.training.learner import DemoLearner
+from demo.training.legs import LEGS, Mixture
 from demo.training.look import look
 from demo.training.word_grounding import GuidedLooks
 from mplug.inputs.pixels import pixel_values
@@ -37,10 +41,10 @@ def batch(scenes):
 
 
 @pytest.fixture(scope="module")
-def model() -> DemoModel:
+def model() -> DemoLearner:
     network = MPlug(demo_config(128, len(build_vocabulary())))
     network.initialise()
-    return DemoModel(network)
+    return DemoLearner(network, LEGS["tasks"])
 
 
 def test_texts_are_the_vocabulary_s_own_words(batch):
@@ -144,24 +148,36 @@ def test_patches_that_are_worked_on_show_objects_first(batch):
         assert (grid[row] > 0).sum() == min(24, (grid > 0).sum())
 
 
-def test_seeds_of_training_are_no_others():
-    with pytest.raises(ValueError, match="20000"):
-        DemoStream(TRAIN_STYLES, 8, FEW, augmented=0.5, seed=20_000)
-    assert SEED_LIMIT <= 20_000
-    stream = DemoStream(("noto",), 8, FEW, augmented=0.0, seed=3)
-    first, again = next(iter(stream)), next(iter(stream))
-    assert torch.equal(first["images"], again["images"]) and torch.equal(first["question_ids"], again["question_ids"])
+def test_a_batch_is_the_same_whenever_it_is_drawn():
+    leg = dataclasses.replace(LEGS["tasks"], batch_size=8, mixture=FEW)
+    batches = DemoBatches(leg, seed=3)
+    drawn = [batches[index] for index in range(3)]
+    late = DemoBatches(leg, seed=3)[2]
+    for name, tensor in drawn[2].items():
+        assert torch.equal(tensor, late[name]), name
+    assert torch.equal(batches[0]["row_ids"], drawn[0]["row_ids"]), "back to an earlier one"
+    for other in (drawn[1], DemoBatches(leg, seed=4)[2], DemoBatches(leg, seed=3, rank=1)[2]):
+        assert not torch.equal(other["images"], late["images"])
+
+
+def test_scenes_of_a_block_are_seen_a_second_time(monkeypatch):
+    monkeypatch.setattr(batches_module, "REUSED_AFTER", 4)
+    leg = dataclasses.replace(LEGS["patches"], batch_size=8)
+    batches = DemoBatches(leg, seed=3)
+    first, second = batches[0]["images"], batches[1]["images"]
+    again = sum(any(torch.equal(image, other) for other in first) for image in second)
+    assert again == 4, "two pairs of scenes"
+    assert torch.equal(DemoBatches(leg, seed=3)[1]["images"], second)
 
 
 def test_every_objective_falls_on_one_batch(model, batch):
     torch.manual_seed(0)
-    losses = Losses(model)
     names = set().union(*(leg.weights for leg in LEGS.values()))
-    leg = dataclasses.replace(LEGS["tasks"], weights=dict.fromkeys(names, 1.0), mixture=FEW)
-    optimiser = torch.optim.AdamW([{**group, "lr": 1e-3} for group in parameter_groups(model, leg)])
+    model.leg = dataclasses.replace(LEGS["tasks"], weights=dict.fromkeys(names, 1.0), mixture=FEW)
+    optimiser = adamw([model], 1e-3, 1e-3, 0.05)
     history = []
     for _ in range(10):
-        found = losses.of(batch, leg)
+        found = model(batch, 1.0)
         assert set(found) == names
         optimiser.zero_grad()
         sum(found.values()).backward()

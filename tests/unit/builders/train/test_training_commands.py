@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 import warnings
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
 from training_fixtures import write_vocabulary
 
 from builders.train import finetune, pretrain
@@ -141,6 +144,50 @@ def test_easy_vqa_is_trained_on_and_a_run_goes_on(pretrained, tmp_path):
     assert (tmp_path / "checkpoint/model.safetensors").read_bytes() == whole
     last = [json.loads(text.splitlines()[-1])["metrics"] for text in (records, (tmp_path / "log.jsonl").read_text())]
     assert last[0] == last[1]
+
+
+def photographs(folder: Path, count: int, torn: tuple[int, ...]) -> list[object]:
+    """Options of a small data set of captions, some of whose pictures are cut off in the middle."""
+    folder.mkdir()
+    entries = []
+    for index in range(count):
+        stream = io.BytesIO()
+        noise = np.random.default_rng(index).integers(0, 255, (40, 40, 3), np.uint8)
+        Image.fromarray(noise).save(stream, "JPEG")
+        data = stream.getvalue()
+        (folder / f"photo_{index}.jpg").write_bytes(data[: len(data) // 2] if index in torn else data)
+        entries.append({"image": f"photo_{index}.jpg", "caption": ["a dog", "two red apples"]})
+    (folder / "train.json").write_text(json.dumps(entries))
+    return ["--data", "coco", "--annotations", folder / "train.json", "--images", folder]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_torn_picture_is_named_and_left_out(workers, pretrained, tmp_path, capfd):
+    options = [*QUICK, "--init", pretrained / "checkpoint", "--steps", "4", "--workers", workers]
+    data = photographs(tmp_path / "photos", 6, (2,))  # two batches of three: seen in the first or second step
+    assert call(finetune, "caption", "--output", tmp_path / "run", *options, *data) == 0
+    error = capfd.readouterr().err
+    assert error.count("photo_2.jpg") == 1 and "pictures left out because they could not be read: 1" in error
+    load_checkpoint(tmp_path / "run/checkpoint")
+
+
+def test_too_many_torn_pictures_end_a_run(pretrained, tmp_path, capsys):
+    options = [*QUICK, "--init", pretrained / "checkpoint", "--steps", "4"]
+    data = photographs(tmp_path / "photos", 6, (1, 2, 4))
+    assert call(finetune, "caption", "--output", tmp_path / "run", *options, *data) == 1
+    error = capsys.readouterr().err
+    assert "Traceback" not in error
+    assert "2 pictures of 6 records cannot be read, more than --max-unreadable 0.01 allows" in error
+
+
+def test_an_output_that_is_a_file_is_one_line(pretrained, tmp_path, capsys):
+    (tmp_path / "file").write_text("mine")
+    options = [*QUICK, "--init", pretrained / "checkpoint", "--data", "emoji", "--steps", "1"]
+    for output, complaint in (("file", "is a file; name a folder"), ("file/run", "Not a directory")):
+        assert call(finetune, "vqa", "--output", tmp_path / output, *options) == 1
+        error = capsys.readouterr().err.strip().splitlines()[-1]
+        assert error.startswith("error: ") and complaint in error
+    assert (tmp_path / "file").read_text() == "mine"
 
 
 @pytest.mark.parametrize(

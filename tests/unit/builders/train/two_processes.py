@@ -13,7 +13,7 @@ from training_fixtures import caption_records, maker_of, settings, small_network
 
 from builders.data.streams import ShuffledRecords
 from builders.train.batches import TaskBatches
-from builders.train.distributed import mean_gradients, process_group, rank, world_size
+from builders.train.distributed import process_group, rank, world_size
 from builders.train.engine import Trainer
 from builders.train.fused_states import token_mask
 from builders.train.learners import PairLearner
@@ -40,14 +40,6 @@ class ContrastLearner(PairLearner):
         return {"contrast": found.loss}
 
 
-def averaged() -> dict[str, torch.Tensor]:
-    """A gradient and a number that each process has its own of, meaned."""
-    parameter, idle = torch.nn.Parameter(torch.zeros(2)), torch.nn.Parameter(torch.zeros(3))
-    parameter.grad = torch.tensor([1.0, 10.0 * rank()])
-    number = mean_gradients(torch.optim.SGD([parameter, idle]), float(rank()))
-    return {"gradient": parameter.grad, "number": torch.tensor(number)}
-
-
 def main(vocabulary: Path, output: Path, batch_size: int) -> None:
     torch.set_num_threads(1)
     with process_group("cpu") as device:
@@ -59,9 +51,6 @@ def main(vocabulary: Path, output: Path, batch_size: int) -> None:
         step_plainly(Trainer(learner, batches, options, output, device=device, progress=False)).run()
         if rank() == 0:
             torch.save(learner.state_dict(), output / "learner.pt")
-        meaned = averaged()
-        if rank() == 0:
-            torch.save(meaned, output / "meaned.pt")
 
 
 if __name__ == "__main__":
