@@ -36,7 +36,7 @@ from demo.scenes.generator import SceneGenerator
 from demo.scenes.sprites import TRAIN_STYLES
 from demo.splits import SPLITS
 from mplug.checkpoint import load_checkpoint
-from mplug.contract import DECODER_SCORE, GraphSpec, Value, Values
+from mplug.contract import DECODER, DECODER_SCORE, GraphSpec, Value, Values
 from mplug.decoding.loop import DecodeLoop
 from mplug.decoding.request import DecodeRequestParser
 from mplug.decoding.service import DecoderService
@@ -48,7 +48,6 @@ from mplug.runtime.interface import Decoder
 from mplug.runtime.torch import eager_decoder
 from mplug.tasks.caption import CaptionRequest, CaptionTask
 from mplug.tasks.checkpoint_files import ServedCheckpoint
-from mplug.tasks.decoding import DECODER
 
 MAX_STATES = 1 << 16  # of one request; the graphs in memory set no limit
 #: Marks in a page of Markdown between which the result stands.

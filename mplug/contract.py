@@ -118,6 +118,10 @@ OPTIONAL_OUTPUTS = {
 ENCODERS = {spec.name: spec for spec in (VISION_ENCODER, TEXT_ENCODER, FUSION_ENCODER)}
 
 
+#: The fourth stage, a model that keeps its KV cache and is three graphs.
+DECODER = "text_decoder"
+
+
 def decoder_prefill(layers: int) -> GraphSpec:
     """Return the graph from encoder states to cross-attention keys and values of every layer, run once per request."""
     return GraphSpec(

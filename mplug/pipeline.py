@@ -26,7 +26,7 @@ import numpy as np
 from PIL import Image
 
 from mplug.answers import Entailment, Generated, Grounding, Match, Verdict
-from mplug.contract import ENCODERS, STAGES_FILE, Value, Values, read_stages
+from mplug.contract import DECODER, ENCODERS, STAGES_FILE, Value, Values, read_stages
 from mplug.decoding.service import DecoderService
 from mplug.errors import NotServed, StageError, Unavailable
 from mplug.runtime import Decoder, open_graph
@@ -44,7 +44,6 @@ Video = bytes | str | os.PathLike[str]
 Timer = Callable[[str, Callable[[], Any]], Any]
 
 BUILD_INFO = "build_info.json"  # `builders/build.py` writes it last
-DECODER = "text_decoder"
 CACHE_MB = 256  # states of pictures, as on the server
 CONCURRENCY = 64  # requests of `map` in flight
 # What PNG stores as it is; images of other modes are sent as RGB.

@@ -45,7 +45,7 @@ class StageInputs:
                 raise _wrong_shape(tensor, shape, lengths)
             if "L" in lengths and lengths["L"] > self.max_text_length:
                 raise InvalidRequest(
-                    f"{tensor.name}: {lengths['L']} tokens are more than the {self.max_text_length} allowed"
+                    f"{tensor.name}: {lengths['L']} tokens exceed the {self.max_text_length} that the checkpoint reads"
                 )
             if tensor.dtype == "FP32":
                 check_magnitude(tensor.name, inputs[tensor.name])

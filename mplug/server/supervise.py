@@ -14,7 +14,7 @@ from mplug.server.install import ServerError
 from mplug.server.process import Options, TritonServer
 from mplug.server.signals import Signals
 
-WATCH_SECONDS = 0.1  # how often the server's processes are looked at
+WATCH_SECONDS = 0.25  # how often the server's processes are looked at
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0  # seconds before a restart; each is twice the one before
 STEADY_SECONDS = 600.0  # a server that ran for so long starts the pauses anew
 

@@ -19,9 +19,17 @@ from mplug.contract import CallStage, Value, Values
 from mplug.decoding.beam_search import SearchOptions
 from mplug.decoding.request import check_positions, parse_search_options
 from mplug.tasks.checkpoint_files import ServedCheckpoint
-from mplug.tasks.decoding import SEARCH_OPTIONS, decode, encoder_inputs, search_inputs
-from mplug.tasks.encoders import encode_images, encode_texts, fuse_for_decoder, side_by_side
 from mplug.tasks.inputs import check_tokens, one_text, visual
+from mplug.tasks.stages import (
+    SEARCH_OPTIONS,
+    decode,
+    encode_images,
+    encode_texts,
+    encoder_inputs,
+    fuse_for_decoder,
+    search_inputs,
+    side_by_side,
+)
 
 
 @dataclass(frozen=True)

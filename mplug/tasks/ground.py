@@ -19,9 +19,16 @@ from mplug.decoding.beam_search import SearchOptions
 from mplug.inputs.images import decode_image
 from mplug.inputs.pixels import Letterbox, letterbox_pixel_values
 from mplug.tasks.checkpoint_files import ServedCheckpoint
-from mplug.tasks.decoding import decode, encoder_inputs, search_inputs
-from mplug.tasks.encoders import encode_images, encode_texts, fuse_for_decoder, side_by_side
 from mplug.tasks.inputs import one_text, only, tokenised
+from mplug.tasks.stages import (
+    decode,
+    encode_images,
+    encode_texts,
+    encoder_inputs,
+    fuse_for_decoder,
+    search_inputs,
+    side_by_side,
+)
 
 START = 339  # the unused token of the vocabulary that the decoder starts from
 FIRST_BIN = 340  # the unused token that stands for coordinate 0

@@ -20,8 +20,8 @@ from mplug.errors import InvalidRequest
 from mplug.inputs.images import decode_image
 from mplug.inputs.pixels import pixel_values
 from mplug.tasks.checkpoint_files import Head, ServedCheckpoint
-from mplug.tasks.encoders import EncodedText, encode_images, encode_texts, fuse
 from mplug.tasks.inputs import one_text, tokenised
+from mplug.tasks.stages import EncodedText, encode_images, encode_texts, fuse
 
 
 @dataclass(frozen=True)

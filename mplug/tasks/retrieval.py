@@ -13,8 +13,8 @@ import numpy as np
 
 from mplug.contract import CallStage, Value, Values
 from mplug.tasks.checkpoint_files import ServedCheckpoint
-from mplug.tasks.encoders import EncodedText, encode_images, encode_texts, fuse, normalised, side_by_side
 from mplug.tasks.inputs import is_video, many_texts, one_text, tokenised, visual
+from mplug.tasks.stages import EncodedText, encode_images, encode_texts, fuse, normalised, side_by_side
 
 MAX_TEXTS = 256  # as long as the published shortlist
 #: Texts per call of the text encoder: its `max_batch_size`.

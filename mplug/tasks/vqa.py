@@ -23,9 +23,17 @@ from mplug.decoding.request import check_positions, parse_search_options
 from mplug.errors import InvalidRequest
 from mplug.inputs.text import clean_question
 from mplug.tasks.checkpoint_files import ServedCheckpoint
-from mplug.tasks.decoding import SEARCH_OPTIONS, decode, encoder_inputs, search_inputs
-from mplug.tasks.encoders import encode_images, encode_texts, fuse_for_decoder, side_by_side
 from mplug.tasks.inputs import check_tokens, many_texts, one_text, visual
+from mplug.tasks.stages import (
+    SEARCH_OPTIONS,
+    decode,
+    encode_images,
+    encode_texts,
+    encoder_inputs,
+    fuse_for_decoder,
+    search_inputs,
+    side_by_side,
+)
 
 MAX_WORDS = 256  # elements of OCR, and of OBJECTS, that one request may hold
 OCR_WORDS = 30  # words of OCR that are read, counted after cleaning, as the authors' data set cuts them

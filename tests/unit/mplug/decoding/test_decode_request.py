@@ -17,7 +17,7 @@ from mplug.decoding.beam_search import Hypothesis
 from mplug.decoding.request import DecodeRequestParser, parse_search_options, to_outputs
 from mplug.errors import InvalidRequest, Unavailable
 from mplug.runtime.interface import StageInfo
-from mplug.tasks.decoding import decode
+from mplug.tasks.stages import decode
 
 START, END = 101, 102
 GENERATION = GenerationConfig(num_beams=5, min_length=8, max_length=25)

@@ -19,7 +19,7 @@ from mplug.runtime.gpu import cuda as device_cuda
 from mplug.runtime.gpu import dlpack as device_dlpack
 from mplug.runtime.gpu.array import DeviceArray, concatenated
 from mplug.runtime.gpu.dlpack import borrow, on_gpu
-from mplug.tasks.encoders import EncodedText, fuse_for_decoder
+from mplug.tasks.stages import EncodedText, fuse_for_decoder
 from mplug.triton.context import ModelContext
 
 VALUES = np.arange(24, dtype=np.float32).reshape(4, 3, 2)

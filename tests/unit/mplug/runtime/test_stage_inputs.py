@@ -38,7 +38,7 @@ def test_what_is_right_is_taken(stage: str) -> None:
         ("vision_encoder", {"PIXEL_VALUES": floats(1, 3, 32, 64)}, r"PIXEL_VALUES: .*\[B, 3, 64, 64\]"),
         ("vision_encoder", {"PIXEL_VALUES": floats(1, 3, 64)}, r"PIXEL_VALUES: shape \[1, 3, 64\]"),
         ("vision_encoder", {"PIXEL_VALUES": floats(0, 3, 64, 64)}, r"PIXEL_VALUES: shape \[0, 3, 64, 64\]"),
-        ("text_encoder", {"INPUT_IDS": ones(1, 7), "ATTENTION_MASK": ones(1, 7)}, "INPUT_IDS: 7 tokens are more"),
+        ("text_encoder", {"INPUT_IDS": ones(1, 7), "ATTENTION_MASK": ones(1, 7)}, "INPUT_IDS: 7 tokens exceed the 6"),
         ("text_encoder", {"ATTENTION_MASK": ones(2, 5)}, r"ATTENTION_MASK: shape \[2, 5\], but must be \[B, 6\]"),
         ("text_encoder", {"INPUT_IDS": 50 * ones(2, 6)}, "INPUT_IDS: ids must be 0…49"),
         ("text_encoder", {"INPUT_IDS": -ones(2, 6)}, "INPUT_IDS: ids must be 0…49"),
