@@ -48,7 +48,7 @@ def test_the_page_has_the_same_pins() -> None:
 
 
 def test_what_builds_serves_and_asks_imports_nothing_else() -> None:
-    others = {name.lower().replace("_", "-") for name in pinned("requirements.txt")}
+    others = {name.lower().replace("_", "-") for name in pinned("requirements.txt") | pinned("demo/requirements.txt")}
     blocked = sorted(
         module
         for module, distributions in packages_distributions().items()
