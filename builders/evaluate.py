@@ -128,11 +128,11 @@ async def evaluate(model: Model, jobs: Sequence[Job], *, skip: bool) -> list[Out
             f"{job.task}, {job.split}: {outcomes[-1].items:,} items in {time.monotonic() - began:.0f} s",
             file=sys.stderr,
         )
-    told = "; ".join(f"{task}: the model {name} is not served" for task, name in left_out.items())
+    reasons = "; ".join(f"{task}: the model {name} is not served" for task, name in left_out.items())
     if left_out and not (skip and outcomes):
-        raise UsageError(told)
+        raise UsageError(reasons)
     if left_out:
-        print(f"left out: {told}", file=sys.stderr)
+        print(f"left out: {reasons}", file=sys.stderr)
     return outcomes
 
 

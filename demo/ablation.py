@@ -190,16 +190,16 @@ def look(network: MPlug, test: Examples, prompt: Tensor, tokenizer: Tokenizer) -
         for part in torch.arange(len(ids)).split(100):
             source = network.decoder_input(*fuse(network, states, ids[part], image_index=test.image_index[part]))
             right += _equal(_greedy(network, source, tokenizer, ANSWER_LENGTH), wanted[part], tokenizer)
-        told: list[bool] = []
+        same: list[bool] = []
         for part in torch.arange(len(states)).split(100):
             source = decoder_source(network, states[part], prompt)
-            told += _equal(_greedy(network, source, tokenizer, CAPTION_LENGTH), test.captions[part], tokenizer)
+            same += _equal(_greedy(network, source, tokenizer, CAPTION_LENGTH), test.captions[part], tokenizer)
     network.train()
     by_kind = {
         kind: float(np.mean([ok for ok, own in zip(right, test.kinds, strict=True) if own == kind]))
         for kind in sorted(set(test.kinds))
     }
-    return {"answers": float(np.mean(right)), "captions": float(np.mean(told)), **by_kind}
+    return {"answers": float(np.mean(right)), "captions": float(np.mean(same)), **by_kind}
 
 
 def _greedy(network: MPlug, source: tuple[Tensor, Tensor], tokenizer: Tokenizer, length: int) -> Tensor:

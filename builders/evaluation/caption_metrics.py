@@ -1,7 +1,7 @@
 """CIDEr, BLEU, METEOR, ROUGE-L and SPICE of captions, by `pycocoevalcap`, the tools that papers report.
 
-Three parts of those tools are Java programs: the tokeniser, METEOR and SPICE. What cannot be computed here is told
-with its reason in place of a number: without Java texts are split at blanks instead, and METEOR and SPICE are left
+Three parts of those tools are Java programs: the tokeniser, METEOR and SPICE. What cannot be computed here is
+reported with its reason in place of a number: without Java, texts are split at blanks, and METEOR and SPICE are left
 out; SPICE needs Stanford's models besides, which its package does not bring (`fetch_spice_models`).
 """
 
@@ -48,9 +48,9 @@ def score(references: Mapping[str, Sequence[str]], captions: Mapping[str, str]) 
         raise ValueError("there are no captions to be scored")
     if references.keys() != captions.keys():
         missing, unknown = references.keys() - captions.keys(), captions.keys() - references.keys()
-        told = [f"no caption for {_some(missing)}"] if missing else []
-        told += [f"no references for {_some(unknown)}"] if unknown else []
-        raise ValueError("; ".join(told))
+        problems = [f"no caption for {_some(missing)}"] if missing else []
+        problems += [f"no references for {_some(unknown)}"] if unknown else []
+        raise ValueError("; ".join(problems))
     bare = [key for key, texts in references.items() if not texts]
     if bare:
         raise ValueError(f"no references for {_some(bare)}")

@@ -5,7 +5,7 @@
         --output build/cider
 
 Tasks: caption (`--cider` after cross-entropy), vqa, retrieval, grounding, nlvr, entail. Parts that the checkpoint lacks
-start from nothing, which is told. The result, OUTPUT/checkpoint, is what builders/build.py takes.
+start from random weights, which is reported. The result, OUTPUT/checkpoint, is what builders/build.py takes.
 """
 
 from __future__ import annotations

@@ -51,11 +51,11 @@ def curves(records: Iterable[dict], *, measured: bool) -> dict[str, list[tuple[f
     for record in records:
         if measured:
             values = {key: record[key] for key in MEASURED if key in record}
-            told = (pair for inner in values.values() for pair in numbers(inner))
+            points = (pair for inner in values.values() for pair in numbers(inner))
         else:
             flat = {key: value for key, value in record.items() if key not in BESIDE | {*MEASURED, "losses"}}
-            told = numbers({**flat, **record.get("losses", {})})
-        for name, value in told:
+            points = numbers({**flat, **record.get("losses", {})})
+        for name, value in points:
             found.setdefault(name, []).append((record["samples"] / 1000, value))
     return found
 

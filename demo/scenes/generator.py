@@ -85,7 +85,7 @@ class SceneGenerator:
 
     Difficulty may be changed between calls: ``max_groups`` (1..4), ``group_weights`` and ``count_weights``
     (chance of 1, 2, 3, 4 groups, and of as many objects in a group), ``max_count`` (1..4), ``coloured``
-    (chance that a scene surely shows one of the few classes whose colour is told; without, one in fifty groups).
+    (chance that a scene surely shows one of the few classes whose colour is named; without, one in fifty groups).
     ``augment`` breaks the styles apart, for training (seeds of test splits are refused then); ``folder`` holds
     the sprite atlases. ``pairs`` says which classes may stand together: "seen" leaves out the pairs that are
     held out for tests (``held_out``), "held-out" puts one of them into every scene of two groups or more, "any"

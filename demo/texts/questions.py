@@ -91,10 +91,10 @@ def question_of_kind(scene: Picture, random: Random, kind: str) -> Question | No
     return None
 
 
-Asked = tuple[str, str] | None
+QuestionAndAnswer = tuple[str, str] | None
 
 
-def _ask_what(scene: Picture, random: Random) -> Asked:
+def _ask_what(scene: Picture, random: Random) -> QuestionAndAnswer:
     groups = scene.groups
     if random.random() < 0.3:
         return _ask_what_category(groups, random)
@@ -112,7 +112,7 @@ def _ask_what(scene: Picture, random: Random) -> Asked:
     return f"what is {words} {phrase}?", answer.name
 
 
-def _ask_what_category(groups: tuple[ObjectGroup, ...], random: Random) -> Asked:
+def _ask_what_category(groups: tuple[ObjectGroup, ...], random: Random) -> QuestionAndAnswer:
     category = class_of(random.choice(groups)).category
     if category not in CATEGORY_WORDS:
         return None
@@ -123,7 +123,7 @@ def _ask_what_category(groups: tuple[ObjectGroup, ...], random: Random) -> Asked
     return f"{start} {category} is in the picture?", members[0].name
 
 
-def _ask_what_side(groups: tuple[ObjectGroup, ...], random: Random) -> Asked:
+def _ask_what_side(groups: tuple[ObjectGroup, ...], random: Random) -> QuestionAndAnswer:
     words = random.choice(tuple(SIDES))
     chosen = next((g for g in groups if all(related(g, other) == words for other in groups if other is not g)), None)
     return None if chosen is None else (f"what is {SIDES[words]}?", chosen.name)
@@ -136,7 +136,7 @@ def _only_one(groups: tuple[ObjectGroup, ...], words: str, reference: ObjectGrou
     return there[0] if len(there) == 1 and related(there[0], reference) == words else None
 
 
-def _ask_colour(scene: Picture, random: Random) -> Asked:
+def _ask_colour(scene: Picture, random: Random) -> QuestionAndAnswer:
     coloured = [group for group in scene.groups if group.colour]
     if not coloured:
         return None
@@ -148,7 +148,7 @@ def _ask_colour(scene: Picture, random: Random) -> Asked:
     return f"{word} {verb(group.count)} the {thing}?", group.colour
 
 
-def _ask_colour_of_side(groups: tuple[ObjectGroup, ...], group: ObjectGroup) -> Asked:
+def _ask_colour_of_side(groups: tuple[ObjectGroup, ...], group: ObjectGroup) -> QuestionAndAnswer:
     """Two groups of one class: "what colour is the heart on the left?"."""
     twins = [other for other in groups if other.name == group.name and other is not group]
     words = related(group, twins[0]) if len(twins) == 1 else None
@@ -157,7 +157,7 @@ def _ask_colour_of_side(groups: tuple[ObjectGroup, ...], group: ObjectGroup) -> 
     return f"what colour {verb(group.count)} the {noun(class_of(group), group.count)} {SIDES[words]}?", group.colour
 
 
-def _ask_count(scene: Picture, random: Random) -> Asked:
+def _ask_count(scene: Picture, random: Random) -> QuestionAndAnswer:
     groups = scene.groups
     chance = random.random()
     if chance < ABSENT_COUNTED:
@@ -174,7 +174,7 @@ def _ask_count(scene: Picture, random: Random) -> Asked:
     return form.format(thing), COUNT_WORDS[number]
 
 
-def _ask_count_of_many(groups: tuple[ObjectGroup, ...], random: Random) -> Asked:
+def _ask_count_of_many(groups: tuple[ObjectGroup, ...], random: Random) -> QuestionAndAnswer:
     category = class_of(random.choice(groups)).category
     members = category_members(groups, category) if category in CATEGORY_PLURALS else None
     if members is not None and random.random() < 0.7:
@@ -183,7 +183,7 @@ def _ask_count_of_many(groups: tuple[ObjectGroup, ...], random: Random) -> Asked
     return form, COUNT_WORDS[sum(group.count for group in groups)]
 
 
-def _ask_where(scene: Picture, random: Random) -> Asked:
+def _ask_where(scene: Picture, random: Random) -> QuestionAndAnswer:
     groups = scene.groups
     group = random.choice(groups)
     phrase = definite(group, groups, random)
@@ -204,7 +204,7 @@ def _ask_where(scene: Picture, random: Random) -> Asked:
     return f"on which side of {reference} {be} {phrase}?", SIDE_WORDS[words]
 
 
-def _ask_yes_no(scene: Picture, random: Random) -> Asked:
+def _ask_yes_no(scene: Picture, random: Random) -> QuestionAndAnswer:
     truth = random.random() < 0.5
     form = random.choice((_is_there, _is_there, _are_there_number, _is_related, _has_colour))
     text = form(scene.groups, random, truth)
@@ -270,7 +270,7 @@ def _has_colour(groups: tuple[ObjectGroup, ...], random: Random, truth: bool) ->
     return f"{verb(group.count)} the {noun(class_of(group), group.count)} {colour}?"
 
 
-def _ask_compare(scene: Picture, random: Random) -> Asked:
+def _ask_compare(scene: Picture, random: Random) -> QuestionAndAnswer:
     groups = scene.groups
     if random.random() < 0.3:
         return _ask_size(groups, random)
@@ -303,7 +303,7 @@ COUNT_COMPARISONS: tuple[tuple[str, Callable[[int, int], bool]], ...] = (
 )
 
 
-def _ask_size(groups: tuple[ObjectGroup, ...], random: Random) -> Asked:
+def _ask_size(groups: tuple[ObjectGroup, ...], random: Random) -> QuestionAndAnswer:
     if len(groups) < 2:
         return None
     first, second = random.sample(groups, 2)
@@ -323,7 +323,7 @@ def _named_clearly(group: ObjectGroup, groups: tuple[ObjectGroup, ...]) -> bool:
     return all(other.name not in alike(group.name) for other in groups)
 
 
-ASKERS: dict[str, Callable[[Picture, Random], Asked]] = {
+ASKERS: dict[str, Callable[[Picture, Random], QuestionAndAnswer]] = {
     "what": _ask_what,
     "colour": _ask_colour,
     "count": _ask_count,

@@ -23,7 +23,7 @@ CROSSED = {
     "down": ("up", "left", "right"),
 }
 
-Asked = tuple[str, str] | None
+QuestionAndAnswer = tuple[str, str] | None
 
 
 def zero_shot_questions(video: SceneVideo, random: Random, count: int) -> list[Question]:
@@ -74,7 +74,7 @@ def _do(track: Track) -> str:
     return "does" if track.count == 1 else "do"
 
 
-def _ask_direction(video: SceneVideo, random: Random) -> Asked:
+def _ask_direction(video: SceneVideo, random: Random) -> QuestionAndAnswer:
     moving = [track for track in video.tracks if track.motion in DIRECTIONS]
     if not moving or not _clear(video):
         return None
@@ -86,7 +86,7 @@ def _ask_direction(video: SceneVideo, random: Random) -> Asked:
     return form.format(do=_do(track), be=be, the=_phrase(track)), track.motion
 
 
-def _ask_if_so(video: SceneVideo, random: Random) -> Asked:
+def _ask_if_so(video: SceneVideo, random: Random) -> QuestionAndAnswer:
     track, truth = random.choice(video.tracks), random.random() < 0.5
     if track.motion not in DIRECTIONS or not _clear(video):
         return None
@@ -94,7 +94,7 @@ def _ask_if_so(video: SceneVideo, random: Random) -> Asked:
     return f"{_do(track)} {_phrase(track)} move {DIRECTIONS[direction]}?", "yes" if truth else "no"
 
 
-def _ask_if_moving(video: SceneVideo, random: Random) -> Asked:
+def _ask_if_moving(video: SceneVideo, random: Random) -> QuestionAndAnswer:
     track = random.choice(video.tracks)
     if track.motion not in (*DIRECTIONS, "still") or not _clear(video):
         return None
@@ -106,7 +106,7 @@ def _ask_if_moving(video: SceneVideo, random: Random) -> Asked:
     return f"{_do(track)} {_phrase(track)} stay still?", "no" if moving else "yes"
 
 
-def _ask_what_does(video: SceneVideo, random: Random) -> Asked:
+def _ask_what_does(video: SceneVideo, random: Random) -> QuestionAndAnswer:
     track = random.choice(video.tracks)
     if track.motion in DIRECTIONS:
         if sum(other.motion in DIRECTIONS for other in video.tracks) > 1:
@@ -119,7 +119,7 @@ def _ask_what_does(video: SceneVideo, random: Random) -> Asked:
     return ("what stays still?" if track.motion == "still" else f"what {track.motion}?"), track.name
 
 
-def _ask_order(video: SceneVideo, random: Random) -> Asked:
+def _ask_order(video: SceneVideo, random: Random) -> QuestionAndAnswer:
     if len(video.tracks) != 2 or any(track.motion != "appears" for track in video.tracks) or not _clear(video):
         return None
     first, last = sorted(video.tracks, key=lambda track: track.first_frame)
@@ -133,7 +133,7 @@ def _ask_order(video: SceneVideo, random: Random) -> Asked:
     return f"{_do(one)} {_phrase(one)} appear {words} {_phrase(two)}?", "yes" if truth else "no"
 
 
-def _ask_if_there(video: SceneVideo, random: Random) -> Asked:
+def _ask_if_there(video: SceneVideo, random: Random) -> QuestionAndAnswer:
     """Of what comes or goes: whether it, or something else, does."""
     track, truth = random.choice(video.tracks), random.random() < 0.5
     if track.motion not in ("appears", "disappears") or not _clear(video):
@@ -148,7 +148,7 @@ def _ask_if_there(video: SceneVideo, random: Random) -> Asked:
     return f"{do} {article}{thing} {track.motion.removesuffix('s')}?", "yes" if truth else "no"
 
 
-ASKERS: tuple[tuple[str, Callable[[SceneVideo, Random], Asked]], ...] = (
+ASKERS: tuple[tuple[str, Callable[[SceneVideo, Random], QuestionAndAnswer]], ...] = (
     ("motion", _ask_direction),
     ("motion", _ask_if_so),
     ("motion", _ask_if_moving),

@@ -5,8 +5,8 @@
     contrast.enqueue(result)             # after every batch
     contrast.update_momentum(network)    # after every step of the optimiser
 
-Images are told from texts by features that slowly changing copies of the encoders compute; those of past batches
-wait in queues, so that a small batch has many to be told from. All of it is in `state_dict`.
+Images and texts are contrasted with features that slowly changing copies of the encoders compute; those of past
+batches are kept in queues, so that a small batch has many negatives. All of it is in `state_dict`.
 """
 
 from __future__ import annotations
