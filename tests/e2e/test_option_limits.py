@@ -226,7 +226,7 @@ def test_words_behind_a_question_are_read_where_they_fit(wire: Wire) -> None:
     answer = wire.ask("vqa", **ask, OCR=fitting)
     assert abs(answer["SCORE"] - wire.ask("vqa", **ask)["SCORE"]).max() > 0
     status, message = wire.refusal("vqa", **ask, OCR=[b"dog"] * 256)  # of which 30 are read
-    assert "OCR: with the question " in message and "more than the 32 that" in message, (status, message)
+    assert "OCR: 36 tokens with the question exceed the 32 that" in message, (status, message)
     assert wire.ask("vqa", **ask, OCR=NOTHING)["SCORE"].tolist() == wire.ask("vqa", **ask)["SCORE"].tolist()
 
 
