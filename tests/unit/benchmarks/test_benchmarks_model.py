@@ -47,7 +47,7 @@ def test_checkpoint_is_the_same_from_the_same_seed(checkpoint: Path, tmp_path: P
 def test_vocabulary_of_base_size() -> None:
     tokens = vocabulary(PRESETS["base"].sizes.vocab_size)
     assert len(tokens) == len(set(tokens)) == 30_522 and tokens[999 - 1] == "[unused993]"
-    with pytest.raises(ValueError, match="no room"):
+    with pytest.raises(ValueError, match="too small for BERT"):
         vocabulary(100)
 
 

@@ -58,7 +58,8 @@ def test_huge_states_spoil_neither_their_slot_nor_their_neighbours(poison: float
     finally:
         loop.stop()
     assert [one.token_ids for one in found] == [one.token_ids for one in expected]
-    assert [one.score for one in found] == [one.score for one in expected]
+    # The caches are larger now, so that sums over them are taken in another order; a score of this size has six digits.
+    np.testing.assert_allclose([one.score for one in found], [one.score for one in expected], rtol=1e-5)
 
 
 def test_a_slot_is_empty_when_it_is_admitted_to() -> None:
