@@ -2,21 +2,10 @@
 
 from __future__ import annotations
 
-from mplug.config import GenerationConfig, MPlugConfig, TextConfig, VisionConfig
+from mplug.config import TASKS, GenerationConfig, MPlugConfig, TextConfig, VisionConfig
 
 WIDTH = 192
 PROMPT = "a picture of"
-TASKS = (
-    "image-captioning",
-    "visual-question-answering",
-    "image-text-retrieval",
-    "visual-grounding",
-    "nlvr2",
-    "visual-entailment",
-    "video-captioning",
-    "video-question-answering",
-    "video-text-retrieval",
-)
 
 
 def demo_config(image_size: int, vocab_size: int) -> MPlugConfig:
