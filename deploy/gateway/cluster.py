@@ -112,7 +112,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             gateway = start(envoy, Path(folder) / "envoy.json")
             _wait_open(made, gateway)
             print(
-                f"ready: {len(members)} servers behind http://{made.host}:{made.http_port}, "
+                f"ready: {len(members)} server{'s'[: len(members) - 1]} behind http://{made.host}:{made.http_port}, "
                 f"grpc {made.host}:{made.grpc_port}; processes {' '.join(str(one.process.pid) for one in members)}",
                 flush=True,
             )
