@@ -212,9 +212,10 @@ class Pipeline:
 
     def close(self) -> None:
         """Fail what is in flight with Unavailable, and end all threads."""
-        if self._closed:
-            return
-        self._closed = True
+        with self._opening:  # a decoder that is being opened is closed, too
+            if self._closed:
+                return
+            self._closed = True
         for decoder in self._decoders.values():
             decoder.close()
         asyncio.run_coroutine_threadsafe(_cancel_all(), self._events).result()
