@@ -140,25 +140,21 @@ class DecodeLoop:
 
     def submit(self, request: DecodeRequest) -> None:
         """Queue a request. Raises Unavailable when the queue is full or the loop has stopped."""
-        with self._wake:
-            if self._stopping:
-                raise Unavailable("the decoder is shutting down; try again")
-            if len(self._queue) >= self._max_queue:
-                self.statistics.refused += 1
-                raise Unavailable(f"the decoder's queue of {self._max_queue} requests is full; try again later")
-            request.queued_at = time.monotonic()
-            self._queue.append(request)
-            self._wake.notify()
+        request.queued_at = time.monotonic()
+        self._enqueue(self._queue, request)
 
     def submit_job(self, job: Job) -> None:
         """Queue other work. Raises Unavailable when the queue is full or the loop has stopped."""
+        self._enqueue(self._jobs, job)
+
+    def _enqueue(self, queue: deque[Any], item: DecodeRequest | Job) -> None:
         with self._wake:
             if self._stopping:
                 raise Unavailable("the decoder is shutting down; try again")
-            if len(self._jobs) >= self._max_queue:
+            if len(queue) >= self._max_queue:
                 self.statistics.refused += 1
                 raise Unavailable(f"the decoder's queue of {self._max_queue} requests is full; try again later")
-            self._jobs.append(job)
+            queue.append(item)
             self._wake.notify()
 
     @property
