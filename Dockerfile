@@ -1,10 +1,11 @@
 # syntax=docker/dockerfile:1
 # The GPU path in NVIDIA's Triton image: `serve` is small and serves a built repository, `build` also builds one.
-# `gateway` is Envoy with our configuration, without Triton.
+# `gateway` is Envoy with our configuration, `openai` the OpenAI-compatible endpoint; both are without Triton.
 #
 #   docker build --target serve --tag mplug-serve .
 #   docker build --target build --tag mplug-build .
 #   docker build --target gateway --tag mplug-gateway .
+#   docker build --target openai --tag mplug-openai .
 #
 # Release 25.10 brings TensorRT 10.13.3 and Python 3.12; requirements-gpu.txt pins the same TensorRT. Newer releases mend
 # vulnerabilities (docs/security.md). 26.07 is based on CUDA 13.3.1; which TensorRT it brings has not been verified here:
@@ -69,3 +70,16 @@ RUN python -m pip install --no-cache-dir --disable-pip-version-check -r deploy/g
 USER mplug
 EXPOSE 9000 9001
 ENTRYPOINT ["python", "deploy/gateway/run.py", "--host", "0.0.0.0"]
+
+
+FROM python:3.11-slim-bookworm AS openai
+WORKDIR /opt/mplug
+COPY deploy/openai ./deploy/openai
+COPY clients ./clients
+RUN python -m pip install --no-cache-dir --disable-pip-version-check -r deploy/openai/requirements.txt \
+ && useradd --create-home --uid 10001 mplug
+USER mplug
+EXPOSE 8080
+HEALTHCHECK --interval=10s --timeout=6s --start-period=180s \
+  CMD ["python", "-c", "from urllib.request import urlopen; urlopen('http://localhost:8080/health', timeout=5)"]
+ENTRYPOINT ["python", "deploy/openai/run.py", "--host", "0.0.0.0"]

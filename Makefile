@@ -20,12 +20,13 @@ PAGE_INSTALLED  := $(VENV)/.page.installed
 # So has the gateway: Envoy.
 GATEWAY   := $(VENV)/gateway
 GATEWAY_INSTALLED := $(VENV)/.gateway.installed
+OPENAI_INSTALLED := $(VENV)/.openai.installed
 N         ?= 2
 # What a repository is made of: a change in any of it builds again. Tasks and runtimes are read from the checkout.
 SOURCES   := $(shell find builders/*.py builders/compile model_repository $(CHECKPOINT) mplug/network mplug/config.py \
                mplug/checkpoint.py mplug/contract.py -type f ! -name '*.pyc' 2>/dev/null)
 
-.PHONY: help caption serve gateway cluster build demo install test test-gpu lint bench load soak clean
+.PHONY: help caption serve openai gateway cluster build demo install test test-gpu lint bench load soak clean
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
@@ -38,6 +39,9 @@ caption: $(BUILT)  ## start the server, caption IMAGE=FILE, stop the server
 
 serve: $(BUILT)  ## serve on ports 8000 (HTTP), 8001 (gRPC) and 8002 (metrics) until Ctrl-C
 	@exec $(BIN)/python -m mplug.server $(REPOSITORY)
+
+openai: $(BUILT) $(OPENAI_INSTALLED)  ## a server and an OpenAI-compatible endpoint, at http://127.0.0.1:8080/v1 until Ctrl-C
+	@exec $(BIN)/python -m mplug.server $(REPOSITORY) --run $(BIN)/python deploy/openai/run.py --url {grpc}
 
 gateway: $(BUILT) $(GATEWAY_INSTALLED)  ## a server behind the gateway, on ports 9000 (HTTP) and 9001 (gRPC) until Ctrl-C
 	@exec $(BIN)/python deploy/gateway/cluster.py $(REPOSITORY) --envoy $(GATEWAY)/bin/envoy
@@ -85,7 +89,7 @@ $(SERVE_INSTALLED): requirements-serve.txt
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-serve.txt
 	@touch $@
 
-$(INSTALLED): $(SERVE_INSTALLED) requirements.txt demo/requirements.txt
+$(INSTALLED): $(SERVE_INSTALLED) requirements.txt demo/requirements.txt deploy/openai/requirements.txt
 	@echo "installing requirements.txt into $(VENV): minutes the first time" >&2
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	@touch $@
@@ -101,6 +105,11 @@ $(GATEWAY_INSTALLED): $(SERVE_INSTALLED) deploy/gateway/requirements.txt
 	@echo "installing deploy/gateway/requirements.txt into $(GATEWAY)" >&2
 	@test -x $(GATEWAY)/bin/python || $(PYTHON) -m venv $(GATEWAY)
 	@$(GATEWAY)/bin/python -m pip install --quiet --disable-pip-version-check -r deploy/gateway/requirements.txt
+	@touch $@
+
+$(OPENAI_INSTALLED): $(SERVE_INSTALLED) deploy/openai/requirements.txt
+	@echo "installing deploy/openai/requirements.txt into $(VENV)" >&2
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r deploy/openai/requirements.txt
 	@touch $@
 
 $(BENCH_INSTALLED): $(INSTALLED) benchmarks/requirements.txt

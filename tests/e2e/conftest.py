@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from openai_endpoint import endpoint_of
 
 from builders.build import build, build_repository
 from builders.plan import Source
@@ -229,3 +230,10 @@ def every_task_server(
     repository = tmp_path_factory.mktemp("every_task_built") / "repository"
     build(every_task, repository, target="torch")
     return serve(repository, Options(allow_shared_memory=True))
+
+
+@pytest.fixture(scope="session")
+def openai_endpoint(every_task_server: TritonServer) -> Iterator[str]:
+    """HOST:PORT of an OpenAI-compatible endpoint before the server of all public models."""
+    with endpoint_of(every_task_server.grpc_url) as address:
+        yield address

@@ -27,6 +27,7 @@ if __name__ == "__main__":
     sys.path[0] = str(CHECKOUT)
 
 from mplug.server.command import TritonServer  # noqa: E402
+from tests.e2e.openai_endpoint import endpoint_of  # noqa: E402
 
 PAGES = [CHECKOUT / "README.md", *sorted((CHECKOUT / "docs").rglob("*.md"))]
 SECONDS = 120
@@ -55,12 +56,14 @@ class Example:
     def __str__(self) -> str:
         return f"{self.page.relative_to(CHECKOUT)}:{self.line}"
 
-    def run(self, server: TritonServer, scratch: Path) -> str:
+    def run(self, server: TritonServer, endpoint: str, scratch: Path) -> str:
         """Return what it prints against this server, or in its own process over what the server serves.
 
-        What it writes to `build/` goes to `scratch`. Fails when it does.
+        `endpoint`: HOST:PORT of the OpenAI-compatible endpoint before it. What it writes to `build/` goes to `scratch`.
+        Fails when it does.
         """
         code = self.code.replace("localhost:8000", server.http_url).replace("localhost:8001", server.grpc_url)
+        code = code.replace("localhost:8080", endpoint)
         code = code.replace('"build/demo"', f'"{server.repository.resolve()}"')
         code = code.replace(" build/", f" {scratch}/").replace(".venv/bin/python", "python")
         if self.language == "sh":
@@ -139,20 +142,20 @@ def _value_fits(printed: object, shown: object) -> bool:
     return isinstance(printed, int | float) if isinstance(shown, int | float) else printed == shown
 
 
-def write_outputs(server: TritonServer) -> None:
+def write_outputs(server: TritonServer, endpoint: str) -> None:
     """Run every example whose output a page shows, and write what it prints into the page."""
     for page in PAGES:
         for example in examples(page):
             if example.output is None:
                 continue
             with tempfile.TemporaryDirectory() as folder:
-                printed = example.run(server, Path(folder)).rstrip("\n") + "\n"
+                printed = example.run(server, endpoint, Path(folder)).rstrip("\n") + "\n"
             shown = f"{example.code}```\n```text\n"
             page.write_text(page.read_text().replace(shown + example.output, shown + printed))
             print(example)
 
 
 if __name__ == "__main__":
-    write_outputs(
-        types.SimpleNamespace(http_url=sys.argv[1], grpc_url=sys.argv[2], repository=CHECKOUT / "build" / "demo")
-    )
+    served = types.SimpleNamespace(http_url=sys.argv[1], grpc_url=sys.argv[2], repository=CHECKOUT / "build" / "demo")
+    with endpoint_of(served.grpc_url) as address:
+        write_outputs(served, address)

@@ -53,9 +53,9 @@ def as_uri(names: object) -> object:
 
 @pytest.mark.parametrize("example", [each for page in PAGES for each in examples(page)], ids=str)
 def test_an_example_runs_and_prints_what_the_page_shows(
-    example: Example, every_task_server: TritonServer, tmp_path: Path
+    example: Example, every_task_server: TritonServer, openai_endpoint: str, tmp_path: Path
 ) -> None:
-    printed = example.run(every_task_server, tmp_path)
+    printed = example.run(every_task_server, openai_endpoint, tmp_path)
     if example.output is not None:
         assert fits(printed, example.output), printed
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-ROOMS = ("mplug", "model_repository", "builders", "bulk", "demo", "clients", "webpage", "benchmarks")
+ROOMS = ("mplug", "model_repository", "builders", "bulk", "demo", "clients", "deploy", "webpage", "benchmarks")
 #: Room → the rooms that it may import.
 ALLOWED = {
     "mplug": {"mplug"},
@@ -19,8 +19,9 @@ ALLOWED = {
     "bulk": {"bulk", "mplug"},
     "demo": {"demo", "builders", "mplug", "clients"},
     "clients": {"clients"},
+    "deploy": {"deploy", "clients"},
     "webpage": {"webpage", "clients"},
-    "benchmarks": {"benchmarks", "clients", "mplug"},
+    "benchmarks": {"benchmarks", "clients", "deploy", "mplug"},
 }
 #: Layers of `mplug`, from the bottom up: each may import those before it, those of its own line, and itself.
 LAYERS = (

@@ -47,6 +47,13 @@ def test_the_page_has_the_same_pins() -> None:
     assert {"numpy", "tritonclient"} <= set(page) and set(overrides) == {"pillow"} and "pillow" not in page
 
 
+def test_the_endpoint_has_the_same_pins() -> None:
+    endpoint, serving = pinned("deploy/openai/requirements.txt"), pinned("requirements-serve.txt")
+    assert {"numpy", "pillow", "tritonclient"} <= set(endpoint) & set(serving)
+    assert all(serving.get(name, version) == version for name, version in endpoint.items())
+    assert not set(endpoint) & set(pinned("requirements.txt"))
+
+
 def test_what_builds_serves_and_asks_imports_nothing_else() -> None:
     others = {name.lower().replace("_", "-") for name in pinned("requirements.txt") | pinned("demo/requirements.txt")}
     blocked = sorted(
