@@ -191,6 +191,7 @@ def _read(path: Path) -> object:
 _UNUSED = re.compile(
     r"(_m\.|_m$|(^|\.)(temp|image_queue|text_queue|idx_queue|queue_ptr|ptr_queue|masks)$|position_ids$"
     r"|^visual_encoder\.(?!visual\.)|^visual_encoder\.visual\.proj$|^(text_encoder|fusion_encoder)\.cls\."
+    r"|^fusion_encoder\.(fusion\.)?embeddings\.|^(prefix_ids|target_ids|bbox_prob_mask)$"
     r"|\.pooler\.|^text_decoder\.cls\.predictions\.decoder\.)"
 )
 

@@ -21,7 +21,18 @@ from PIL import Image
 
 #: Imported by the scripts, needed by no answer.
 REPLACED = (
-    *("apex", "decord", "deepspeed", "icecream", "language_evaluation", "optim", "oss2", "ruamel_yaml", "scheduler"),
+    *(
+        "apex",
+        "decord",
+        "deepspeed",
+        "ftfy",
+        "icecream",
+        "language_evaluation",
+        "optim",
+        "oss2",
+        "ruamel_yaml",
+        "scheduler",
+    ),
     *("timm", "timm.models", "timm.models.layers", "timm.models.registry", "timm.models.vision_transformer"),
     *("torchvision", "torchvision.datasets", "torchvision.datasets.utils", "torchvision.transforms"),
 )
