@@ -26,12 +26,12 @@ N         ?= 2
 SOURCES   := $(shell find builders/*.py builders/compile model_repository $(CHECKPOINT) mplug/network mplug/config.py \
                mplug/checkpoint.py mplug/contract.py -type f ! -name '*.pyc' 2>/dev/null)
 
-.PHONY: help caption serve openai gateway cluster build demo install test test-gpu lint bench load soak clean
+.PHONY: help caption serve openai gateway cluster build demo screenshots install test test-gpu lint bench load soak clean
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
 help:  ## what there is
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-9s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 caption: $(BUILT)  ## start the server, caption IMAGE=FILE, stop the server
 	@test -n "$(IMAGE)" || { echo "error: name a picture: make caption IMAGE=cat.jpg" >&2; exit 1; }
@@ -53,6 +53,9 @@ build: $(BUILT)  ## make REPOSITORY (build/demo) from CHECKPOINT (checkpoints/de
 
 demo: $(BUILT) $(PAGE_INSTALLED)  ## a page to try it all in the browser, at http://127.0.0.1:7860 until Ctrl-C
 	@exec $(BIN)/python -m mplug.server $(REPOSITORY) --run $(PAGE)/bin/python webpage/app.py --url {grpc}
+
+screenshots: $(BUILT) $(INSTALLED) $(PAGE_INSTALLED)  ## photograph that page anew, for the README; needs Chromium
+	@$(BIN)/python -m mplug.server $(REPOSITORY) --run $(BIN)/python webpage/screenshots.py --url {grpc} --page-python $(PAGE)/bin/python
 
 install: $(INSTALLED)  ## all of requirements.txt: training, evaluation, tests; the targets above need less
 

@@ -35,14 +35,6 @@ MAX_UPLOAD = "64mb"  # what the server takes of a video
 #: The browser may load from the page's own address and nowhere else.
 POLICY = b"default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:"
 
-STYLE = """
-.gradio-container {width: 100% !important; max-width: 1100px !important; margin: auto !important}
-.answer textarea {font-size: 1.35rem; line-height: 1.4}
-footer {display: none !important}
-/* Cutting a video would need a program from elsewhere. */
-button[aria-label^="Trim video"], button[aria-label^="Reset video"] {display: none}
-"""
-
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
@@ -132,17 +124,17 @@ def _launch(options: argparse.Namespace, models: frozenset[str]) -> Any:
     import gradio as gr
     from starlette.middleware import Middleware
 
+    from webpage.looks import SCRIPT, STYLE, theme
     from webpage.tabs import TABS, Ask
 
     ask = Ask(options.url, options.timeout, options.checkpoint, models)
     with gr.Blocks(title="mPLUG", analytics_enabled=False) as page:
-        gr.Markdown(f"# mPLUG on Triton\nThe server at `{options.url}` serves {', '.join(sorted(models))}.")
+        gr.Markdown(f"# mPLUG on Triton\nAsk the server at `{options.url}` about pictures: drop, paste or choose one.")
         with gr.Tabs():
             for tab in TABS:
                 if tab.is_served(models):
                     with gr.Tab(tab.title):
                         tab.fill(ask)
-    fonts = ["system-ui", "sans-serif"]  # those of the visitor's machine; Gradio's own would be fetched
     page.launch(
         server_name=options.host,
         server_port=options.port,
@@ -154,7 +146,8 @@ def _launch(options: argparse.Namespace, models: frozenset[str]) -> Any:
         max_file_size=MAX_UPLOAD,
         footer_links=[],
         css=STYLE,
-        theme=gr.themes.Soft(font=fonts, font_mono=["ui-monospace", "monospace"]),
+        js=SCRIPT,
+        theme=theme(),
         app_kwargs={"middleware": [Middleware(OwnAddressOnly)]},
     )
     return page

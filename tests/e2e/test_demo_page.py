@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import json
 import re
@@ -13,6 +14,7 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib import resources
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -23,6 +25,7 @@ from PIL import Image
 from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webelement import WebElement
 
 from clients.client import Client
@@ -135,7 +138,16 @@ class Page:
         return [tab.text for tab in self.driver.find_elements(By.CSS_SELECTOR, "button[role=tab]") if tab.text]
 
     def open(self, title: str) -> Page:
-        until(lambda: self.driver.find_element(By.XPATH, f"//button[@role='tab'][contains(., '{title}')]")).click()
+        """Open a tab; where the window is too narrow for all, it is in a menu."""
+
+        def button() -> WebElement:
+            tabs = self.driver.find_elements(By.CSS_SELECTOR, "button[role=tab], .overflow-dropdown button")
+            found = [each for each in tabs if title in each.text and each.is_displayed()]
+            if not found:
+                self.driver.find_element(By.CSS_SELECTOR, ".overflow-menu > button").click()
+            return found[0]
+
+        until(button).click()
         until(lambda: self.panel().text)
         return self
 
@@ -204,6 +216,7 @@ def test_an_example_is_captioned_when_clicked(page: Page, client: Client) -> Non
     page.open("Caption").click_example("scene-02.png")
     wanted = client.caption(EXAMPLES / "scene-02.png", num_beams=5, num_return=5)
     assert page.value("Caption") == wanted[0].text
+    assert re.fullmatch(r"Answered in \d+\.\d\d s", until(lambda: page.all(".seconds")[0].text))
     rows = until(lambda: [cell.text for cell in page.all("[data-testid^=cell-]")])  # those in view are drawn
     assert rows[::2] == [each.text for each in wanted][: len(rows) // 2]
     scores = [each.score for each in wanted][: len(rows) // 2]
@@ -296,13 +309,79 @@ def test_what_the_server_refuses_is_one_line(page: Page, tmp_path: Path, title: 
     path = tmp_path / ("noise.png" if title == "Caption" else "noise.mp4")
     path.write_bytes(b"not a picture at all " * 50)
     page.open(title).upload(path)
-    page.press("Describe")
-    complaint = "IMAGE is not an image in a known format" if title == "Caption" else "VIDEO cannot be decoded"
+    if title == "Video":  # a picture is described at once
+        page.press("Describe")
+    complaint = "The picture is not an image in a known format" if title == "Caption" else "The video cannot be decoded"
     shown = until(lambda: complaint in page.error() and page.error()).splitlines()
     said = [line for line in shown if line not in ("Error", "(2)", "×", "Video not playable")]  # so says the browser
     assert len(said) == 1 and said[0].startswith(complaint)
     assert title == "Caption" or "'<none>'" in said[0]  # what is quoted is no part of the page
     assert "Traceback" not in page.driver.page_source
+
+
+#: What a script can do of a visitor's clipboard and mouse: events that carry a file.
+FILE = """
+const bytes = Uint8Array.from(atob(arguments[0]), (each) => each.charCodeAt(0));
+const transfer = new DataTransfer();
+transfer.items.add(new File([bytes], "own.png", {type: "image/png"}));
+"""
+PASTE = 'document.body.dispatchEvent(new ClipboardEvent("paste", {clipboardData: transfer, bubbles: true}));'
+DROP = """
+const place = document.querySelector(".picture button[aria-dropeffect]");
+for (const kind of ["dragenter", "dragover", "drop"])
+  place.dispatchEvent(new DragEvent(kind, {dataTransfer: transfer, bubbles: true, cancelable: true}));
+"""
+
+
+def test_a_picture_is_pasted_replaced_and_dropped(page: Page, client: Client) -> None:
+    """It is described at once, whether there was a picture before or not."""
+    page.open("Caption")
+    for name, gesture in (("scene-01.png", PASTE), ("scene-05.png", PASTE), ("scene-02.png", DROP)):
+        path = EXAMPLES / name
+        page.driver.execute_script(FILE + gesture, base64.b64encode(path.read_bytes()).decode())
+        wanted = best_of(client.caption(path, num_beams=5))
+        until(lambda wanted=wanted: page.value("Caption") == wanted)
+
+
+def test_numbers_of_beams_are_compared(page: Page, client: Client) -> None:
+    path = EXAMPLES / "scene-04.jpg"
+    page.open("Caption").upload(path)
+    page.press("Compare numbers of beams")
+    until(lambda: "By number of beams" in page.panel().text)
+    table = until(lambda: next(each for each in page.all(".table-wrap") if "best caption" in each.text))
+    cells = until(lambda: [cell.text for cell in table.find_elements(By.CSS_SELECTOR, "[data-testid^=cell-]")])
+    rows = list(zip(*[iter(cells)] * 4, strict=True))
+    assert rows and [int(beams) for beams, *_ in rows] == [1, 2, 3, 5, 8, 16][: len(rows)]  # those in view are drawn
+    for beams, text, score, seconds in rows:
+        (wanted,) = client.caption(path, num_beams=int(beams))
+        assert text == wanted.text and float(seconds) > 0
+        assert float(score) == pytest.approx(wanted.score, abs=1e-3)
+
+
+def test_the_keyboard_is_enough(page: Page, client: Client) -> None:
+    page.open("Ask")
+    until(lambda: page.all(".tr-body td"))[0].send_keys(Keys.ENTER)
+    assert page.value("Answer") == best_of(client.vqa(EXAMPLES / "scene-01.png", "what is this?", num_beams=5))
+
+
+@pytest.mark.parametrize(("width", "mode"), [(1280, "light"), (1280, "dark"), (390, "light")])
+def test_every_tab_is_accessible(driver: webdriver.Chrome, address: str, width: int, mode: str) -> None:
+    """Names, roles, labels and contrasts as axe-core checks them, and nothing wider than the window."""
+    size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 600}
+    driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    try:
+        page = Page(driver, f"{address}?__theme={mode}")
+        driver.execute_script(resources.files("axe_core_python").joinpath("axe.min.js").read_text())
+        for title in TABS:
+            page.open(title)
+            found = driver.execute_async_script(
+                "const done = arguments[0]; axe.run().then((result) => done(result.violations.map("
+                "(each) => [each.id, each.nodes.map((node) => node.html.slice(0, 200))])))"
+            )
+            assert found == [], title
+            assert driver.execute_script("return document.documentElement.scrollWidth") <= width
+    finally:
+        driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 
 
 def test_nothing_chosen_is_told(page: Page) -> None:
