@@ -1,9 +1,11 @@
 # syntax=docker/dockerfile:1
 # The GPU path in NVIDIA's Triton image: `serve` is small and serves a built repository, `build` also builds one.
-# `gateway` is Envoy with our configuration, `openai` the OpenAI-compatible endpoint; both are without Triton.
+# `cpu` does both without a GPU. `gateway` is Envoy with our configuration, `openai` the OpenAI-compatible endpoint; both
+# are without Triton.
 #
 #   docker build --target serve --tag mplug-serve .
 #   docker build --target build --tag mplug-build .
+#   docker build --target cpu --tag mplug-cpu .
 #   docker build --target gateway --tag mplug-gateway .
 #   docker build --target openai --tag mplug-openai .
 #
@@ -60,6 +62,24 @@ COPY . .
 USER mplug
 ENTRYPOINT ["/bin/sh", "/opt/mplug/entrypoint.sh", "python3", "builders/build.py"]
 CMD ["--help"]
+
+
+FROM python:3.11-slim-bookworm AS cpu
+# Triton comes in a wheel here, and links this image's Python 3.11. PIP_EXTRA_INDEX_URL as for `build`.
+ARG PIP_EXTRA_INDEX_URL
+ENV PYTHONUNBUFFERED=1
+WORKDIR /opt/mplug
+COPY requirements-serve.txt ./
+RUN python -m pip install --no-cache-dir --disable-pip-version-check -r requirements-serve.txt \
+ && useradd --create-home --uid 10001 mplug
+COPY . .
+COPY deploy/entrypoint.sh /opt/mplug/entrypoint.sh
+USER mplug
+EXPOSE 8000 8001 8002 8003
+HEALTHCHECK --interval=10s --timeout=5s --start-period=180s \
+  CMD ["python3", "-c", "from urllib.request import urlopen; urlopen('http://localhost:8003/health/ready', timeout=4)"]
+ENTRYPOINT ["/bin/sh", "/opt/mplug/entrypoint.sh", "python3", "-m", "mplug.server"]
+CMD ["/repository", "--host", "0.0.0.0"]
 
 
 FROM python:3.11-slim-bookworm AS gateway

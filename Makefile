@@ -21,6 +21,7 @@ PAGE_INSTALLED  := $(VENV)/.page.installed
 GATEWAY   := $(VENV)/gateway
 GATEWAY_INSTALLED := $(VENV)/.gateway.installed
 OPENAI_INSTALLED := $(VENV)/.openai.installed
+HELM      := $(VENV)/helm/helm
 N         ?= 2
 # What a repository is made of: a change in any of it builds again. Tasks and runtimes are read from the checkout.
 SOURCES   := $(shell find builders/*.py builders/compile model_repository $(CHECKPOINT) mplug/network mplug/config.py \
@@ -59,7 +60,7 @@ screenshots: $(BUILT) $(INSTALLED) $(PAGE_INSTALLED)  ## photograph that page an
 
 install: $(INSTALLED)  ## all of requirements.txt: training, evaluation, tests; the targets above need less
 
-test: $(INSTALLED) $(PAGE_INSTALLED) $(GATEWAY_INSTALLED)  ## all tests; those for a GPU skip without one
+test: $(INSTALLED) $(PAGE_INSTALLED) $(GATEWAY_INSTALLED) $(HELM)  ## all tests; those for a GPU skip without one
 	@$(BIN)/python -m pytest $(PYTEST_ARGUMENTS)
 
 test-gpu: $(INSTALLED)  ## tests that need a GPU, with what requirements-gpu.txt adds
@@ -92,7 +93,8 @@ $(SERVE_INSTALLED): requirements-serve.txt
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-serve.txt
 	@touch $@
 
-$(INSTALLED): $(SERVE_INSTALLED) requirements.txt demo/requirements.txt deploy/openai/requirements.txt
+$(INSTALLED): $(SERVE_INSTALLED) requirements.txt demo/requirements.txt deploy/openai/requirements.txt \
+              deploy/kubernetes/requirements.txt
 	@echo "installing requirements.txt into $(VENV): minutes the first time" >&2
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	@touch $@
@@ -109,6 +111,10 @@ $(GATEWAY_INSTALLED): $(SERVE_INSTALLED) deploy/gateway/requirements.txt
 	@test -x $(GATEWAY)/bin/python || $(PYTHON) -m venv $(GATEWAY)
 	@$(GATEWAY)/bin/python -m pip install --quiet --disable-pip-version-check -r deploy/gateway/requirements.txt
 	@touch $@
+
+$(HELM): $(SERVE_INSTALLED) deploy/kubernetes/helm.txt
+	@echo "installing Helm into $(VENV)" >&2
+	@$(BIN)/python deploy/kubernetes/install_helm.py $@
 
 $(OPENAI_INSTALLED): $(SERVE_INSTALLED) deploy/openai/requirements.txt
 	@echo "installing deploy/openai/requirements.txt into $(VENV)" >&2
