@@ -9,6 +9,7 @@ A field that no schema names is a fault: an API server would drop or refuse it. 
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 from collections.abc import Iterator, Sequence
@@ -24,10 +25,12 @@ KUBERNETES = "1.37"
 SCHEMAS = Path(__file__).parent / "schemas"
 
 
-def main(paths: Sequence[str]) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code."""
+    parser = argparse.ArgumentParser(description="Check Kubernetes manifests without a cluster.")
+    parser.add_argument("manifests", nargs="+", metavar="FILE", help="YAML; - is standard input")
     wrong = 0
-    for path in paths:
+    for path in parser.parse_args(argv).manifests:
         text = sys.stdin.read() if path == "-" else Path(path).read_text()
         for manifest in manifests(text):
             found = faults(manifest)
@@ -96,4 +99,4 @@ def _closed(schema: Any) -> Any:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())
