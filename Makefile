@@ -27,7 +27,7 @@ N         ?= 2
 SOURCES   := $(shell find builders/*.py builders/compile model_repository $(CHECKPOINT) mplug/network mplug/config.py \
                mplug/checkpoint.py mplug/contract.py -type f ! -name '*.pyc' 2>/dev/null)
 
-.PHONY: help caption serve openai gateway cluster build demo screenshots install test test-gpu lint bench load soak clean
+.PHONY: help caption serve openai gateway cluster build demo screenshots install test test-gpu lint bench load soak reproduce clean
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
@@ -81,6 +81,13 @@ load: $(INSTALLED) $(BUILT)  ## load test: USERS (16) users for SECONDS (60) sec
 soak: $(INSTALLED) $(BUILT) $(GATEWAY_INSTALLED)  ## hostile requests, and faults of every process: half an hour, into docs/reliability.md
 	@$(BIN)/python -m benchmarks.parts.hostile_soak --repository $(REPOSITORY) --envoy $(GATEWAY)/bin/envoy --page docs/reliability.md
 	@$(BIN)/python -m benchmarks.parts.faults --repository $(REPOSITORY) --envoy $(GATEWAY)/bin/envoy --page docs/reliability.md
+
+# docs/reproduce.md says what DATA holds; a checkpoint of published weights makes the figures worth comparing.
+reproduce: $(INSTALLED)  ## a result of the paper: TASK=caption DATA=DIR CHECKPOINT=DIR or URL=HOST:PORT, FINETUNE=1
+	@test -n "$(TASK)" -a -n "$(DATA)" || { echo "error: make reproduce TASK=caption DATA=DIR CHECKPOINT=DIR" >&2; exit 1; }
+	@$(BIN)/python builders/reproduce.py $(TASK) --data $(DATA) $(if $(URL),--url $(URL),--checkpoint $(CHECKPOINT)) \
+		$(if $(FINETUNE),--finetune $(if $(filter cider,$(FINETUNE)),cider,yes)) $(if $(ANY_SIZE),--any-size) \
+		$(if $(CHECK_ONLY),--check-only) $(REPRODUCE)
 
 clean:  ## remove what was built, and the virtual environment
 	rm -rf build $(VENV) .pytest_cache .ruff_cache

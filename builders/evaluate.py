@@ -106,7 +106,7 @@ def _keywords(task: str, source: Source, options: argparse.Namespace) -> dict[st
         return {"figures": source.caption_figures}
     if task == "retrieval":
         return {"reranked": options.rerank, "merge_texts": source.shares_texts}
-    if task == "vqa" and options.rank:
+    if task in ("vqa", "video") and options.rank:
         return {"candidates": source.answers()}
     return {}
 
@@ -201,7 +201,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     data.add_argument("--annotations", type=Path, metavar="FILE", help="of a real data set")
     data.add_argument("--questions", type=Path, metavar="FILE", help="of VQA in the official layout")
-    data.add_argument("--images", type=Path, metavar="DIR", help="where a real data set's pictures are")
+    data.add_argument("--images", type=Path, metavar="DIR", help="where a real data set's pictures or videos are")
     how = parser.add_argument_group("how")
     how.add_argument(
         "--subset", action="store_true", help="--predictions: leave out references that nothing was predicted for"
@@ -213,7 +213,9 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         metavar="K",
         help="of a retrieval's shortlist that the matching head ranks (default: %(default)s)",
     )
-    how.add_argument("--rank", action="store_true", help="easy-vqa: rank its 13 answers instead of writing one")
+    how.add_argument(
+        "--rank", action="store_true", help="easy-vqa, video-qa: rank their answers instead of writing one"
+    )
     how.add_argument("--fetch-spice-models", action="store_true", help="download what SPICE needs first (400 MB)")
     result = parser.add_argument_group("results")
     result.add_argument("--output", type=Path, metavar="FILE", help="write scores and first mistakes as JSON")

@@ -100,6 +100,7 @@ class Entry(NamedTuple):
 
     module: str  #: holds the class `Source`
     tasks: tuple[str, ...]  #: in the order of an evaluation's table
+    videos: bool = False  #: whether it holds videos, which are evaluated on and not trained on
 
 
 SOURCES = {
@@ -111,6 +112,9 @@ SOURCES = {
     "refcoco": Entry("builders.data.readers.refcoco", ("grounding",)),
     "nlvr2": Entry("builders.data.readers.nlvr2", ("nlvr",)),
     "snli-ve": Entry("builders.data.readers.snli_ve", ("entail",)),
+    "msrvtt": Entry("builders.data.readers.msrvtt", ("retrieval",), videos=True),
+    "video-qa": Entry("builders.data.readers.video_qa", ("video",), videos=True),
+    "vatex": Entry("builders.data.readers.vatex", ("caption",), videos=True),
 }
 #: Tasks of training that use the records of another task.
 TRAINED_ON = {"pretrain": "caption"}
@@ -124,9 +128,9 @@ def tasks_of(name: str) -> tuple[str, ...]:
 
 
 def open_source(name: str, options: SourceOptions, task: str | None = None) -> Source:
-    """Open a source by name, for a task. Raises DatasetError for an unknown name, or one without that task."""
+    """Open a source by name; `task`: to be trained on it. Raises DatasetError for an unknown or an unsuited name."""
     tasks, wanted = tasks_of(name), TRAINED_ON.get(task, task)
-    if wanted is not None and wanted not in tasks:
-        suited = ", ".join(other for other, entry in SOURCES.items() if wanted in entry.tasks)
+    if wanted is not None and (wanted not in tasks or SOURCES[name].videos):
+        suited = ", ".join(other for other, entry in SOURCES.items() if wanted in entry.tasks and not entry.videos)
         raise DatasetError(f"--data {name} has nothing for {task}; {suited} have")
     return import_module(SOURCES[name].module).Source(name, options)

@@ -10,7 +10,7 @@ import io
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from PIL import Image
@@ -23,6 +23,7 @@ from builders.data.readers.records import (
     PairRecord,
     Picture,
     QuestionRecord,
+    VideoCaptionRecord,
     VideoQuestionRecord,
 )
 from builders.evaluation import caption_metrics, vqa_accuracy
@@ -40,6 +41,7 @@ R = TypeVar("R")
 CONCURRENCY = 40
 RERANKED = 16  #: of a shortlist; what is behind counts only for recall beyond it
 TEXTS_PER_MATCH = 256  # that one request of the model `match` takes
+BLIND = "not computed: a blind test, whose answers only the official server has (--save-predictions)"
 
 
 @dataclass(frozen=True)
@@ -73,10 +75,14 @@ CaptionFigures = Callable[[str, CaptionRecord], dict[str, float]]
 
 
 async def captions(
-    model: Model, records: Sequence[CaptionRecord], split: str, *, figures: CaptionFigures | None = None
+    model: Model,
+    records: Sequence[CaptionRecord] | Sequence[VideoCaptionRecord],
+    split: str,
+    *,
+    figures: CaptionFigures | None = None,
 ) -> Outcome:
     """CIDEr, BLEU, METEOR, ROUGE-L, SPICE, and before them the mean of `figures`."""
-    found = await _ask(model, records, lambda record: calls.caption(_encoded(record.image)), f"caption, {split}")
+    found = await _ask(model, records, lambda record: calls.caption(**_visual(record)), f"caption, {split}")
     texts = [each[0].text for each in found]
     own: dict[str, list[float]] = defaultdict(list)
     mistakes = []
@@ -103,17 +109,26 @@ async def questions(
     return _answered("vqa", split, records, [each[0].text for each in found])
 
 
-async def video_questions(model: Model, records: Sequence[VideoQuestionRecord], split: str) -> Outcome:
+async def video_questions(
+    model: Model, records: Sequence[VideoQuestionRecord], split: str, *, candidates: Sequence[str] | None = None
+) -> Outcome:
     """The same about encoded videos."""
-    found = await _ask(
-        model, records, lambda record: calls.vqa(question=record.question, video=record.video), f"video, {split}"
-    )
+
+    def ask(record: VideoQuestionRecord) -> Call[list[calls.Answer]]:
+        return calls.vqa(question=record.question, candidates=candidates, video=record.video, frames=record.frames)
+
+    found = await _ask(model, records, ask, f"video, {split}")
     return _answered("video", split, records, [each[0].text for each in found])
 
 
 def _answered(
     task: str, split: str, records: Sequence[QuestionRecord | VideoQuestionRecord], texts: list[str]
 ) -> Outcome:
+    predictions = [
+        {"question_id": _number(record.key), "answer": text} for record, text in zip(records, texts, strict=True)
+    ]
+    if not all(record.answers for record in records):
+        return Outcome(task, split, len(records), {"accuracy": BLIND}, [], predictions)
     scored = vqa_accuracy.score(
         (text, record.answers, record.kind) for record, text in zip(records, texts, strict=True)
     )
@@ -124,9 +139,6 @@ def _answered(
         Mistake(record.key, record.question, record.answers[0], text)
         for record, text in zip(records, texts, strict=True)
         if not any(vqa_accuracy.matches(text, each) for each in record.answers)
-    ]
-    predictions = [
-        {"question_id": _number(record.key), "answer": text} for record, text in zip(records, texts, strict=True)
     ]
     return Outcome(task, split, len(records), metrics, mistakes, predictions)
 
@@ -186,7 +198,12 @@ def _labelled(
 
 
 async def retrieval(
-    model: Model, records: Sequence[CaptionRecord], split: str, *, reranked: int = RERANKED, merge_texts: bool = False
+    model: Model,
+    records: Sequence[CaptionRecord] | Sequence[VideoCaptionRecord],
+    split: str,
+    *,
+    reranked: int = RERANKED,
+    merge_texts: bool = False,
 ) -> Outcome:
     """Recall at 1, 5 and 10 both ways, after re-ranking and by similarity alone.
 
@@ -199,7 +216,7 @@ async def retrieval(
         for image in images:
             texts_of[image].add(text)
     pictures = await _ask(
-        model, records, lambda record: calls.embed_image(_encoded(record.image)), f"retrieval, {split}: pictures"
+        model, records, lambda record: calls.embed_image(**_visual(record)), f"retrieval, {split}: pictures"
     )
     sentences = await _ask(model, texts, calls.embed_text, f"retrieval, {split}: texts")
     similarities = np.stack(pictures) @ np.stack(sentences).T  # [images, texts]
@@ -230,7 +247,9 @@ async def retrieval(
     return Outcome("retrieval", split, len(records), metrics, mistakes, predictions)
 
 
-def _texts_of(records: Sequence[CaptionRecord], merge: bool) -> tuple[list[str], list[set[int]]]:
+def _texts_of(
+    records: Sequence[CaptionRecord] | Sequence[VideoCaptionRecord], merge: bool
+) -> tuple[list[str], list[set[int]]]:
     """All texts, and which pictures each belongs to."""
     texts: list[str] = []
     images_of: list[set[int]] = []
@@ -248,7 +267,7 @@ def _texts_of(records: Sequence[CaptionRecord], merge: bool) -> tuple[list[str],
 
 async def _matched(
     model: Model,
-    records: Sequence[CaptionRecord],
+    records: Sequence[CaptionRecord] | Sequence[VideoCaptionRecord],
     texts: Sequence[str],
     similarities: np.ndarray,
     length: int,
@@ -269,7 +288,7 @@ async def _matched(
 
     def ask(piece: tuple[int, np.ndarray]) -> Call[list[calls.Match]]:
         image, some = piece
-        return calls.match(_encoded(records[image].image), [texts[text] for text in some])
+        return calls.match(texts=[texts[text] for text in some], **_visual(records[image]))
 
     scores = np.full(similarities.shape, np.nan)
     for (image, some), found in zip(pieces, await _ask(model, pieces, ask, title), strict=True):
@@ -294,6 +313,13 @@ async def _ask(model: Model, items: Sequence[R], ask: Callable[[R], Call[T]], ti
         except BaseExceptionGroup as failed:  # the first of them; the others ended with it
             raise failed.exceptions[0] from None
         return [task.result() for task in tasks]
+
+
+def _visual(record: CaptionRecord | VideoCaptionRecord) -> dict[str, Any]:
+    """The arguments of a call that show what a record is of."""
+    if isinstance(record, VideoCaptionRecord):
+        return {"video": record.video, "frames": record.frames}
+    return {"image": _encoded(record.image)}
 
 
 def _encoded(picture: Picture) -> bytes:

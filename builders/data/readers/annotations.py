@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,39 @@ def load_json(path: Path) -> Any:
         raise DatasetError(f"{path}: cannot be read: {error.strerror}") from None
     except ValueError as error:  # not JSON, or not UTF-8
         raise DatasetError(f"{path}: is not JSON: {' '.join(str(error).split())}") from None
+
+
+def lines_of(path: Path) -> Iterator[Entry]:
+    """Read the mappings of a JSON Lines file. Raises DatasetError naming the file and the line."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise DatasetError(f"{path}: cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise DatasetError(f"{path}: is not UTF-8 text: {error.reason}") from None
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            values = json.loads(line)
+        except ValueError as error:
+            raise DatasetError(f"{path}, line {number}: is not JSON: {error}") from None
+        yield Entry(values, f"{path}, line {number}")
+
+
+#: Where files that are not there are noted, in place of an error for the first of them.
+_MISSING: ContextVar[dict[Path, None] | None] = ContextVar("missing", default=None)
+
+
+@contextmanager
+def missing_files() -> Iterator[dict[Path, None]]:
+    """Gather pictures and videos that readers do not find, in the order of the data, in place of errors."""
+    gathered: dict[Path, None] = {}
+    token = _MISSING.set(gathered)
+    try:
+        yield gathered
+    finally:
+        _MISSING.reset(token)
 
 
 class Entry:
@@ -86,10 +121,12 @@ class Images:
     Without a folder, for those who read references alone, names are taken as they are.
     """
 
+    kind = "image"
+
     def __init__(self, folder: Path | None) -> None:
         """Raises DatasetError when the folder is not there."""
         if folder is not None and not folder.is_dir():
-            raise DatasetError(f"{folder}: no such folder of images")
+            raise DatasetError(f"{folder}: no such folder of {self.kind}s")
         self.folder = folder
 
     def find(self, entry: Entry, *names: str) -> Path:
@@ -98,12 +135,28 @@ class Images:
             return Path(names[0])
         for name in names:
             if Path(name).is_absolute() or ".." in Path(name).parts:
-                raise DatasetError(f"{entry.place}: the image {name!r} leads out of the folder of images")
+                raise DatasetError(f"{entry.place}: the {self.kind} {name!r} leads out of the folder of {self.kind}s")
             path = self.folder / name
             if path.is_file():
                 return path
+        gathered = _MISSING.get()
+        if gathered is not None:
+            path = self.folder / names[0]
+            gathered[path] = None
+            return path
         looked_for = " or ".join(dict.fromkeys(names))
-        raise DatasetError(f"{entry.place}: no image {looked_for} in {self.folder}")
+        raise DatasetError(f"{entry.place}: no {self.kind} {looked_for} in {self.folder}")
+
+
+class Videos(Images):
+    """A folder of videos, likewise."""
+
+    kind = "video"
+
+    def named(self, entry: Entry, key: str) -> Path:
+        """The file of the video that an entry names without its suffix. Raises DatasetError."""
+        name = entry.text(key)
+        return self.find(entry, f"{name}.mp4", name)
 
 
 def _kind(value: Any) -> str:

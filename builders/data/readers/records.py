@@ -58,6 +58,17 @@ class VideoQuestionRecord:
     question: str
     answers: tuple[str, ...]
     kind: str = ""
+    frames: int | None = None  #: sampled from it; None: the served default
+
+
+@dataclass(frozen=True)
+class VideoCaptionRecord:
+    """An encoded video and everything that was written of it; for captioning and for retrieval."""
+
+    key: str  #: the data set's id of the video
+    video: Path
+    captions: tuple[str, ...]
+    frames: int | None = None  #: sampled from it; None: the served default
 
 
 @dataclass(frozen=True)
@@ -90,7 +101,15 @@ class HypothesisRecord:
     label: str
 
 
-Record = CaptionRecord | QuestionRecord | VideoQuestionRecord | ExpressionRecord | PairRecord | HypothesisRecord
+Record = (
+    CaptionRecord
+    | QuestionRecord
+    | VideoQuestionRecord
+    | VideoCaptionRecord
+    | ExpressionRecord
+    | PairRecord
+    | HypothesisRecord
+)
 
 
 class PictureError(DatasetError):

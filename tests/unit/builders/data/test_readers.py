@@ -9,7 +9,19 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from builders.data.readers import coco, easy_vqa, flickr30k, karpathy, nlvr2, refcoco, snli_ve, vqa
+from builders.data.readers import (
+    coco,
+    easy_vqa,
+    flickr30k,
+    karpathy,
+    msrvtt,
+    nlvr2,
+    refcoco,
+    snli_ve,
+    vatex,
+    video_qa,
+    vqa,
+)
 from builders.data.readers.records import DatasetError, QuestionRecord, open_picture
 
 
@@ -217,3 +229,40 @@ def test_pictures_are_looked_for_in_their_folder_alone(tmp_path):
     path = put_json(tmp_path / "list.json", [{"image": "../secret.jpg", "caption": ["a"]}])
     with pytest.raises(DatasetError, match="leads out of the folder"):
         coco.read(path, tmp_path / "images")
+
+
+def test_videos_in_their_layouts(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.mp4").write_bytes(b"a video")
+    lines = tmp_path / "msrvtt_test.jsonl"
+    lines.write_text('{"clip_name": "a", "caption": "a dog"}\n\n{"clip_name": "b", "caption": "a cat"}\n')
+    first, second = msrvtt.read(lines, tmp_path)
+    assert (first.key, first.video, first.captions, first.frames) == ("a", tmp_path / "a.mp4", ("a dog",), 12)
+    assert second.captions == ("a cat",)
+    listed = put_json(tmp_path / "vatex.json", [{"videoID": "b", "enCap": ["a cat", "one cat"]}])
+    assert [(each.key, each.captions, each.frames) for each in vatex.read(listed, tmp_path)] == [
+        ("b", ("a cat", "one cat"), 8)
+    ]
+    asked = tmp_path / "test.jsonl"
+    asked.write_text('{"video_id": "a", "question": "what is it", "answer": "dog"}')
+    (question,) = video_qa.read(asked, tmp_path)
+    assert (question.question, question.answers, question.frames) == ("what is it", ("dog",), 16)
+    put_json(tmp_path / "train_ans2label.json", {"dog": 0, "cat": 1})
+    assert video_qa.answers(tmp_path / "train_ans2label.json") == ["dog", "cat"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"clip_name": "a", "caption": "a dog"}\n{"clip', "line 2: is not JSON"),
+        ('{"clip_name": "gone", "caption": "a dog"}', r"line 1: no video gone\.mp4 or gone in"),
+        ('{"clip_name": "../a", "caption": "a dog"}', "leads out of the folder of videos"),
+        ('{"caption": "a dog"}', "has no 'clip_name'"),
+        ("", "holds no videos"),
+    ],
+)
+def test_lines_that_are_wrong_are_named(tmp_path, text, message):
+    (tmp_path / "a.mp4").write_bytes(b"a video")
+    (tmp_path / "msrvtt_test.jsonl").write_text(text)
+    with pytest.raises(DatasetError, match=message):
+        msrvtt.read(tmp_path / "msrvtt_test.jsonl", tmp_path)
