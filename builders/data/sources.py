@@ -107,6 +107,7 @@ SOURCES = {
     "emoji": Entry("demo.source", ("caption", "vqa", "retrieval", "grounding", "nlvr", "entail", "video")),
     "easy-vqa": Entry("builders.data.readers.easy_vqa", ("vqa",)),
     "coco": Entry("builders.data.readers.coco", ("caption", "retrieval")),
+    "webdataset": Entry("builders.data.readers.webdataset", ("caption", "retrieval")),
     "flickr30k": Entry("builders.data.readers.flickr30k", ("retrieval", "caption")),
     "vqa": Entry("builders.data.readers.vqa", ("vqa",)),
     "refcoco": Entry("builders.data.readers.refcoco", ("grounding",)),

@@ -25,6 +25,7 @@ from builders.data.readers.records import (
     QuestionRecord,
     VideoCaptionRecord,
     VideoQuestionRecord,
+    encoded,
 )
 from builders.evaluation import caption_metrics, vqa_accuracy
 from builders.evaluation.boxes import ENOUGH, iou
@@ -104,7 +105,7 @@ async def questions(
 ) -> Outcome:
     """VQA accuracy, overall and of each kind; `candidates` are ranked instead of an answer being written."""
     found = await _ask(
-        model, records, lambda record: calls.vqa(_encoded(record.image), record.question, candidates), f"vqa, {split}"
+        model, records, lambda record: calls.vqa(_sent(record.image), record.question, candidates), f"vqa, {split}"
     )
     return _answered("vqa", split, records, [each[0].text for each in found])
 
@@ -146,7 +147,7 @@ def _answered(
 async def expressions(model: Model, records: Sequence[ExpressionRecord], split: str) -> Outcome:
     """Share of the boxes that overlap the true one by half, and the mean overlap."""
     found = await _ask(
-        model, records, lambda record: calls.ground(_encoded(record.image), record.expression), f"grounding, {split}"
+        model, records, lambda record: calls.ground(_sent(record.image), record.expression), f"grounding, {split}"
     )
     overlaps = iou([each.box for each in found], [record.box for record in records])
     mistakes = [
@@ -164,7 +165,7 @@ async def pairs(model: Model, records: Sequence[PairRecord], split: str) -> Outc
 
     def ask(record: PairRecord) -> Call[calls.Verdict]:
         first, second = record.images
-        return calls.nlvr((_encoded(first), _encoded(second)), record.statement)
+        return calls.nlvr((_sent(first), _sent(second)), record.statement)
 
     found = await _ask(model, records, ask, f"nlvr, {split}")
     texts = [record.statement for record in records]
@@ -174,7 +175,7 @@ async def pairs(model: Model, records: Sequence[PairRecord], split: str) -> Outc
 async def hypotheses(model: Model, records: Sequence[HypothesisRecord], split: str) -> Outcome:
     """Accuracy of entailment, neutral or contradiction, overall and of each class."""
     found = await _ask(
-        model, records, lambda record: calls.entail(_encoded(record.image), record.hypothesis), f"entail, {split}"
+        model, records, lambda record: calls.entail(_sent(record.image), record.hypothesis), f"entail, {split}"
     )
     texts = [record.hypothesis for record in records]
     return _labelled("entail", split, records, texts, [each.label for each in found])
@@ -319,13 +320,13 @@ def _visual(record: CaptionRecord | VideoCaptionRecord) -> dict[str, Any]:
     """The arguments of a call that show what a record is of."""
     if isinstance(record, VideoCaptionRecord):
         return {"video": record.video, "frames": record.frames}
-    return {"image": _encoded(record.image)}
+    return {"image": _sent(record.image)}
 
 
-def _encoded(picture: Picture) -> bytes:
+def _sent(picture: Picture) -> bytes:
     """What is sent of a picture: the file as it is, or pixels as PNG."""
     if not isinstance(picture, np.ndarray):
-        return picture.read_bytes()
+        return encoded(picture)
     stream = io.BytesIO()
     Image.fromarray(picture).save(stream, "PNG", compress_level=1)
     return stream.getvalue()

@@ -32,6 +32,7 @@ from builders.data.readers.records import (
     PictureError,
     QuestionRecord,
     Record,
+    name_of,
     open_picture,
 )
 from builders.data.streams import RecordStream, seed_of
@@ -241,13 +242,18 @@ class TaskBatches(Dataset):
     @staticmethod
     def _paths(records: Sequence[Record]) -> set[Path]:
         pictures = (getattr(record, "images", None) or (record.image,) for record in records)
-        return {picture for each in pictures for picture in each if isinstance(picture, Path)}
+        return {name_of(picture) for each in pictures for picture in each if not isinstance(picture, np.ndarray)}
 
 
-def first_batches(task: str, stream: RecordStream, maker: TensorMaker, count: int) -> list[Batch]:
-    """The first batches of a stream, for looks during training that always see the same."""
+def first_batches(
+    task: str, stream: RecordStream, maker: TensorMaker, count: int, *, rank: int = 0, world: int = 1
+) -> list[Batch]:
+    """Return those of the first `count` batches of a stream that process `rank` of `world` looks at in validation.
+
+    They are the same at every call. Unreadable pictures are reported on standard error.
+    """
     batches = TaskBatches(task, stream, maker)
-    found = [batches[index] for index in range(count)]
+    found = [batches[index] for index in range(rank, count, world)]
     for message in {path: text for batch in found for path, text in batch.pop(UNREADABLE).items()}.values():
         print(f"left out of validation: {message}", file=sys.stderr)
     return found

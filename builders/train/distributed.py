@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import TypeVar
 
 import torch
 from torch import Tensor, distributed
+
+T = TypeVar("T")
 
 
 def world_size() -> int:
@@ -62,3 +65,22 @@ def gather(tensor: Tensor) -> Tensor:
 def mean_over_processes(value: Tensor) -> Tensor:
     """Mean of a tensor over all processes."""
     return gather(value[None]).mean(0)
+
+
+@torch.no_grad()
+def rows_of_all(parts: Sequence[Tensor]) -> Tensor | None:
+    """Return the rows of the parts `[n, …]` of all processes, one behind the other by rank; None where there are none.
+
+    Every process calls it, also one that has no part.
+    """
+    found = [rows for rows in of_all(torch.cat(list(parts)).cpu() if parts else None) if rows is not None]
+    return torch.cat(found) if found else None
+
+
+def of_all(value: T) -> list[T]:
+    """Return what every process passed, by rank; for small things alone."""
+    if world_size() == 1:
+        return [value]
+    everyone: list[T | None] = [None] * world_size()
+    distributed.all_gather_object(everyone, value)
+    return everyone

@@ -32,6 +32,7 @@ from builders.train.run_log import RunLog
 from builders.train.schedule import adamw, cosine_with_warmup, set_rate
 
 CPU = torch.device("cpu")
+BATCH_OF_ALL = "batch_size of all processes together"
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -68,11 +69,14 @@ class Settings:
         if self.precision not in PRECISIONS:
             raise ValueError(f"precision {self.precision!r} is none of {', '.join(PRECISIONS)}")
 
-    @property
-    def binding(self) -> dict[str, object]:
-        """What a run that goes on must have in common with the one before."""
-        free = {"checkpointing", "log_every", "validate_every", "save_every", "workers", "max_unreadable"}
-        return {name: value for name, value in asdict(self).items() if name not in free}
+    def binding(self, world: int) -> dict[str, object]:
+        """Return what a run must have in common with the one that it continues, in `world` processes.
+
+        Their number may change as long as their batches are as many images together.
+        """
+        free = {"checkpointing", "log_every", "validate_every", "save_every", "workers", "max_unreadable", "batch_size"}
+        kept = {name: value for name, value in asdict(self).items() if name not in free}
+        return {**kept, BATCH_OF_ALL: self.batch_size * world}
 
 
 class Learner(nn.Module, ABC):
@@ -95,7 +99,10 @@ class Learner(nn.Module, ABC):
         """Called when the optimiser has stepped."""
 
     def validate(self, batches: Iterable[Batch]) -> dict[str, float]:
-        """Metrics by name, on batches that are the same every time; without gradient, in evaluation mode."""
+        """Return metrics by name, on batches that are the same every time; without gradient, in evaluation mode.
+
+        Every process calls it with batches of its own, and returns what all of them together measure.
+        """
         return {}
 
 
@@ -129,7 +136,8 @@ class Trainer:
         torch.manual_seed(settings.seed * 1_000_003 + rank())
         self.step = 0
         if resume is not None:
-            self.step = run_state.restore(resume, learner, self.optimiser, self.scaler, settings.binding)
+            self.step = run_state.restore(resume, learner, self.optimiser, self.scaler, settings.binding(world_size()))
+        run_state.check_shared(output)
         self.log = RunLog(output, resumed_at=self.step, quiet=rank() != 0, leg=leg)
         self.model: nn.Module = learner
         if world_size() > 1:
@@ -180,7 +188,8 @@ class Trainer:
             if last or (settings.validate_every and self.step % settings.validate_every == 0):
                 self._validate()
             if self.step == until or (settings.save_every and self.step % settings.save_every == 0):
-                run_state.save(self.output, self.step, self.learner, self.optimiser, self.scaler, settings.binding)
+                binding = settings.binding(world_size())
+                run_state.save(self.output, self.step, self.learner, self.optimiser, self.scaler, binding)
         bar.close()
         if self.unreadable and self.progress:
             print(f"pictures left out because they could not be read: {len(self.unreadable)}", file=sys.stderr)
@@ -249,9 +258,7 @@ class Trainer:
 
     @torch.no_grad()
     def _validate(self) -> None:
-        """Process 0 alone looks; the others wait for it at the next step."""
-        if rank() != 0:
-            return
+        """Every process looks at its share of the batches; the metrics are those of all of them."""
         self.learner.eval()
         # A look draws no random numbers that training would miss.
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []), self._autocast():

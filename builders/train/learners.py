@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from builders.evaluation.boxes import ENOUGH, iou
 from builders.train.batches import Batch
+from builders.train.distributed import rows_of_all
 from builders.train.engine import Learner
 from builders.train.fused_states import fuse, token_mask
 from builders.train.generation import generate
@@ -107,9 +107,10 @@ class PairLearner(Learner):
             images.append(self.network.image_feature(self.network.vision_encoder(batch["pixel_values"])).float())
             texts.append(self.network.text_feature(self.network.text_encoder(ids, token_mask(ids))).float())
             pair_ids.append(batch["pair_ids"])
-        if not images:
+        all_images, all_texts, ids = rows_of_all(images), rows_of_all(texts), rows_of_all(pair_ids)
+        if ids is None:
             return {}
-        similarity, ids = torch.cat(images) @ torch.cat(texts).T, torch.cat(pair_ids)
+        similarity = all_images @ all_texts.T
         return {
             "text R@1": (ids[similarity.argmax(1)] == ids).float().mean().item(),
             "image R@1": (ids[similarity.argmax(0)] == ids).float().mean().item(),
@@ -151,7 +152,8 @@ class PretrainLearner(PairLearner):
             empty[:, 0], empty[:, 1] = self.tokenizer.cls_id, self.tokenizer.sep_id
             source = network.decoder_input(*fuse(network, network.vision_encoder(batch["pixel_values"]), empty))
             exact.append(exactly(network, source, ids, self.tokenizer))
-        texts = {"texts written exactly": torch.cat(exact).mean().item()} if exact else {}
+        written = rows_of_all(exact)
+        texts = {} if written is None else {"texts written exactly": written.mean().item()}
         return {**super().validate(batches), **texts}
 
 
@@ -182,14 +184,12 @@ class CaptionLearner(Learner):
         losses, exact = [], []
         for batch in batches:
             source = self.source(batch)
-            losses.append(caption_loss(self.network, source, batch["caption_ids"]))
+            losses.append(caption_loss(self.network, source, batch["caption_ids"])[None])
             exact.append(exactly(self.network, source, batch["caption_ids"], self.tokenizer))
-        if not losses:
+        all_losses, all_exact = rows_of_all(losses), rows_of_all(exact)
+        if all_losses is None:
             return {}
-        return {
-            "caption cross-entropy": torch.stack(losses).mean().item(),
-            "captions exact": torch.cat(exact).mean().item(),
-        }
+        return {"caption cross-entropy": all_losses.mean().item(), "captions exact": all_exact.mean().item()}
 
 
 class AnswerLearner(Learner):
@@ -245,7 +245,8 @@ class AnswerLearner(Learner):
             hit = exactly(self.network, source, batch["answer_ids"], self.tokenizer, rows=asked)
             counts = torch.zeros(len(batch["question_ids"]), device=hit.device).index_add_(0, asked, hit)
             right.append(counts.clamp(max=1))
-        return {"answers right": torch.cat(right).mean().item()} if right else {}
+        answered = rows_of_all(right)
+        return {} if answered is None else {"answers right": answered.mean().item()}
 
 
 class GroundingLearner(Learner):
@@ -273,11 +274,12 @@ class GroundingLearner(Learner):
             tokens = greedy_boxes(
                 self.network, states, batch["expression_ids"], None, self.box_ids, batch["image_index"]
             )
-            overlaps.append(iou(self.box_ids.boxes(tokens).cpu().numpy(), batch["boxes"].cpu().numpy()))
-        if not overlaps:
+            found = iou(self.box_ids.boxes(tokens).cpu().numpy(), batch["boxes"].cpu().numpy())
+            overlaps.append(torch.from_numpy(found))
+        everyone = rows_of_all(overlaps)
+        if everyone is None:
             return {}
-        found = np.concatenate(overlaps)
-        return {"IoU": float(found.mean()), "IoU >= 0.5": float((found >= ENOUGH).mean())}
+        return {"IoU": everyone.mean().item(), "IoU >= 0.5": (everyone >= ENOUGH).double().mean().item()}
 
 
 class StatementLearner(Learner):
@@ -353,9 +355,9 @@ def exactly(
 
 
 def judged(results: Iterable[tuple[Tensor, Tensor]]) -> dict[str, float]:
-    """Accuracy of logits `[T, classes]` against labels `[T]`."""
-    right = [logits.argmax(-1) == labels for logits, labels in results]
-    return {"accuracy": torch.cat(right).float().mean().item()} if right else {}
+    """Return the accuracy of logits `[T, classes]` against labels `[T]`, over the results of all processes."""
+    right = rows_of_all([logits.argmax(-1) == labels for logits, labels in results])
+    return {} if right is None else {"accuracy": right.float().mean().item()}
 
 
 LEARNERS: dict[str, Callable[..., Learner]] = {

@@ -113,10 +113,10 @@ def train(
     validation = source.validation_stream(task, options.validation_split, options.batch_size)
     maker = TensorMaker(tokenizer, network.config, options.crop)
     looked_at = []
-    if validation is not None and rank() == 0:
+    if validation is not None:
         exact = TensorMaker(tokenizer, network.config)
         count = min(options.validation_batches, getattr(validation, "batches", options.validation_batches))
-        looked_at = first_batches(task, validation, exact, count)
+        looked_at = first_batches(task, validation, exact, count, rank=rank(), world=world_size())
     trainer = Trainer(
         learner_of(network, tokenizer),
         TaskBatches(task, training, maker),

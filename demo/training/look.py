@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from builders.evaluation.boxes import ENOUGH, iou
+from builders.train.distributed import of_all, rank, world_size
 from builders.train.fused_states import fuse, token_mask
 from builders.train.generation import generate
 from builders.train.objectives.captioning import decoder_source
@@ -34,12 +35,19 @@ TEXTS = Mixture(contrasted=0, questions=300, expressions=200, hypotheses=200, st
 
 @torch.no_grad()
 def look(network: MPlug, patches: PatchLabelling, *, tasks: bool, scenes: int = SCENES) -> dict[str, dict[str, float]]:
-    """Shares of 1 that are right, by split and task; without `tasks`, the labels of patches alone."""
+    """Return shares of 1 that are right, by split and task; without `tasks`, of the labels of patches alone.
+
+    Several processes divide the splits among themselves; all of them call it, and each returns everything.
+    """
     was_training = network.training
     network.eval()
-    results = {split: _look_at(network, patches, styles, tasks, scenes) for split, styles in SPLITS.items()}
+    results = {
+        split: _look_at(network, patches, styles, tasks, scenes)
+        for number, (split, styles) in enumerate(SPLITS.items())
+        if number % world_size() == rank()
+    }
     network.train(was_training)
-    return results
+    return {split: scores for found in of_all(results) for split, scores in found.items()}
 
 
 def _look_at(

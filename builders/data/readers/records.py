@@ -13,8 +13,20 @@ from PIL import Image
 from mplug.errors import InvalidRequest
 from mplug.inputs.images import decode_image
 
-#: A picture: an encoded file, or pixels uint8 `[height, width, 3]`, RGB.
-Picture = Path | np.ndarray
+
+@dataclass(frozen=True)
+class EncodedPicture:
+    """A picture that lies inside another file: its bytes as encoded, and a name to report it by."""
+
+    name: Path  #: the file it lies in, and its name there: `00003.tar/000030017.jpg`
+    content: bytes
+
+    def __hash__(self) -> int:
+        return hash(self.name)
+
+
+#: A picture: an encoded file, one inside another file, or pixels uint8 `[height, width, 3]`, RGB.
+Picture = Path | EncodedPicture | np.ndarray
 
 Box = tuple[float, float, float, float]  #: x0, y0, x1, y1 in pixels of the upright image
 
@@ -132,12 +144,23 @@ def check_keys(records: Sequence[Record], source: object) -> None:
 
 
 def open_picture(picture: Picture) -> Image.Image:
-    """A picture as the server would open it: upright, RGB. Raises PictureError naming a file that is no picture."""
+    """Open a picture as the server would: upright, RGB. Raises PictureError naming a file that is no picture."""
     if isinstance(picture, np.ndarray):
         return Image.fromarray(picture)
+    name = name_of(picture)
     try:
-        return decode_image(picture.read_bytes(), name=str(picture))
+        return decode_image(encoded(picture), name=str(name))
     except OSError as error:
-        raise PictureError(picture, f"{picture}: cannot be read: {error.strerror}") from None
+        raise PictureError(name, f"{name}: cannot be read: {error.strerror}") from None
     except InvalidRequest as error:
-        raise PictureError(picture, str(error)) from None
+        raise PictureError(name, str(error)) from None
+
+
+def name_of(picture: Path | EncodedPicture) -> Path:
+    """Return what an encoded picture is reported by."""
+    return picture.name if isinstance(picture, EncodedPicture) else picture
+
+
+def encoded(picture: Path | EncodedPicture) -> bytes:
+    """Return the bytes of an encoded picture. Raises OSError for a file that cannot be read."""
+    return picture.content if isinstance(picture, EncodedPicture) else picture.read_bytes()

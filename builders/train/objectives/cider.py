@@ -14,6 +14,7 @@ from pycocoevalcap.cider.cider_scorer import CiderScorer, cook_refs, cook_test
 from torch import Tensor
 
 from builders.train.batches import Batch
+from builders.train.distributed import rows_of_all
 from builders.train.fused_states import token_losses
 from builders.train.generation import generate
 from builders.train.learners import CaptionLearner
@@ -132,4 +133,5 @@ class CiderLearner(CaptionLearner):
             )
             scores += self.reward(texts_of(self.network, ids, self.tokenizer), batch["references"])
         measured = super().validate(batches)
-        return {**measured, "CIDEr": sum(scores) / len(scores)} if scores else measured
+        everyone = rows_of_all([torch.tensor(scores)] if scores else [])
+        return measured if everyone is None else {**measured, "CIDEr": everyone.mean().item()}

@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[4]
 def test_an_unknown_source_is_refused_with_the_choices():
     with pytest.raises(DatasetError, match=r"--data imagenet: unknown; choose one of emoji, easy-vqa, coco, .*snli-ve"):
         tasks_of("imagenet")
-    with pytest.raises(DatasetError, match="--data nlvr2 has nothing for pretrain; emoji, coco, flickr30k have"):
+    with pytest.raises(DatasetError, match="--data nlvr2 has nothing for pretrain; emoji, coco, webdataset, flickr30k have"):
         open_source("nlvr2", SourceOptions(), "pretrain")
     with pytest.raises(DatasetError, match="--data vatex has nothing for caption; emoji, coco, flickr30k have"):
         open_source("vatex", SourceOptions(), "caption")  # videos are evaluated on, not trained on
@@ -32,7 +32,8 @@ def test_every_source_opens_and_says_what_it_needs(name):
     source = open_source(name, SourceOptions())
     assert source.splits(None)
     if name not in ("emoji", "easy-vqa"):
-        with pytest.raises(DatasetError, match=f"--data {name} needs --annotations and --images"):
+        needed = "--images, the folder" if name == "webdataset" else "--annotations and --images"
+        with pytest.raises(DatasetError, match=f"--data {name} needs {needed}"):
             source.records(tasks_of(name)[0], "test")
         with pytest.raises(DatasetError, match="--vocabulary is needed"):
             source.write_vocabulary(Path("vocab.txt"))

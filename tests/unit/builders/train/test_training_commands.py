@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import sys
 import warnings
 from pathlib import Path
@@ -138,7 +139,7 @@ def test_easy_vqa_is_trained_on_and_a_run_goes_on(pretrained, tmp_path):
     whole = (tmp_path / "checkpoint/model.safetensors").read_bytes()
     records = (tmp_path / "log.jsonl").read_text()
     assert 0 <= json.loads(records.splitlines()[-1])["metrics"]["answers right"] <= 1
-    (tmp_path / "states/step-000002.pt").unlink()  # as if it had been stopped after the first
+    shutil.rmtree(tmp_path / "states/step-000002")  # as if it had been stopped after the first
     (tmp_path / "checkpoint/model.safetensors").unlink()
     assert call(finetune, "vqa", *options, "--resume") == 0
     assert (tmp_path / "checkpoint/model.safetensors").read_bytes() == whole
@@ -193,8 +194,8 @@ def test_an_output_that_is_a_file_is_one_line(pretrained, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("task", "options", "told"),
     [
-        ("caption", ["--data", "easy-vqa"], "--data easy-vqa has nothing for caption; emoji, coco, flickr30k have"),
-        ("caption", ["--data", "nlvr2"], "--data nlvr2 has nothing for caption; emoji, coco, flickr30k have"),
+        ("caption", ["--data", "easy-vqa"], "--data easy-vqa has nothing for caption; emoji, coco, webdataset, flickr30k have"),
+        ("caption", ["--data", "nlvr2"], "--data nlvr2 has nothing for caption; emoji, coco, webdataset, flickr30k have"),
         ("vqa", ["--data", "vqa"], "--data vqa needs --annotations"),
         ("vqa", ["--data", "emoji", "--cider"], "--cider belongs to the task caption"),
         ("vqa", ["--data", "emoji", "--resume"], "start without --resume"),
