@@ -61,7 +61,8 @@ def find_shards(folder: Path) -> list[Shard]:
     """Return the shards of a folder, by name.
 
     img2dataset's `00000_stats.json` says how many samples lie in `00000.tar`; other shards are read through once, their
-    headers alone. Samples without a picture or a caption are reported on standard error. Raises DatasetError naming a shard that is cut off, compressed or empty, and a folder without any.
+    headers alone. Samples without a picture or a caption are reported on standard error. Raises DatasetError naming a
+    shard that is cut off, compressed or empty, and a folder without any.
     """
     if not folder.is_dir():
         raise DatasetError(f"--images {folder}: no such folder; WebDataset shards (*.tar) are looked for in it")

@@ -63,7 +63,7 @@ def test_every_image_ends_as_a_user_without_rights() -> None:
     stages = re.split(r"^FROM ", (ROOT / "Dockerfile").read_text(), flags=re.MULTILINE)[1:]
     ends = {re.search(r" AS (\w+)", stage)[1]: re.findall(r"^USER (\w+)", stage, re.MULTILINE) for stage in stages}
     used = {SERVICES[name]["build"]["target"] for name in ("triton", "build", "gateway", "openai")}
-    assert ends == {"base": []} | dict.fromkeys(used | {"cpu"}, ["mplug"])  # cpu is for the Helm chart
+    assert ends == {"base": []} | {name: ["mplug"] for name in used | {"cpu"}}  # cpu is for the Helm chart
 
 
 def test_the_entry_point_hands_over_the_process() -> None:

@@ -21,9 +21,13 @@ ROOT = Path(__file__).parents[4]
 def test_an_unknown_source_is_refused_with_the_choices():
     with pytest.raises(DatasetError, match=r"--data imagenet: unknown; choose one of emoji, easy-vqa, coco, .*snli-ve"):
         tasks_of("imagenet")
-    with pytest.raises(DatasetError, match="--data nlvr2 has nothing for pretrain; emoji, coco, webdataset, flickr30k have"):
+    with pytest.raises(
+        DatasetError, match="--data nlvr2 has nothing for pretrain; emoji, coco, webdataset, flickr30k have"
+    ):
         open_source("nlvr2", SourceOptions(), "pretrain")
-    with pytest.raises(DatasetError, match="--data vatex has nothing for caption; emoji, coco, flickr30k have"):
+    with pytest.raises(
+        DatasetError, match="--data vatex has nothing for caption; emoji, coco, webdataset, flickr30k have"
+    ):
         open_source("vatex", SourceOptions(), "caption")  # videos are evaluated on, not trained on
 
 

@@ -1,4 +1,4 @@
-"""WebDataset shards: every sample once an epoch, entered anywhere by any number of processes; what is broken is named."""
+"""WebDataset shards: every sample once an epoch, entered anywhere by any number of processes; faults are named."""
 
 from __future__ import annotations
 
@@ -120,7 +120,9 @@ def test_a_shard_that_changes_and_a_torn_picture_are_named(tmp_path):
     with pytest.raises(DatasetError, match=r"00000\.tar: holds 3 pictures with a caption, not the 4"):
         Shards(find_shards(tmp_path))[0]
     (tmp_path / "00000_stats.json").unlink()
-    write_tar(tmp_path / "00000.tar", [("a.jpg", picture(1)[:200]), ("a.txt", b"torn"), ("b.jpg", b""), ("b.txt", b"\xff")])
+    write_tar(
+        tmp_path / "00000.tar", [("a.jpg", picture(1)[:200]), ("a.txt", b"torn"), ("b.jpg", b""), ("b.txt", b"\xff")]
+    )
     shards = Shards(find_shards(tmp_path))
     with pytest.raises(PictureError, match=r"00000\.tar/a\.jpg"):
         open_picture(shards[0].image)

@@ -194,8 +194,16 @@ def test_an_output_that_is_a_file_is_one_line(pretrained, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("task", "options", "told"),
     [
-        ("caption", ["--data", "easy-vqa"], "--data easy-vqa has nothing for caption; emoji, coco, webdataset, flickr30k have"),
-        ("caption", ["--data", "nlvr2"], "--data nlvr2 has nothing for caption; emoji, coco, webdataset, flickr30k have"),
+        (
+            "caption",
+            ["--data", "easy-vqa"],
+            "--data easy-vqa has nothing for caption; emoji, coco, webdataset, flickr30k have",
+        ),
+        (
+            "caption",
+            ["--data", "nlvr2"],
+            "--data nlvr2 has nothing for caption; emoji, coco, webdataset, flickr30k have",
+        ),
         ("vqa", ["--data", "vqa"], "--data vqa needs --annotations"),
         ("vqa", ["--data", "emoji", "--cider"], "--cider belongs to the task caption"),
         ("vqa", ["--data", "emoji", "--resume"], "start without --resume"),

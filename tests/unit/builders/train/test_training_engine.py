@@ -121,7 +121,7 @@ def test_only_what_belongs_to_a_run_resumes_it(vocabulary, tmp_path):
         with pytest.raises(run_state.ResumeError, match="damaged"):
             pretraining(vocabulary, tmp_path, options, state)
     weights_file.write_bytes(whole)
-    with pytest.raises(run_state.ResumeError, match="belongs to another network; .* weights differ, such as learner"):
+    with pytest.raises(run_state.ResumeError, match=r"belongs to another network; .* weights differ, such as learner"):
         answering(vocabulary, tmp_path, options, resume=state)
     (state / run_state.STATE).write_text("{")
     with pytest.raises(run_state.ResumeError, match="damaged"):
