@@ -6,8 +6,8 @@ names, and tests hold each `config.pbtxt` against them.
 Axes, by the letters that name them:
     B batch · R image side, pixels · N image states · L text tokens · W hidden width · E width of the
     contrastive space · S slots · M beams · T positions that the cache holds · C cache columns per
-    position · H heads · D head width · K candidates that a beam offers for its next token · A all
-    states that the decoder reads · P given texts that are scored · G tokens that are scored per place
+    position · H heads · D head width · A all states that the decoder reads · P given texts that are
+    scored · G tokens that are scored per place
 """
 
 from __future__ import annotations
@@ -19,8 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-#: Next tokens that the step returns per beam. A search with n beams needs n of each beam, so this is
-#: also the most beams that a request may ask for.
+#: Most beams that a request may ask for. The step takes one candidate more of each beam: `[SEP]`, which may be blocked.
 MAX_BEAMS = 16
 
 #: Images that one request may bring as a video, whose states are laid side by side.
@@ -135,19 +134,44 @@ def decoder_prefill(layers: int) -> GraphSpec:
     )
 
 
+#: The search of every slot, as the step reads it; `mplug.network.beam_step` says how it goes on.
+SEARCH_STATE = (
+    #: Last token of each beam.
+    TensorSpec("TOKENS", "INT32", ("S", "M")),
+    #: Sum of each beam's log-probabilities.
+    TensorSpec("SCORES", "FP32", ("S", "M")),
+    #: Which column of the cache holds each beam's own past at each position; −1 where there is none.
+    TensorSpec("ANCESTRY", "INT32", ("S", "M", "T")),
+    #: Position of the last token, from 0.
+    TensorSpec("POSITIONS", "INT32", ("S",)),
+    #: 1 where the search has ended.
+    TensorSpec("OVER", "INT32", ("S",)),
+)
+#: What a request asks of its search; the step only reads it.
+SEARCH_OPTIONS = (
+    TensorSpec("ENCODER_MASK", "INT32", ("S", "A")),
+    #: Tokens that are decoded first, whatever is likeliest: `[CLS]` and a prompt.
+    TensorSpec("PREFIX", "INT32", ("S", "T")),
+    #: Length of the prefix, beams, least and most tokens behind the prefix, first and one past the last token that
+    #: may be chosen.
+    TensorSpec("OPTIONS", "INT32", ("S", 6)),
+)
+#: What places of the search state hold that no request uses; zero where it is not named.
+SEARCH_FILL = {"SCORES": -1e30, "ANCESTRY": -1}
+#: What a step chose, and all that the host reads of it: the beam that each beam continues, its token, its score.
+STEP_CHOICES = ("PARENTS", "NEXT_TOKENS", "NEXT_SCORES", "NEXT_OVER")
+
+
 def decoder_step(layers: int) -> GraphSpec:
-    """Return the graph of one token for every beam of every slot; see `mplug.network.text_decoder.TextDecoder.step`."""
+    """Return the graph of one step of every slot's beam search; see `mplug.network.graphs.DecoderStepGraph`.
+
+    Outputs named `NEXT_…` are the search state that the next step reads.
+    """
     return GraphSpec(
         "text_decoder_step",
         inputs=(
-            TensorSpec("TOKENS", "INT32", ("S", "M")),
-            TensorSpec("POSITIONS", "INT32", ("S",)),
-            TensorSpec("ANCESTRY", "INT32", ("S", "M", "T")),
-            TensorSpec("ENCODER_MASK", "INT32", ("S", "A")),
-            #: 1 where `[SEP]` may not be chosen yet.
-            TensorSpec("END_BLOCKED", "INT32", ("S",)),
-            #: First and one past the last token that may be chosen.
-            TensorSpec("TOKEN_RANGE", "INT32", ("S", 2)),
+            *SEARCH_STATE,
+            *SEARCH_OPTIONS,
             *(
                 TensorSpec(f"PAST_{kind}_{layer}", "FP32", ("S", "H", "T", "C", "D"))
                 for layer in range(layers)
@@ -160,8 +184,8 @@ def decoder_step(layers: int) -> GraphSpec:
             ),
         ),
         outputs=(
-            TensorSpec("NEXT_TOKENS", "INT32", ("S", "M", "K")),
-            TensorSpec("LOG_PROBABILITIES", "FP32", ("S", "M", "K")),
+            *(TensorSpec(f"NEXT_{tensor.name}", tensor.dtype, tensor.axes) for tensor in SEARCH_STATE),
+            TensorSpec("PARENTS", "INT32", ("S", "M")),
             #: Keys and values of this step, layer by layer, key before value.
             TensorSpec("WRITTEN", "FP32", (2 * layers, "S", "H", "M", "D")),
         ),

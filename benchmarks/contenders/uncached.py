@@ -18,7 +18,7 @@ from mplug.decoding.beam_search import BeamSearch, Hypothesis, SearchOptions
 from mplug.inputs.images import decode_image
 from mplug.inputs.pixels import pixel_values
 from mplug.network import MPlug
-from mplug.network.graphs import BLOCKED
+from mplug.network.beam_step import BLOCKED
 from mplug.runtime.interface import threads
 
 

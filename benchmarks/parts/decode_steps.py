@@ -28,6 +28,7 @@ from benchmarks.workspace import Workspace, say
 from mplug.runtime import open_decoder
 from mplug.runtime.interface import Decoder, StageInfo
 from mplug.runtime.room import Room
+from mplug.runtime.search_state import new_search
 
 WARM_CAPTIONS, TIMED_CAPTIONS = 3, 8
 WARM_STEPS = 2
@@ -45,7 +46,7 @@ def measure(workspace: Workspace) -> dict[str, Any]:
 
 
 def time_stages(workspace: Workspace) -> list[dict[str, float]]:
-    """Return seconds per stage of some captions; `rest` is what no stage accounts for: search, queues, copies."""
+    """Return seconds per stage of some captions; `rest` is what no stage accounts for: queues, copies."""
     pictures = Pictures(WARM_CAPTIONS + TIMED_CAPTIONS)
     say("captions, stage by stage")
     captions = []
@@ -87,34 +88,38 @@ def time_steps(workspace: Workspace) -> list[dict[str, Any]]:
             for slot in range(admitted, batch):
                 decoder.admit(slot, random.standard_normal((states, preset.sizes.hidden_size), np.float32))
             admitted = batch
-            inputs = step_inputs(batch, position - 1, states, vocabulary, random)
-            taken = _steps(decoder, inputs, preset.steps)
+            taken = _steps(decoder, batch, search_at(position - 1, states, vocabulary, random), preset.steps)
             measured.append({"batch": batch, "position": position, **summary(taken)})
             say(f"batch {batch}, position {position}: {median(taken) * 1000:.1f} ms a step")
     return measured
 
 
-def step_inputs(
-    batch: int, past: int, states: int, vocabulary: int, random: np.random.Generator
-) -> tuple[np.ndarray, ...]:
-    """Return the inputs of `Decoder.step` for `batch` requests of BEAMS beams after `past` positions."""
-    ancestry = np.full((batch, BEAMS, past + 1), -1, np.int32)
-    ancestry[:, :, :past] = random.integers(0, BEAMS, (batch, BEAMS, past))
-    return (
-        random.integers(0, vocabulary, (batch, BEAMS), np.int32),
-        np.full(batch, past, np.int32),
-        ancestry,
-        np.ones((batch, states), np.int32),
-        np.zeros(batch, np.int32),
-        np.array([[0, vocabulary]] * batch, np.int32),
+def search_at(past: int, states: int, vocabulary: int, random: np.random.Generator) -> dict[str, np.ndarray]:
+    """Return a search of BEAMS beams at position `past`, for `Decoder.load`; it ends with its next token."""
+    search = new_search(
+        prefix=[0],
+        encoder_mask=np.ones(states, np.int32),
+        beams=BEAMS,
+        min_length=past + 1,
+        max_length=past + 1,
+        token_range=(0, vocabulary),
     )
+    return search | {
+        "TOKENS": random.integers(0, vocabulary, BEAMS, np.int32),
+        "SCORES": np.zeros(BEAMS, np.float32),
+        "POSITIONS": np.int32(past),
+        "ANCESTRY": random.integers(0, BEAMS, (BEAMS, past), np.int32),
+    }
 
 
-def _steps(decoder: Decoder, inputs: tuple[np.ndarray, ...], number: int) -> list[float]:
+def _steps(decoder: Decoder, batch: int, search: dict[str, np.ndarray], number: int) -> list[float]:
+    """Time steps that stay at their position: a search that is over moves no further."""
+    for slot in range(batch):
+        decoder.load(slot, search)
     taken = []
     for _ in range(WARM_STEPS + number):
         began = time.perf_counter()
-        decoder.step(*inputs)
+        decoder.step(batch, BEAMS, 1)
         taken.append(time.perf_counter() - began)
     return taken[WARM_STEPS:]
 

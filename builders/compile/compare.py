@@ -12,11 +12,12 @@ from mplug.contract import GraphSpec
 from mplug.network import MPlug
 from mplug.runtime import Decoder, open_decoder, open_graph
 from mplug.runtime.room import Room
+from mplug.runtime.search_state import new_search
 from mplug.runtime.torch import eager_decoder
 
 #: Largest error relative to the largest magnitude of an output, by precision.
 TOLERANCES = {"fp32": 1e-4, "bf16": 6e-2, "fp16": 1e-2, "int8": 0.2}
-STEPS = 4
+STEPS, BEAMS = 4, 8
 
 
 class ArtefactError(RuntimeError):
@@ -49,30 +50,42 @@ def compare_decoder(folder: Path, network: MPlug, end_id: int) -> dict[str, floa
 
 
 def compare_decoders(compiled: Decoder, network: MPlug, end_id: int) -> dict[str, float]:
-    """Return the relative error of log-probabilities over some steps of two requests, with beams swapping ancestors."""
+    """Return the relative error of the best scores over some steps of two requests, with beams swapping ancestors.
+
+    Both decoders are given the same tokens and ancestry at every step, whatever they chose at the one before.
+    """
     vocabulary, width = network.config.text.vocab_size, network.config.text.hidden_size
     random = np.random.default_rng(1)
-    eager = eager_decoder(network, end_id)
-    slots, beams, states = 2, 3, network.config.vision.tokens
-    for decoder in (compiled, eager):
-        decoder.reserve(Room(slots, STEPS, beams, states))
+    decoders = (compiled, eager_decoder(network, end_id))
+    slots, states = 2, network.config.vision.tokens
+    for decoder in decoders:
+        decoder.reserve(Room(slots, STEPS, BEAMS, states))
     for slot in range(slots):
         encoder_states = random.standard_normal((states, width), np.float32)
-        for decoder in (compiled, eager):
+        for decoder in decoders:
             decoder.admit(slot, encoder_states)
-    ancestry = np.full((slots, beams, STEPS), -1, np.int32)
+    search = new_search(
+        prefix=[0],
+        encoder_mask=np.ones(states, np.int32),
+        beams=BEAMS,
+        min_length=0,
+        max_length=STEPS,
+        token_range=(0, vocabulary),
+    )
+    ancestry = np.full((BEAMS, STEPS), -1, np.int32)
     worst = 0.0
     for position in range(STEPS):
-        step = (
-            random.integers(0, vocabulary, (slots, beams), np.int32),
-            np.full(slots, position, np.int32),
-            ancestry,
-            np.ones((slots, states), np.int32),
-            np.zeros(slots, np.int32),
-            np.array([[0, vocabulary]] * slots, np.int32),
-        )
-        (_, actual), (_, reference) = compiled.step(*step), eager.step(*step)
+        for slot in range(slots):
+            search |= {
+                "TOKENS": random.integers(0, vocabulary, BEAMS, np.int32),
+                "SCORES": np.zeros(BEAMS, np.float32),
+                "POSITIONS": np.int32(position),
+                "ANCESTRY": ancestry,
+            }
+            for decoder in decoders:
+                decoder.load(slot, search)
+        actual, reference = (decoder.step(slots, BEAMS, 1)[0].scores for decoder in decoders)
         worst = max(worst, relative_error(actual, reference))
-        ancestry[:, :, position] = np.arange(beams)
-        ancestry = ancestry[:, random.permutation(beams)]
-    return {"LOG_PROBABILITIES": worst}
+        ancestry[:, position] = np.arange(BEAMS)
+        ancestry = ancestry[random.permutation(BEAMS)]
+    return {"SCORES": worst}

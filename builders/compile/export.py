@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from mplug.contract import GraphSpec, TensorSpec
+from mplug.contract import SEARCH_OPTIONS, SEARCH_STATE, GraphSpec, TensorSpec
 from mplug.network import MPlug
 
 #: Has Gelu and LayerNormalization as single operators, and no Attention operator yet, whose fp32
@@ -58,10 +58,12 @@ def example_inputs(spec: GraphSpec, network: MPlug, *, seed: int = 0, **sizes: i
             "ENCODER_MASK": (1, 2),
             "POSITIONS": (0, lengths["T"]),
             "ANCESTRY": (-1, lengths["C"]),
-            "END_BLOCKED": (0, 2),
+            "OVER": (0, 1),
+            "PREFIX": (0, text.vocab_size),
         }
-        if tensor.name == "TOKEN_RANGE":
-            return torch.tensor([[0, text.vocab_size]] * shape[0], dtype=torch.int32)
+        if tensor.name == "OPTIONS":
+            # Choosing from position 0 on, all beams, 1 to 100 tokens of all there are.
+            return torch.tensor([[1, lengths["M"], 1, 100, 0, text.vocab_size]] * shape[0], dtype=torch.int32)
         if tensor.name in whole:
             values = torch.randint(*whole[tensor.name], shape, generator=generator, dtype=torch.int32)
             if tensor.name.endswith("MASK"):
@@ -81,7 +83,8 @@ def export(spec: GraphSpec, graph: nn.Module, inputs: dict[str, Tensor], path: P
     }
     shapes = [{index: dimensions[letter] for index, letter in tensor.dynamic_axes.items()} for tensor in spec.inputs]
     if spec.name == "text_decoder_step":
-        shapes = [*shapes[:6], tuple(shapes[6:])]  # the caches arrive as one variadic argument
+        named = len(SEARCH_STATE) + len(SEARCH_OPTIONS)
+        shapes = [*shapes[:named], tuple(shapes[named:])]  # the caches arrive as one variadic argument
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -3,8 +3,8 @@
 TensorRT's networks are strongly typed: an operator computes in the type of its tensors. This pass gives
 every tensor its type. All is fp16 or bf16, except
 
-- the search's end of the decoder step (`LogSoftmax`, what follows it, and the additions that lead to it
-  alone): scores of a beam are summed over its tokens, and a blocked end token, −1e20, is no fp16 number;
+- log-softmax and the decoder step's search (`TopK`, `Exp`, `LogSoftmax`, what follows them, and the additions that
+  lead to them alone): scores of a beam are summed over its tokens, and a blocked end token, −1e20, is no fp16 number;
 - inputs and outputs of `mplug.contract`, which stay fp32, the caches apart: these never leave the device.
 
 `LayerNormalization` keeps half-precision tensors and computes in fp32 (its `stash_type`), and so do the
@@ -24,7 +24,7 @@ HALF_TYPES = {"fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
 #: Tensors of the decoder's graphs that stay on the device, by the beginnings of their names.
 CACHES = ("PAST_", "CROSS_", "WRITTEN")
 #: Operators that compute and answer in fp32.
-SINGLE_OPERATORS = frozenset({"LogSoftmax"})
+SINGLE_OPERATORS = frozenset({"LogSoftmax", "TopK", "Exp"})
 #: Operators that may join what they lead to in fp32: each output element comes from one element of each input.
 ELEMENTWISE = frozenset({"Add", "Sub", "Mul", "Div", "Where", "Cast", "Unsqueeze", "Squeeze", "Identity"})
 #: Largest finite fp16 number.
@@ -151,7 +151,7 @@ def _single_nodes(nodes: Iterable[NodeProto], operators: frozenset[str]) -> set[
     """Return the indices of the nodes that compute in fp32; see the module's description."""
     nodes = list(nodes)
     single = {index for index, node in enumerate(nodes) if node.op_type in operators}
-    scores = {index for index in single if nodes[index].op_type == "LogSoftmax"}
+    scores = {index for index in single if nodes[index].op_type in SINGLE_OPERATORS}
     carried = {name for index in scores for name in nodes[index].output}
     for index, node in enumerate(nodes):
         if carried.intersection(node.input):

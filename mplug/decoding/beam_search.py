@@ -1,8 +1,8 @@
-"""Beam search over one request, exactly as the published code searches; pure logic on small arrays.
+"""Beam search over one request, exactly as the published code searches: the reference.
 
-The caller runs the decoder and hands in, per beam, its likeliest next tokens with their
-log-probabilities; the search answers with the beams to go on with. Which beam came from which is
-returned as parents, and `Ancestry` turns parents into cache columns, so that no cached key ever moves.
+Served searches run in the compiled step (`mplug.network.beam_step`), for all slots at once; tests compare them
+with this one. The caller runs the decoder and hands in, per beam, its likeliest next tokens with their
+log-probabilities; the search answers with the beams to go on with, and which beam each of them continues.
 
 Source of the rules: the published implementation; `score / ((5 + t) / 6)^alpha` is the length penalty
 of Wu et al. (arXiv 1609.08144, equation 14).
@@ -10,7 +10,7 @@ of Wu et al. (arXiv 1609.08144, equation 14).
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -94,22 +94,3 @@ class BeamSearch:
     def best(self) -> list[Hypothesis]:
         """The `num_return` best hypotheses, best first."""
         return sorted(self._hypotheses, key=lambda hypothesis: -hypothesis.score)[: self.options.num_return]
-
-
-@dataclass
-class Ancestry:
-    """Which cache column holds each beam's own past, `[M, T]`, −1 where nothing is held yet."""
-
-    columns: np.ndarray = field(repr=False)
-
-    @classmethod
-    def empty(cls, beams: int, positions: int) -> Ancestry:
-        return cls(np.full((beams, positions), -1, np.int32))
-
-    def write(self, position: int) -> None:
-        """Note that every beam b has just written column b of `position`."""
-        self.columns[:, position] = np.arange(self.columns.shape[0])
-
-    def follow(self, parents: np.ndarray) -> None:
-        """Each beam takes over the past of the beam it continues."""
-        self.columns = self.columns[parents]

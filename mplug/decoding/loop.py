@@ -5,6 +5,10 @@ steps and removed after the step that ends them. `submit` only queues.
 
 A request occupies a slot. The slots in use are a prefix of all, because the compiled step reads a prefix of
 the caches in place; when a request is removed, the last one moves into its slot.
+
+The searches run in the compiled step. The loop reads what each step chose, keeps it in a log, and puts a
+request's sequences together when its search has ended. Where the decoder can, several steps are run before
+the first one's choices are read; a request that ends among them is stepped idly up to the last.
 """
 
 from __future__ import annotations
@@ -20,10 +24,12 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from mplug.decoding.beam_search import Ancestry, BeamSearch, Hypothesis, SearchOptions
+from mplug.decoding.beam_search import Hypothesis, SearchOptions
+from mplug.decoding.search_log import EndedSearch, SearchLog
 from mplug.errors import Cancelled, InvalidRequest, StageError, Unavailable
-from mplug.runtime.interface import Decoder
+from mplug.runtime.interface import Decoder, StepChoices
 from mplug.runtime.room import Room
+from mplug.runtime.search_state import new_search
 
 #: Requests admitted between two steps: admission computes cross-attention keys, and the active requests
 #: wait for it.
@@ -62,35 +68,16 @@ class Job(Protocol):
         """Do one piece, from the loop's thread; True when it was the last and the job has been answered."""
 
 
-class _Running:
+@dataclass(slots=True)
+class _Active:
     """A request in a slot."""
 
-    def __init__(self, request: DecodeRequest) -> None:
-        self.request = request
-        self.search = BeamSearch(request.options)
-        self.ancestry = Ancestry.empty(request.options.num_beams, request.positions)
-        self.position = 0  # of the tokens that the next step feeds
-        self.tokens = np.full(request.options.num_beams, request.prefix[0], np.int32)
+    request: DecodeRequest
+    first: int  #: number of the step that chooses its first token: those before it feed its prefix
 
-    @property
-    def in_prefix(self) -> bool:
-        """Whether the next step's output is ignored, because more of the prefix follows."""
-        return self.position < len(self.request.prefix) - 1
-
-    def advance(self, next_tokens: np.ndarray, log_probabilities: np.ndarray) -> bool:
-        """Process a step's output `[beams, K]`; True when the search is over."""
-        self.ancestry.write(self.position)
-        if self.in_prefix:
-            self.position += 1
-            self.tokens[:] = self.request.prefix[self.position]
-            return False
-        continuation = self.search.advance(next_tokens, log_probabilities)
-        self.position += 1
-        if continuation is None:
-            return True
-        self.ancestry.follow(continuation.parents)
-        self.tokens = continuation.tokens
-        return False
+    def remaining(self, steps: int) -> int:
+        """Steps that it takes at most, of which `steps` have been run in all."""
+        return self.first + self.request.options.max_length - steps
 
 
 @dataclass
@@ -131,10 +118,12 @@ class DecodeLoop:
         self._max_slots, self._max_queue, self._max_cache_bytes = max_slots, max_queue, max_cache_bytes
         self._queue: deque[DecodeRequest] = deque()
         self._jobs: deque[Job] = deque()
-        self._running: list[_Running] = []
+        self._running: list[_Active] = []
         self._wake = threading.Condition()
         self._stopping = False
         self._room = Room()
+        self._log = SearchLog()
+        self._beams = 0  # most of any active request
         self._thread = threading.Thread(target=self._run, name="decode", daemon=True)
         self._thread.start()
 
@@ -203,8 +192,7 @@ class DecodeLoop:
                 if request.cancelled():
                     self._answer_cancelled(request)
                 elif self._make_room(request):
-                    self._decoder.admit(len(self._running), request.encoder_states)
-                    self._running.append(_Running(request))
+                    self._start(len(self._running), request)
                     self.statistics.admitted += 1
                     self.statistics.queue_seconds += time.monotonic() - request.queued_at
                 else:
@@ -213,6 +201,21 @@ class DecodeLoop:
                 self.statistics.failed += 1
                 _deliver(request.failed, error)
             self._queue.popleft()
+
+    def _start(self, slot: int, request: DecodeRequest) -> None:
+        options = request.options
+        self._decoder.admit(slot, request.encoder_states)
+        search = new_search(
+            prefix=request.prefix,
+            encoder_mask=request.encoder_mask,
+            beams=options.num_beams,
+            min_length=options.min_length,
+            max_length=options.max_length,
+            token_range=request.token_range,
+        )
+        self._decoder.load(slot, search)
+        self._running.append(_Active(request, self._log.steps + len(request.prefix) - 1))
+        self._beams = max(self._beams, options.num_beams)
 
     def _make_room(self, request: DecodeRequest) -> bool:
         """Fit the caches to the active requests and one more; False if that has to wait."""
@@ -226,6 +229,7 @@ class DecodeLoop:
                 "allowed: ask for fewer beams, a shorter MAX_LENGTH or fewer frames"
             )
         self._decoder.reserve(room)
+        self._log.reserve(room, self._decoder.chunk)
         self._room = room
         return True
 
@@ -258,35 +262,57 @@ class DecodeLoop:
         last = len(self._running) - 1
         if slot != last:
             self._decoder.move(last, slot)
+            self._log.move(last, slot)
             self._running[slot] = self._running[last]
         del self._running[last]
+        self._beams = max((one.request.options.num_beams for one in self._running), default=0)
 
     def _step(self) -> None:
-        running = self._running
+        """Run one step, or several where the decoder gains by it and no request is kept waiting."""
+        running, count = self._running, self._decoder.chunk
+        if count > 1:
+            admissible = self._queue and len(running) < self._max_slots
+            soonest = min(one.remaining(self._log.steps) for one in running)
+            count = 1 if admissible else max(1, min(count, soonest))
         try:
-            next_tokens, log_probabilities = self._decoder.step(*self._step_inputs(running))
+            chosen = self._decoder.step(len(running), self._beams, count)
         except Exception as error:
-            self._running = []
+            self._running, self._beams = [], 0
             self.statistics.failed += len(running)
             for one in running:
                 _deliver(one.request.failed, error)
             return
+        ended: dict[int, EndedSearch] = {}
+        broken: set[int] = set()
+        for choices in chosen:
+            self._record(choices, ended, broken)
+        if ended or broken:
+            self._finish(ended, broken)
+
+    def _record(self, choices: StepChoices, ended: dict[int, EndedSearch], broken: set[int]) -> None:
+        """Log a step; add slots to those whose search it ended and those that it computed NaN for."""
+        number, running, done = self._log.steps, self._running, len(ended) + len(broken)
+        self._log.append(choices)
         self.statistics.steps += 1
-        self.statistics.sequence_steps += len(running)
-        over, broken = [], []
-        for slot, one in enumerate(running):
-            beams = one.request.options.num_beams
-            if np.isnan(log_probabilities[slot, :beams]).any():
-                broken.append(slot)
-                continue
-            self.statistics.tokens += not one.in_prefix
-            if one.advance(next_tokens[slot, :beams], log_probabilities[slot, :beams]):
-                over.append(slot)
-        answers = [(running[slot].request, running[slot].search.best()) for slot in over]
-        failures = [running[slot].request for slot in broken]
-        for slot in sorted([*over, *broken], reverse=True):
+        self.statistics.sequence_steps += len(running) - done
+        self.statistics.tokens += sum(one.first <= number for one in running) - done
+        unsound = np.isnan(choices.scores[:, 0])
+        if unsound.any():
+            broken.update(set(np.flatnonzero(unsound).tolist()) - ended.keys())
+        if choices.over.any():
+            for slot in np.flatnonzero(choices.over).tolist():
+                if slot not in ended and slot not in broken:
+                    one = running[slot]
+                    ended[slot] = EndedSearch(slot, one.first, number, one.request.options)
+
+    def _finish(self, ended: dict[int, EndedSearch], broken: set[int]) -> None:
+        """Answer the requests in these slots, and free them."""
+        found = self._log.best(list(ended.values())) if ended else []
+        answers = [(self._running[slot].request, hypotheses) for slot, hypotheses in zip(ended, found, strict=True)]
+        failures = [self._running[slot].request for slot in broken]
+        for slot in sorted([*ended, *broken], reverse=True):
             self._remove(slot)
-        self.statistics.finished += len(over)
+        self.statistics.finished += len(ended)
         self.statistics.failed += len(broken)
         for request, hypotheses in answers:
             _deliver(request.done, hypotheses)
@@ -305,26 +331,6 @@ class DecodeLoop:
         except Exception as error:  # answered to this request alone
             self.statistics.failed += 1
             _deliver(job.failed, error)
-
-    def _step_inputs(self, running: list[_Running]) -> tuple[np.ndarray, ...]:
-        slots, beams = len(running), max(one.request.options.num_beams for one in running)
-        room = self._room
-        tokens = np.zeros((slots, beams), np.int32)
-        ancestry = np.full((slots, beams, room.positions), -1, np.int32)
-        encoder_mask = np.zeros((slots, room.states), np.int32)
-        for slot, one in enumerate(running):
-            columns = one.ancestry.columns
-            tokens[slot, : one.tokens.size] = one.tokens
-            ancestry[slot, : columns.shape[0], : columns.shape[1]] = columns
-            encoder_mask[slot, : one.request.encoder_mask.size] = one.request.encoder_mask
-        return (
-            tokens,
-            np.array([one.position for one in running], np.int32),
-            ancestry,
-            encoder_mask,
-            np.array([one.search.end_blocked for one in running], np.int32),
-            np.array([one.request.token_range for one in running], np.int32),
-        )
 
 
 def _deliver(callback: Callable[[Any], None], answer: object) -> None:

@@ -1,7 +1,7 @@
 """The graphs that are compiled and served: a stage each, with the heads that read it.
 
-The decoder becomes two: its prefill (cross-attention keys and values, once per request) and its step,
-which also chooses the likeliest next tokens, so that tokens and scores are all that leave it.
+The decoder becomes two: its prefill (cross-attention keys and values, once per request) and its step, which
+holds the beam search as well, so that choices are all that leave it.
 """
 
 from __future__ import annotations
@@ -14,18 +14,13 @@ from torch import Tensor, nn
 from mplug.contract import (
     DECODER_SCORE,
     ENCODERS,
-    MAX_BEAMS,
     OPTIONAL_OUTPUTS,
     GraphSpec,
     decoder_prefill,
     decoder_step,
 )
+from mplug.network.beam_step import SearchState, beam_step
 from mplug.network.mplug import MPlug
-
-#: Lowest log-probability: a blocked end token, as the published search sets it.
-BLOCKED = -1e20
-#: Added to the logits of tokens outside the allowed range, as the published grounding code does.
-OUT_OF_RANGE = -10_000.0
 
 
 class VisionEncoderGraph(nn.Module):
@@ -81,38 +76,34 @@ class DecoderPrefillGraph(nn.Module):
 
 
 class DecoderStepGraph(nn.Module):
-    """The decoder's step, and the choice of the likeliest next tokens of every beam."""
+    """The decoder's step with the beam search in it: tokens, scores and ancestry go round, the caches stay."""
 
     def __init__(self, network: MPlug, end_id: int) -> None:
         super().__init__()
         self.decoder = network.text_decoder
         self.end_id = end_id
         self.layers = network.config.text.text_decode_layers
-        self.candidates = min(MAX_BEAMS, network.config.text.vocab_size)
 
     def forward(
         self,
         tokens: Tensor,
-        positions: Tensor,
+        scores: Tensor,
         ancestry: Tensor,
+        positions: Tensor,
+        over: Tensor,
         encoder_mask: Tensor,
-        end_blocked: Tensor,
-        token_range: Tensor,
+        prefix: Tensor,
+        options: Tensor,
         *caches: Tensor,
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, ...]:
+        """Inputs and outputs as in `mplug.contract.decoder_step`."""
         pairs = list(zip(caches[::2], caches[1::2], strict=True))
         logits, written = self.decoder.step(
             tokens, positions, ancestry, encoder_mask, pairs[: self.layers], pairs[self.layers :]
         )
-        vocabulary = torch.arange(logits.shape[-1], device=logits.device, dtype=torch.int32)
-        outside = (vocabulary < token_range[:, :1]) | (vocabulary >= token_range[:, 1:])  # [S, V]
-        logits = logits.float() + torch.where(outside, OUT_OF_RANGE, 0.0)[:, None, :]
-        log_probabilities = torch.log_softmax(logits, dim=-1)
-        blocked = (vocabulary == self.end_id) & (end_blocked[:, None] > 0)
-        log_probabilities = log_probabilities + torch.where(blocked, BLOCKED, 0.0)[:, None, :]
-        best = torch.topk(log_probabilities, self.candidates, dim=-1)
-        keys_and_values = torch.stack([tensor for pair in written for tensor in pair])
-        return best.indices.to(torch.int32), best.values, keys_and_values
+        state = SearchState(tokens, scores, ancestry, positions, over)
+        following, parents = beam_step(logits, state, prefix, options, self.end_id)
+        return *following, parents, torch.stack([tensor for pair in written for tensor in pair])
 
 
 class DecoderScoreGraph(nn.Module):

@@ -29,6 +29,7 @@ class GraphDecoder(HostDecoder):
         self._prefill_graph, self._step_graph = prefill, step
         self._prefill_spec, self._step_spec = decoder_prefill(layers), decoder_step(layers)
         self._caches: dict[str, np.ndarray] = {}
+        self._search_inputs: dict[str, np.ndarray] = {}
 
     def _bind(self, past: list[np.ndarray], cross: list[np.ndarray]) -> None:
         names = [name for name in self._step_spec.input_names if name.startswith(("PAST_", "CROSS_"))]
@@ -38,8 +39,8 @@ class GraphDecoder(HostDecoder):
         outputs = self._prefill_graph({"ENCODER_STATES": encoder_states})
         return [outputs[name] for name in self._prefill_spec.output_names]
 
-    def _run_step(self, inputs: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        slots = inputs["TOKENS"].shape[0]
-        outputs = self._step_graph(inputs | {name: cache[:slots] for name, cache in self._caches.items()})
-        next_tokens, log_probabilities, written = (outputs[name] for name in self._step_spec.output_names)
-        return next_tokens, log_probabilities, written
+    def _bind_search(self, inputs: dict[str, np.ndarray]) -> None:
+        self._search_inputs = inputs
+
+    def _run_step(self, slots: int) -> Mapping[str, np.ndarray]:
+        return self._step_graph(self._search_inputs | {name: cache[:slots] for name, cache in self._caches.items()})

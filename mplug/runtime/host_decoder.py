@@ -2,22 +2,31 @@
 
 Caches are one array per layer and kind, `[slots, …]`, so that the slots in use are always a prefix that
 the compiled step reads in place: nothing is gathered, sliced or copied on the way in. A step gives back
-only the keys and values of its own tokens, which are written here into the position's columns.
+only the keys and values of its own tokens, which are written here into the position's columns, and the
+search's state, which goes into the arrays that the next step reads.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 
 import numpy as np
 
+from mplug.contract import SEARCH_STATE, STEP_CHOICES
+from mplug.runtime.interface import StepChoices
 from mplug.runtime.room import Room
+from mplug.runtime.search_state import carry_over, empty_state, write_row
+
+#: Search tensors with an axis for beams.
+PER_BEAM = frozenset(tensor.name for tensor in SEARCH_STATE if "M" in tensor.axes)
 
 
 class HostDecoder(ABC):
     """Caches of `mplug.runtime.interface.Decoder`; a runtime adds the two compiled graphs."""
 
     spare_bytes = 0
+    chunk = 1
 
     def __init__(self, *, layers: int, heads: int, head_width: int, cache_dtype: np.dtype) -> None:
         self._arrays = 2 * layers
@@ -27,6 +36,9 @@ class HostDecoder(ABC):
         # Zeros, not whatever was in memory: a masked place counts 0 × what it holds.
         self._past = np.zeros((self._arrays, 0, heads, 0, 0, head_width), cache_dtype)
         self._cross = np.zeros((self._arrays, 0, heads, 0, head_width), cache_dtype)
+        self._search = empty_state(self._room)
+        self._inputs: dict[str, np.ndarray] = {}  # what the step reads of the search
+        self._stepped = (0, 0)  # slots and beams that the inputs are for
 
     def cache_bytes(self, room: Room) -> int:
         """See `Decoder.cache_bytes`."""
@@ -42,7 +54,10 @@ class HostDecoder(ABC):
         for new, old in ((past, self._past), (cross, self._cross)):
             kept = tuple(slice(min(sides)) for sides in zip(new.shape, old.shape, strict=True))
             new[kept] = old[kept]
-        self._past, self._cross, self._room = past, cross, room
+        search = empty_state(room)
+        carry_over(self._search, search)
+        self._past, self._cross, self._search, self._room = past, cross, search, room
+        self._stepped = (0, 0)
         self._bind(list(past), list(cross))
 
     def admit(self, slot: int, encoder_states: np.ndarray) -> None:
@@ -54,54 +69,56 @@ class HostDecoder(ABC):
         for index, array in enumerate(self._prefill(encoder_states[None])):
             self._cross[index, slot, :, :length] = array[0]
 
+    def load(self, slot: int, search: Mapping[str, np.ndarray]) -> None:
+        """See `Decoder.load`."""
+        for name, value in search.items():
+            write_row(name, self._search[name][slot : slot + 1], value)
+        self._stepped = (0, 0)
+
     def move(self, source: int, target: int) -> None:
         """See `Decoder.move`."""
         self._past[:, target] = self._past[:, source]
         self._cross[:, target] = self._cross[:, source]
+        for array in self._search.values():
+            array[target] = array[source]
+        self._stepped = (0, 0)
 
-    def step(
-        self,
-        tokens: np.ndarray,
-        positions: np.ndarray,
-        ancestry: np.ndarray,
-        encoder_mask: np.ndarray,
-        end_blocked: np.ndarray,
-        token_range: np.ndarray,
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """See `Decoder.step`; `ancestry` and `encoder_mask` may be narrower than the room reserved."""
-        slots, beams = tokens.shape
-        ancestry = _padded(ancestry, self._room.positions, -1)
-        encoder_mask = _padded(encoder_mask, self._room.states, 0)
-        next_tokens, log_probabilities, written = self._run_step(
-            {
-                "TOKENS": tokens,
-                "POSITIONS": positions,
-                "ANCESTRY": ancestry,
-                "ENCODER_MASK": encoder_mask,
-                "END_BLOCKED": end_blocked,
-                "TOKEN_RANGE": token_range,
-            }
-        )  # written: [2·layers, S, H, M, D]
+    def step(self, slots: int, beams: int, count: int = 1) -> list[StepChoices]:
+        """See `Decoder.step`; with one step at a time nothing is kept of those before."""
+        assert count == 1, f"{count} steps at once, and there is room for the choices of one"
+        if (slots, beams) != self._stepped:
+            self._inputs = {name: _prefix(name, array, slots, beams) for name, array in self._search.items()}
+            self._bind_search(self._inputs)
+            self._stepped = (slots, beams)
+        outputs = self._run_step(slots)
+        written, positions = outputs["WRITTEN"], self._inputs["POSITIONS"]  # written: [2·layers, S, H, M, D]
         for slot in range(slots):
             self._past[:, slot, :, positions[slot], :beams] = written[:, slot]
-        return next_tokens, log_probabilities
+        for tensor in SEARCH_STATE:
+            following = outputs[f"NEXT_{tensor.name}"]
+            self._inputs[tensor.name][...] = following
+            if beams != self._room.columns and tensor.name in PER_BEAM:  # the step read a copy
+                self._search[tensor.name][:slots, :beams] = following
+        return [StepChoices(*(outputs[name] for name in STEP_CHOICES))]
 
     @abstractmethod
     def _bind(self, past: list[np.ndarray], cross: list[np.ndarray]) -> None:
         """Let the step read these arrays from now on, `[slots, …]` each, key before value."""
 
     @abstractmethod
+    def _bind_search(self, inputs: dict[str, np.ndarray]) -> None:
+        """Let the step read these arrays from now on, of the slots in use alone."""
+
+    @abstractmethod
     def _prefill(self, encoder_states: np.ndarray) -> list[np.ndarray]:
         """Compute keys and values `[1, H, A, D]` per layer of states `[1, A, W]`, in the type of the cache."""
 
     @abstractmethod
-    def _run_step(self, inputs: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Run the step on the first slots; outputs in the order of the contract."""
+    def _run_step(self, slots: int) -> Mapping[str, np.ndarray]:
+        """Run the step on the first slots; outputs by their names in the contract."""
 
 
-def _padded(array: np.ndarray, width: int, fill: int) -> np.ndarray:
-    """Widen the last axis to `width`."""
-    missing = width - array.shape[-1]
-    if not missing:
-        return array
-    return np.concatenate([array, np.full((*array.shape[:-1], missing), fill, array.dtype)], axis=-1)
+def _prefix(name: str, array: np.ndarray, slots: int, beams: int) -> np.ndarray:
+    """The part of a search tensor that a step reads, in place where that is contiguous."""
+    array = array[:slots]
+    return np.ascontiguousarray(array[:, :beams]) if name in PER_BEAM else array

@@ -12,7 +12,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -71,11 +71,22 @@ class Graph(Protocol):
     def __call__(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]: ...
 
 
+class StepChoices(NamedTuple):
+    """What one step chose, for S slots of M beams, best beam first."""
+
+    parents: np.ndarray  #: `[S, M]` int32: the beam that each beam continues
+    tokens: np.ndarray  #: `[S, M]` int32
+    scores: np.ndarray  #: `[S, M]` fp32: sums of log-probabilities; NaN where a slot's caches hold NaN
+    over: np.ndarray  #: `[S]` int32: 1 where the search has ended
+
+
 class Decoder(Protocol):
-    """The decoder with its KV cache, which never leaves it. Slots hold one request each."""
+    """The decoder with its KV cache and its beam searches, which never leave it. Slots hold one request each."""
 
     #: Caches that are larger than needed are kept while they take no more than this, because changing them costs time.
     spare_bytes: int
+    #: Steps that are worth running before the first one's choices are read.
+    chunk: int
 
     def cache_bytes(self, room: Room) -> int:
         """Return the memory that caches of this size take."""
@@ -89,19 +100,20 @@ class Decoder(Protocol):
     def admit(self, slot: int, encoder_states: np.ndarray) -> None:
         """Compute and keep the cross-attention keys and values of states `[A, W]`."""
 
-    def move(self, source: int, target: int) -> None:
-        """Move a slot's caches to another slot."""
+    def load(self, slot: int, search: Mapping[str, np.ndarray]) -> None:
+        """Set a slot's search: rows of `mplug.contract.SEARCH_STATE` and `SEARCH_OPTIONS` by name.
 
-    def step(
-        self,
-        tokens: np.ndarray,
-        positions: np.ndarray,
-        ancestry: np.ndarray,
-        encoder_mask: np.ndarray,
-        end_blocked: np.ndarray,
-        token_range: np.ndarray,
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Run one step of the first S slots: next tokens and log-probabilities `[S, M, K]` (inputs: contract)."""
+        Rows may be shorter than the room reserved.
+        """
+
+    def move(self, source: int, target: int) -> None:
+        """Copy a slot's caches and its search to another slot."""
+
+    def step(self, slots: int, beams: int, count: int) -> list[StepChoices]:
+        """Run `count` steps of the first slots and return what each chose; valid until the next call.
+
+        No request in them has more than `beams` beams. Outputs may be wider.
+        """
 
 
 class Runtime(Protocol):

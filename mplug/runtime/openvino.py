@@ -130,14 +130,16 @@ class OpenVinoDecoder(HostDecoder):
         self._prefill_request.infer({"ENCODER_STATES": encoder_states}, share_inputs=True)
         return [self._bits(self._prefill_request.get_tensor(name)) for name in self._prefill_spec.output_names]
 
-    def _run_step(self, inputs: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        slots = inputs["TOKENS"].shape[0]
+    def _bind_search(self, inputs: dict[str, np.ndarray]) -> None:
+        for name, array in inputs.items():
+            self._step_request.set_tensor(name, openvino.Tensor(array, shared_memory=True))
+
+    def _run_step(self, slots: int) -> Mapping[str, np.ndarray]:
         if slots != self._bound_slots:
             for name, array in self._bound:
                 self._step_request.set_tensor(name, self._tensor(array[:slots]))
             self._bound_slots = slots
-        self._step_request.infer(inputs, share_inputs=True)
-        next_tokens, log_probabilities, written = (
-            self._step_request.get_tensor(name) for name in self._step_spec.output_names
-        )
-        return next_tokens.data, log_probabilities.data, self._bits(written)
+        self._step_request.infer()
+        outputs = {name: self._step_request.get_tensor(name) for name in self._step_spec.output_names}
+        written = self._bits(outputs.pop("WRITTEN"))
+        return {name: tensor.data for name, tensor in outputs.items()} | {"WRITTEN": written}

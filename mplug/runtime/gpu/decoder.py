@@ -1,13 +1,14 @@
 """The decoder on a GPU: caches that never leave it, and a step that is one call.
 
-A step of S slots and M beams is recorded once as a CUDA graph and then launched: copy the step's small
-inputs to the device, run the engine, write its keys and values into the caches, copy tokens and scores
-back. Positions are data on the device, so the recording holds for every position; addresses and shapes
-are part of it, so recordings are dropped when the caches grow.
+A step of S slots is recorded once as a CUDA graph and then launched: run the engine, write its keys and
+values into the caches, copy the searches' next state to where the next step reads it. Nothing goes in from
+the host, so steps can be launched one behind the other; each is followed by a copy of its choices to the host.
+Positions are data on the device, so the recording holds for every position; addresses and shapes are part of
+it, so recordings are dropped when the caches grow.
 
 S is rounded up to a power of two, so that recordings are few. Slots beyond those in use compute on whatever
-is there; nobody reads what they answer, and a request that is admitted later overwrites what they wrote
-before it reads it.
+is there: their choices are not read, a search without a request is over at once or stays within its own
+lengths, and a request that is admitted later overwrites what they wrote before it reads it.
 
 Caches are one piece of memory each: `[2·layers, slots, H, T, C, D]` and `[2·layers, slots, H, A, D]`, a key
 before a value. The slots in use are a prefix of each layer's part, which the engine reads in place.
@@ -22,12 +23,14 @@ from typing import Any
 
 import numpy as np
 
-from mplug.contract import decoder_prefill, decoder_step
+from mplug.contract import SEARCH_STATE, STEP_CHOICES, decoder_prefill, decoder_step
 from mplug.runtime.gpu.cuda import Buffer, Device, DeviceError, Graph
 from mplug.runtime.gpu.dlpack import Borrowed, borrow, on_gpu
 from mplug.runtime.gpu.engine import Context, Engine
 from mplug.runtime.gpu.staging import StagedTensors
+from mplug.runtime.interface import StepChoices
 from mplug.runtime.room import Room
+from mplug.runtime.search_state import SEARCH_TENSORS, carry_over, empty_state, search_shapes, write_row
 
 #: Caches larger than needed are kept up to this size: 32 slots of a base-size captioner take 0.9 GB. With every change
 #: of size the recordings are lost, and made again in more time than many steps take.
@@ -37,22 +40,22 @@ BEYOND = 1 << 62
 #: Recordings that are kept; the one used longest ago goes first.
 MOST_RECORDINGS = 24
 
-INPUTS = ("TOKENS", "POSITIONS", "ANCESTRY", "ENCODER_MASK", "END_BLOCKED", "TOKEN_RANGE")
-#: What slots that are not in use are given.
-UNUSED = {"TOKENS": 0, "POSITIONS": 0, "ANCESTRY": -1, "ENCODER_MASK": 0, "END_BLOCKED": 0, "TOKEN_RANGE": 0}
+#: Steps that are launched before the first one's choices are read. A request that ends in between is stepped in vain.
+CHUNK = 4
 
 
 class TensorRTDecoder:
     """`mplug.runtime.interface.Decoder`; calls come from one thread."""
 
     spare_bytes = SPARE_BYTES
+    chunk = CHUNK
 
     def __init__(self, device: Device, prefill: Engine, step: Engine, sizes: Mapping[str, int]) -> None:
         self._device, self._step_engine = device, step
         self._heads, self._head_width, self._width = sizes["heads"], sizes["head_width"], sizes["hidden_size"]
         self._arrays = 2 * sizes["layers"]
         self._prefilled = decoder_prefill(sizes["layers"]).output_names
-        cached = decoder_step(sizes["layers"]).input_names[len(INPUTS) :]
+        cached = decoder_step(sizes["layers"]).input_names[len(SEARCH_TENSORS) :]
         self._past_names, self._cross_names = cached[: self._arrays], cached[self._arrays :]
         self._item_bytes = step.tensors[self._past_names[0]].item_bytes
         self._room = Room()
@@ -60,7 +63,8 @@ class TensorRTDecoder:
         self._cross: Buffer | None = None
         self._prefill_context = prefill.context()
         self._states: StagedTensors | None = None
-        self._steps: dict[tuple[int, int], _Step] = {}
+        self._search: StagedTensors | None = None
+        self._steps: dict[int, _Step] = {}
 
     # Sizes in bytes, of the room that there is
 
@@ -92,6 +96,7 @@ class TensorRTDecoder:
         cross = self._device.allocate(self._arrays * room.slots * self._cross_slot(room))
         if self._past is not None and self._cross is not None:
             self._keep(self._past, past, self._cross, cross, room)
+        self._search = self._search_in(room)
         if room.states != old.states:
             if self._states is not None:
                 self._states.free()
@@ -99,6 +104,20 @@ class TensorRTDecoder:
             self._states = StagedTensors(self._device, {"ENCODER_STATES": (shape, np.dtype(np.float32))})
             self._prefill_context.set_shape("ENCODER_STATES", shape)
         self._past, self._cross, self._room = past, cross, room
+
+    def _search_in(self, room: Room) -> StagedTensors:
+        """Return the searches' tensors in a new room, with what the old ones hold."""
+        search = StagedTensors(self._device, search_shapes(room))
+        for name, array in empty_state(room).items():
+            search.arrays[name][...] = array
+        if self._search is not None:
+            self._search.download()
+            self._device.synchronize()
+            carry_over(self._search.arrays, search.arrays)
+            self._search.free()
+        search.upload()
+        self._device.synchronize()
+        return search
 
     def _keep(self, old_past: Buffer, past: Buffer, old_cross: Buffer, cross: Buffer, room: Room) -> None:
         """Copy what both have room for into the new caches, and free the old ones."""
@@ -186,38 +205,39 @@ class TensorRTDecoder:
                 source_strides=(layer, 0, 0),
             )
 
-    def step(
-        self,
-        tokens: np.ndarray,
-        positions: np.ndarray,
-        ancestry: np.ndarray,
-        encoder_mask: np.ndarray,
-        end_blocked: np.ndarray,
-        token_range: np.ndarray,
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """See `Decoder.step`; `ancestry` and `encoder_mask` may be narrower than the room reserved."""
-        slots, beams = tokens.shape
-        step = self._step_for(min(1 << (slots - 1).bit_length(), self._room.slots), beams)
-        values = (tokens, positions, ancestry, encoder_mask, end_blocked, token_range)
-        for name, value in zip(INPUTS, values, strict=True):
-            array = step.inputs.arrays[name]
-            if value.shape != array.shape:
-                array[...] = UNUSED[name]
-            array[tuple(slice(length) for length in value.shape)] = value
-        step.run()
-        self._device.synchronize()
-        answers = step.outputs.arrays
-        return answers["NEXT_TOKENS"][:slots].copy(), answers["LOG_PROBABILITIES"][:slots].copy()
+        assert self._search is not None
+        for name, array in self._search.arrays.items():
+            size = array[0].nbytes
+            address = self._search.addresses[name]
+            self._device.copy(address + target * size, address + source * size, size)
 
-    def _step_for(self, slots: int, beams: int) -> _Step:
-        key = (slots, beams)
-        if key in self._steps:
-            self._steps[key] = self._steps.pop(key)  # last is the one used last
-            return self._steps[key]
+    def load(self, slot: int, search: Mapping[str, np.ndarray]) -> None:
+        """See `Decoder.load`; rows go up from page-locked memory of their own."""
+        assert self._search is not None
+        self._device.synchronize()  # rows that were loaded before may still be going up
+        for name, value in search.items():
+            row = self._search.arrays[name][slot : slot + 1]
+            write_row(name, row, value)
+            self._device.upload(self._search.addresses[name] + slot * row.nbytes, row)
+
+    def step(self, slots: int, beams: int, count: int = 1) -> list[StepChoices]:
+        """See `Decoder.step`; choices are as wide as the caches, so that the searches lie as the step reads them."""
+        step = self._step_for(min(1 << (slots - 1).bit_length(), self._room.slots))
+        for index in range(count):
+            step.run()
+            step.choices.download(index)
+        self._device.synchronize()
+        read = step.choices.copies[:count]
+        return [StepChoices(*(copy[name][:slots] for name in STEP_CHOICES)) for copy in read]
+
+    def _step_for(self, slots: int) -> _Step:
+        if slots in self._steps:
+            self._steps[slots] = self._steps.pop(slots)  # last is the one used last
+            return self._steps[slots]
         if len(self._steps) >= MOST_RECORDINGS:
             self._steps.pop(next(iter(self._steps))).free()
-        self._steps[key] = _Step(self, slots, beams)
-        return self._steps[key]
+        self._steps[slots] = _Step(self, slots)
+        return self._steps[slots]
 
     def _drop_steps(self) -> None:
         self._device.synchronize()
@@ -245,10 +265,10 @@ class TensorRTDecoder:
                 context.set_shape(name, shape)
                 context.set_address(name, buffer.address + index * room.slots * size)
 
-    def write(self, written: int, positions: int, slots: int, beams: int) -> None:
-        """Copy WRITTEN `[2·layers, S, H, M, D]` to the columns of each slot's position; both are addresses."""
+    def write(self, written: int, slots: int) -> None:
+        """Copy WRITTEN `[2·layers, S, H, M, D]`, an address, to the columns of each slot's position."""
         assert self._past is not None
-        room, row, heads = self._room, self._row, self._heads
+        room, row, heads, beams = self._room, self._row, self._heads, self._room.columns
         head = room.positions * room.columns * row
         self._device.copy_rows(
             self._past.address,
@@ -257,42 +277,48 @@ class TensorRTDecoder:
             row_bytes=beams * row,
             target_strides=(room.slots * self._past_slot(room), self._past_slot(room), head),
             source_strides=(slots * heads * beams * row, heads * beams * row, beams * row),
-            positions=positions,
+            positions=self.positions,
             position_bytes=room.columns * row,
         )
 
-    def new_step(self, slots: int, beams: int) -> tuple[Context, StagedTensors, StagedTensors, Buffer]:
-        """Return a context for steps of a size, with the memory of what goes in and comes out."""
-        room, whole = self._room, np.dtype(np.int32)
-        inputs = StagedTensors(
-            self._device,
-            {
-                "TOKENS": ((slots, beams), whole),
-                "POSITIONS": ((slots,), whole),
-                "ANCESTRY": ((slots, beams, room.positions), whole),
-                "ENCODER_MASK": ((slots, room.states), whole),
-                "END_BLOCKED": ((slots,), whole),
-                "TOKEN_RANGE": ((slots, 2), whole),
-            },
-        )
-        profile = self._profile(room, slots, beams)
+    def new_step(self, slots: int) -> tuple[Context, StagedTensors, StagedTensors, Buffer]:
+        """Return a context for steps of so many slots, and the memory of its choices, other small outputs and keys."""
+        room = self._room
+        profile = self._profile(room, slots, room.columns)
         if profile is None:
             raise ValueError(f"the engine was not built for {slots} slots of {room}")
+        assert self._search is not None
         context = self._step_engine.context(profile)
-        for name, array in inputs.arrays.items():
-            context.set_shape(name, array.shape)
-            context.set_address(name, inputs.addresses[name])
+        for name, array in self._search.arrays.items():
+            context.set_shape(name, (slots, *array.shape[1:]))
+            context.set_address(name, self._search.addresses[name])
         self.bind_caches(context, slots)
         tensors = self._step_engine.tensors
-        outputs = StagedTensors(
-            self._device,
-            {name: (context.shape(name), tensors[name].numpy) for name in ("NEXT_TOKENS", "LOG_PROBABILITIES")},
-        )
-        for name, address in outputs.addresses.items():
+        read = {name: (context.shape(name), tensors[name].numpy) for name in STEP_CHOICES}
+        kept = {
+            name: (context.shape(name), tensors[name].numpy)
+            for name in (f"NEXT_{tensor.name}" for tensor in SEARCH_STATE)
+            if name not in STEP_CHOICES
+        }
+        choices, others = StagedTensors(self._device, read, host_copies=CHUNK), StagedTensors(self._device, kept)
+        for name, address in (choices.addresses | others.addresses).items():
             context.set_address(name, address)
-        written = self._device.allocate(self._arrays * slots * self._heads * beams * self._row)
+        written = self._device.allocate(self._arrays * slots * self._heads * room.columns * self._row)
         context.set_address("WRITTEN", written.address)
-        return context, inputs, outputs, written
+        return context, choices, others, written
+
+    def follow(self, outputs: Mapping[str, int], slots: int) -> None:
+        """Copy a step's next search state, at these addresses, to where the next step reads it."""
+        assert self._search is not None
+        for tensor in SEARCH_STATE:
+            size = self._search.arrays[tensor.name][:slots].nbytes
+            self._device.copy(self._search.addresses[tensor.name], outputs[f"NEXT_{tensor.name}"], size)
+
+    @property
+    def positions(self) -> int:
+        """Return the address of the slots' positions."""
+        assert self._search is not None
+        return self._search.addresses["POSITIONS"]
 
     @property
     def device(self) -> Device:
@@ -302,14 +328,14 @@ class TensorRTDecoder:
 class _Step:
     """Steps of one size: their memory, and their recording."""
 
-    def __init__(self, decoder: TensorRTDecoder, slots: int, beams: int) -> None:
-        self._decoder, self._slots, self._beams = decoder, slots, beams
-        self._context, self.inputs, self.outputs, self._written = decoder.new_step(slots, beams)
+    def __init__(self, decoder: TensorRTDecoder, slots: int) -> None:
+        self._decoder, self._slots = decoder, slots
+        self._context, self.choices, self._others, self._written = decoder.new_step(slots)
         self._graph: Graph | None = None
         self._warm = self._refused = False
 
     def run(self) -> None:
-        """Ask for one step; its answer is there after the next `synchronize`."""
+        """Launch one step; its choices are on the device when the stream has come so far."""
         if self._graph is None and self._warm and not self._refused and self._context.recordable:
             try:
                 self._graph = self._decoder.device.record(self._work)
@@ -324,15 +350,14 @@ class _Step:
             self._warm = True
 
     def _work(self) -> None:
-        self.inputs.upload()
         self._context.run()
-        self._decoder.write(self._written.address, self.inputs.addresses["POSITIONS"], self._slots, self._beams)
-        self.outputs.download()
+        self._decoder.write(self._written.address, self._slots)
+        self._decoder.follow(self.choices.addresses | self._others.addresses, self._slots)
 
     def free(self) -> None:
         """Give the memory back, after all work that uses it."""
         if self._graph is not None:
             self._graph.free()
-        self.inputs.free()
-        self.outputs.free()
+        self.choices.free()
+        self._others.free()
         self._written.free()

@@ -167,5 +167,13 @@ def test_the_step_has_caches_for_every_layer() -> None:
         assert sum(name.startswith(f"{kind}_") for name in step.input_names) == 12
     assert set(prefill.output_names) <= set(step.input_names)
     # Tokens and scores leave the step, and what it writes: never the caches, never the logits.
-    assert step.output_names == ["NEXT_TOKENS", "LOG_PROBABILITIES", "WRITTEN"]
+    assert step.output_names == [
+        "NEXT_TOKENS",
+        "NEXT_SCORES",
+        "NEXT_ANCESTRY",
+        "NEXT_POSITIONS",
+        "NEXT_OVER",
+        "PARENTS",
+        "WRITTEN",
+    ]
     assert 5 <= MAX_BEAMS <= 64

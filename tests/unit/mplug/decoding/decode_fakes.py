@@ -11,6 +11,7 @@ import numpy as np
 
 from mplug.decoding.beam_search import Hypothesis, SearchOptions
 from mplug.decoding.loop import DecodeLoop, DecodeRequest
+from mplug.runtime.interface import StepChoices
 from mplug.runtime.room import Room
 
 START, END = 2, 1
@@ -26,22 +27,55 @@ def script(name: int, length: int, behind: int = 1) -> tuple[int, ...]:
 
 
 @dataclass
+class FakeSlot:
+    """A request in the fake's slot: its name, its search, and the tokens fed so far of the first beam."""
+
+    name: int = -1
+    search: dict[str, np.ndarray] = field(default_factory=dict)
+    fed: list[int] = field(default_factory=list)
+    over: bool = False
+
+    def step(self, columns: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, bool]:
+        """One step in plain numpy: parents, tokens and scores as wide as the caches."""
+        prefix = self.search["PREFIX"]
+        _, beams, _, most, _, _ = self.search["OPTIONS"].tolist()
+        assert self.search["ENCODER_MASK"].sum() == self.name % 5 + 1
+        self.fed.append(int(self.search["TOKENS"][0]))
+        parents, tokens = np.arange(columns), np.full(columns, -7)
+        scores = np.full(columns, -np.inf)
+        length = len(self.fed) - len(prefix)
+        if length < 0:
+            tokens[:beams], scores[:beams] = prefix[len(self.fed)], self.search["SCORES"]
+        else:
+            offered = script(self.name, 1, len(self.fed))[0] + np.arange(CANDIDATES)
+            totals = (self.search["SCORES"][:, None] - 1.0 - np.arange(CANDIDATES)).reshape(-1)
+            best = np.argsort(-totals, kind="stable")[:beams]
+            parents[:beams], tokens[:beams] = best // CANDIDATES, offered[best % CANDIDATES]
+            scores[:beams] = totals[best]
+            self.over = tokens[0] == END or length + 1 == most
+        self.search["TOKENS"], self.search["SCORES"] = tokens[:beams], scores[:beams]
+        return parents, tokens, scores, self.over
+
+
+@dataclass
 class FakeDecoder:
     """Of `mplug.runtime.interface.Decoder`. The first encoder state names the request."""
 
     spare_bytes = 0
 
     free: bool = True  #: steps run at once; else each waits for `let`
+    chunk: int = 1
     admitted: list[int] = field(default_factory=list)  #: names, in order
     moves: list[tuple[int, int]] = field(default_factory=list)
     rooms: list[Room] = field(default_factory=list)
     batches: list[list[int]] = field(default_factory=list)  #: names in the slots, by step
+    idle: int = 0  #: steps of slots whose search was over
     fail_step: BaseException | None = None  #: raised by the next step
     fail_admit: dict[int, BaseException] = field(default_factory=dict)
     fail_reserve: BaseException | None = None  #: raised by the next reservation
 
     def __post_init__(self) -> None:
-        self._slots: list[tuple[int, list[int]]] = []  # name, and the tokens fed so far of the first beam
+        self._slots: list[FakeSlot] = []
         self._gate = threading.Semaphore(0)
 
     def let(self, steps: int) -> None:
@@ -57,41 +91,53 @@ class FakeDecoder:
             error, self.fail_reserve = self.fail_reserve, None
             raise error
         self.rooms.append(room)
-        self._slots = (self._slots + [(-1, [])] * room.slots)[: room.slots]
+        self._slots = (self._slots + [FakeSlot() for _ in range(room.slots)])[: room.slots]
 
     def admit(self, slot: int, encoder_states: np.ndarray) -> None:
         name = int(encoder_states[0, 0])
         if name in self.fail_admit:
             raise self.fail_admit[name]
+        assert len(encoder_states) <= self.rooms[-1].states
         self.admitted.append(name)
-        self._slots[slot] = (name, [])
+        self._slots[slot] = FakeSlot(name)
+
+    def load(self, slot: int, search) -> None:
+        assert len(search["PREFIX"]) + search["OPTIONS"][3] - 1 <= self.rooms[-1].positions
+        assert len(search["TOKENS"]) <= self.rooms[-1].columns
+        self._slots[slot].search = dict(search)
 
     def move(self, source: int, target: int) -> None:
         self.moves.append((source, target))
         self._slots[target] = self._slots[source]
-        self._slots[source] = (-1, [])
+        self._slots[source] = FakeSlot()
 
-    def step(self, tokens, positions, ancestry, encoder_mask, end_blocked, token_range):
+    def step(self, slots: int, beams: int, count: int) -> list[StepChoices]:
+        assert 1 <= count <= self.chunk
+        return [self._one_step(slots, beams) for _ in range(count)]
+
+    def _one_step(self, slots: int, beams: int) -> StepChoices:
         if not self.free:
             assert self._gate.acquire(timeout=SECONDS)
         if self.fail_step is not None:
             error, self.fail_step = self.fail_step, None
             raise error
-        slots, beams = tokens.shape
-        room = self.rooms[-1]
-        assert ancestry.shape == (slots, beams, room.positions) and beams <= room.columns
-        assert encoder_mask.shape == (slots, room.states)
-        self.batches.append([name for name, _ in self._slots[:slots]])
-        next_tokens = np.zeros((slots, beams, CANDIDATES), np.int32)
-        for slot in range(slots):
-            name, fed = self._slots[slot]
-            fed.append(int(tokens[slot, 0]))
-            # Caches that belong to another request, or to nobody, would be shorter or longer than this.
-            assert positions[slot] == len(fed) - 1, f"slot {slot} holds {len(fed) - 1} tokens of request {name}"
-            assert encoder_mask[slot].sum() == name % 5 + 1
-            next_tokens[slot] = script(name, 1, len(fed))[0] + np.arange(CANDIDATES)
-        log_probabilities = np.broadcast_to(-1.0 - np.arange(CANDIDATES), next_tokens.shape).astype(np.float32)
-        return next_tokens, log_probabilities
+        columns = self.rooms[-1].columns
+        self.batches.append([slot.name for slot in self._slots[:slots]])
+        choices = StepChoices(
+            np.full((slots, columns), -1, np.int32),
+            np.full((slots, columns), -1, np.int32),
+            np.zeros((slots, columns), np.float32),
+            np.ones(slots, np.int32),
+        )
+        for index, slot in enumerate(self._slots[:slots]):
+            if slot.over:
+                self.idle += 1
+                continue
+            assert len(slot.search["TOKENS"]) <= beams <= columns
+            choices.parents[index], choices.tokens[index], choices.scores[index], choices.over[index] = slot.step(
+                columns
+            )
+        return choices
 
 
 class Outcome:

@@ -11,11 +11,13 @@ from decode_fakes import ask
 from torch.utils.flop_counter import FlopCounterMode
 
 from mplug.checkpoint import load_checkpoint
+from mplug.contract import decoder_step
 from mplug.decoding.loop import DecodeLoop
 from mplug.network import MPlug
 from mplug.network.graphs import DecoderPrefillGraph, DecoderStepGraph
 from mplug.runtime.host_decoder import HostDecoder
 from mplug.runtime.room import Room
+from mplug.runtime.search_state import new_search
 
 GOLDEN = Path(__file__).parents[3] / "parity" / "data" / "caption"
 SEP = 102
@@ -25,7 +27,7 @@ STEPS = 21  # from position 0 to 20
 class CountingDecoder(HostDecoder):
     """Caches as they are served, over graphs that only count: what each call was given, and its shapes."""
 
-    LAYERS, HEADS, HEAD_WIDTH, CANDIDATES = 2, 2, 4, 16
+    LAYERS, HEADS, HEAD_WIDTH = 2, 2, 4
 
     def __init__(self) -> None:
         super().__init__(
@@ -44,14 +46,23 @@ class CountingDecoder(HostDecoder):
         shape = (1, self.HEADS, encoder_states.shape[1], self.HEAD_WIDTH)
         return [np.ones(shape, np.float32)] * (2 * self.LAYERS)
 
-    def _run_step(self, inputs):
-        self.steps.append({name: array.shape for name, array in inputs.items()})
-        self.positions.append(inputs["POSITIONS"].tolist())
-        slots, beams = inputs["TOKENS"].shape
-        tokens = np.broadcast_to(np.arange(self.CANDIDATES, dtype=np.int32) + 10, (slots, beams, self.CANDIDATES))
-        scores = np.broadcast_to(-np.arange(1.0, 1 + self.CANDIDATES, dtype=np.float32), tokens.shape)
-        written = np.ones((2 * self.LAYERS, slots, self.HEADS, beams, self.HEAD_WIDTH), np.float32)
-        return tokens, scores, written
+    def _bind_search(self, inputs):
+        self.inputs = inputs
+
+    def _run_step(self, slots):
+        self.steps.append({name: array.shape for name, array in self.inputs.items()})
+        self.positions.append(self.inputs["POSITIONS"].tolist())
+        beams, positions, options = self.inputs["TOKENS"].shape[1], self.inputs["POSITIONS"], self.inputs["OPTIONS"]
+        over = positions + 2 - options[:, 0] >= options[:, 3]
+        return {
+            "NEXT_TOKENS": np.full((slots, beams), 10, np.int32),
+            "NEXT_SCORES": self.inputs["SCORES"] - 1,
+            "NEXT_ANCESTRY": self.inputs["ANCESTRY"],
+            "NEXT_POSITIONS": positions + 1,
+            "NEXT_OVER": over.astype(np.int32),
+            "PARENTS": np.zeros((slots, beams), np.int32),
+            "WRITTEN": np.ones((2 * self.LAYERS, slots, self.HEADS, beams, self.HEAD_WIDTH), np.float32),
+        }
 
 
 def test_a_request_is_prefilled_once_and_its_steps_are_alike() -> None:
@@ -103,6 +114,7 @@ class MeasuredDecoder(HostDecoder):
             cache_dtype=np.dtype(np.float32),
         )
         self.graphs = DecoderPrefillGraph(network), DecoderStepGraph(network, SEP)
+        self.outputs = decoder_step(text.text_decode_layers).output_names
         self.prefill_flops: list[int] = []
         self.step_flops: list[int] = []
 
@@ -114,11 +126,14 @@ class MeasuredDecoder(HostDecoder):
         self.prefill_flops.append(flops)
         return [tensor.numpy() for tensor in outputs]
 
-    def _run_step(self, inputs):
-        caches = [cache[: len(inputs["TOKENS"])] for cache in self.caches]
-        flops, outputs = flops_of(self.graphs[1], *inputs.values(), *caches)
+    def _bind_search(self, inputs):
+        self.inputs = inputs
+
+    def _run_step(self, slots):
+        caches = [cache[:slots] for cache in self.caches]
+        flops, outputs = flops_of(self.graphs[1], *self.inputs.values(), *caches)
         self.step_flops.append(flops)
-        return tuple(tensor.numpy() for tensor in outputs)
+        return {name: tensor.numpy() for name, tensor in zip(self.outputs, outputs, strict=True)}
 
 
 @torch.no_grad()
@@ -135,18 +150,20 @@ def test_a_step_multiplies_as_much_at_position_3_as_at_20(network: MPlug) -> Non
     beams, room = 5, 24
     decoder.reserve(Room(1, room, beams, len(states)))
     decoder.admit(0, states)
-    ancestry = np.full((1, beams, room), -1, np.int32)
-    for position in range(STEPS):
-        tokens = random.integers(0, text.vocab_size, (1, beams), np.int32)
-        decoder.step(
-            tokens,
-            np.array([position], np.int32),
-            ancestry,
-            np.ones((1, len(states)), np.int32),
-            np.zeros(1, np.int32),
-            np.array([[0, text.vocab_size]], np.int32),
-        )
-        ancestry[:, :, position] = np.arange(beams)
+    search = new_search(
+        prefix=[0],
+        encoder_mask=np.ones(len(states), np.int32),
+        beams=beams,
+        min_length=STEPS,
+        max_length=STEPS,
+        token_range=(0, text.vocab_size),
+    )
+    decoder.load(0, search)
+    positions = []
+    for _ in range(STEPS):
+        positions.append(int(decoder.inputs["POSITIONS"][0]) if positions else 0)
+        decoder.step(1, beams)
+    assert positions == list(range(STEPS))
     assert len(decoder.prefill_flops) == 1
     assert decoder.step_flops[3] == decoder.step_flops[20] > 0
     assert len(set(decoder.step_flops)) == 1

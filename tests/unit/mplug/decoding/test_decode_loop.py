@@ -17,8 +17,8 @@ def start() -> Iterator[Callable[..., tuple[DecodeLoop, FakeDecoder]]]:
     """`start(free=False, max_slots=2)`: a loop and its decoder, stopped when the test is over."""
     loops: list[tuple[DecodeLoop, FakeDecoder]] = []
 
-    def make(free: bool = True, **options: object) -> tuple[DecodeLoop, FakeDecoder]:
-        decoder = FakeDecoder(free=free)
+    def make(free: bool = True, chunk: int = 1, **options: object) -> tuple[DecodeLoop, FakeDecoder]:
+        decoder = FakeDecoder(free=free, chunk=chunk)
         loops.append((DecodeLoop(decoder, **options), decoder))
         return loops[-1]
 
@@ -79,9 +79,10 @@ def test_several_leave_after_one_step(start) -> None:
         assert [sorted(batch) for batch in decoder.batches[3:4]] == [stayed] * bool(stayed)
 
 
+@pytest.mark.parametrize("chunk", [1, 4])
 @pytest.mark.parametrize("slots", [1, 3, 32])
-def test_a_crowd_gets_what_each_would_get_alone(start, slots: int) -> None:
-    loop, decoder = start(max_slots=slots, max_queue=1000)
+def test_a_crowd_gets_what_each_would_get_alone(start, slots: int, chunk: int) -> None:
+    loop, decoder = start(max_slots=slots, max_queue=1000, chunk=chunk)
     dice = random.Random(slots)
     asked = [(name, dice.randint(1, 30), dice.choice([1, 2, 5]), dice.randint(0, 3)) for name in range(120)]
     outcomes = [ask(loop, name, length, beams=beams, prompt=(7,) * prompt) for name, length, beams, prompt in asked]

@@ -79,10 +79,9 @@ def test_a_slot_is_empty_when_it_is_admitted_to() -> None:
 def test_a_score_that_is_no_number_fails_its_request_alone() -> None:
     class Spoilt(FakeDecoder):
         def step(self, *inputs):
-            tokens, scores = super().step(*inputs)
-            scores = scores.copy()
-            scores[[name == 7 for name in self.batches[-1]]] = np.nan
-            return tokens, scores
+            chosen = super().step(*inputs)
+            chosen[-1].scores[[name == 7 for name in self.batches[-1]]] = np.nan
+            return chosen
 
     decoder = Spoilt(free=False)
     loop = DecodeLoop(decoder)

@@ -23,6 +23,7 @@ from mplug.runtime.gpu.array import DeviceArray
 from mplug.runtime.gpu.dlpack import CPU, borrow
 from mplug.runtime.interface import RuntimeUnavailable, StageInfo
 from mplug.runtime.room import Room
+from mplug.runtime.search_state import new_search
 from mplug.runtime.torch import eager_decoder
 
 DATA = Path(__file__).parents[3] / "parity" / "data"
@@ -51,7 +52,6 @@ def open_fake(monkeypatch, tmp_path):
             "W": text.hidden_size,
             "H": text.heads,
             "D": text.head_width,
-            "K": 16,
             "E": network.config.embed_dim,
             "R": network.config.vision.image_size,
             "N": network.config.vision.tokens,
@@ -131,6 +131,29 @@ def test_searches_give_the_tokens_of_the_host_decoder(open_fake):
     assert cuda.launches > cuda.recordings > 0
 
 
+def test_steps_launched_behind_each_other_choose_what_single_ones_do(open_fake):
+    """Choices are read late; a search that ended before the last step stays as it ended."""
+    _, _, info = open_fake("caption")
+    decoder, host = tensorrt.open_decoder(info), eager_decoder(network_of("caption"), SEP)
+    for one in (decoder, host):
+        begin(one, 3, 5, Room(4, 24, 5, 32))
+        short = new_search(
+            prefix=[CLS, 200],
+            encoder_mask=np.ones(17, np.int32),
+            beams=2,
+            min_length=1,
+            max_length=2,
+            token_range=(0, 900),
+        )
+        one.load(2, short)
+    for count in (4, 1, 3):
+        for choices in decoder.step(3, 5, count):
+            expected = host.step(3, 5, 1)[0]
+            assert_same_choices(*(type(expected)(*(part[:2] for part in each)) for each in (choices, expected)))
+            np.testing.assert_array_equal(choices.over, expected.over)
+    assert choices.over.tolist() == [0, 0, 1]
+
+
 def test_half_precision_caches_are_half_the_bytes(open_fake):
     """fp16 rows are moved as they are; the search ends as with fp32 caches on this checkpoint."""
     cuda, _, info = open_fake("caption", caches="HALF")
@@ -145,65 +168,70 @@ def test_half_precision_caches_are_half_the_bytes(open_fake):
 
 
 def test_a_step_moves_small_tensors_alone_between_host_and_device(open_fake):
-    """No cache crosses the bus: per step a few KB of inputs, and tokens with scores."""
+    """No cache crosses the bus, and no search: per step its choices come down, and nothing goes up."""
     cuda, _, info = open_fake("caption")
     decoder = tensorrt.open_decoder(info)
-    decoder.reserve(Room(4, 24, 5, 32))
-    decoder.admit(0, golden("caption")["image_embeds"][0])
-    cuda.cudaStreamSynchronize(None)
+    begin(decoder, 1, 5, Room(4, 24, 5, 32))
     before = cuda.uploaded, cuda.downloaded
-    step(decoder, 1, 5, 0)
-    assert cuda.uploaded - before[0] < 4096 and cuda.downloaded - before[1] < 4096
+    decoder.step(1, 5, 3)
+    # Nothing goes up; choices come down, each tensor of a few bytes in a piece of 256.
+    assert cuda.uploaded == before[0] and cuda.downloaded - before[1] <= 3 * 4 * 256
     assert decoder._past.size + decoder._cross.size > 500_000
 
 
-def step(decoder, slots, beams, position):
-    """One step of beams that all go on from themselves."""
-    ancestry = np.full((slots, beams, 24), -1, np.int32)
-    ancestry[:, :, :position] = np.arange(beams)[:, None]
-    return decoder.step(
-        np.full((slots, beams), 200 + position, np.int32),
-        np.full(slots, position, np.int32),
-        ancestry,
-        np.ones((slots, 17), np.int32),
-        np.zeros(slots, np.int32),
-        np.array([[0, 900]] * slots, np.int32),
-    )
+def begin(decoder, slots, beams, room):
+    """Start a search of 20 tokens in each of the first slots."""
+    decoder.reserve(room)
+    for slot in range(slots):
+        decoder.admit(slot, golden("caption")["image_embeds"][slot])
+        search = new_search(
+            prefix=[CLS],
+            encoder_mask=np.ones(17, np.int32),
+            beams=beams,
+            min_length=20,
+            max_length=20,
+            token_range=(0, 900),
+        )
+        decoder.load(slot, search)
+
+
+def assert_same_choices(one, other):
+    """Of a GPU's step, which is as wide as the caches, and the host's."""
+    beams = other.tokens.shape[1]
+    np.testing.assert_array_equal(one.tokens[:, :beams], other.tokens)
+    np.testing.assert_array_equal(one.parents[:, :beams], other.parents)
+    np.testing.assert_allclose(one.scores[:, :beams], other.scores, rtol=1e-4)
+    np.testing.assert_array_equal(one.over, other.over)
 
 
 def test_one_recording_per_size_and_none_after_growth(open_fake):
     """Slots round up to a power of two; the first run of a size is not recorded, the second is."""
     cuda, trt, info = open_fake("caption")
     decoder = tensorrt.open_decoder(info)
-    decoder.reserve(Room(8, 24, 5, 32))
-    for slot in range(4):
-        decoder.admit(slot, golden("caption")["image_embeds"][slot])
-    for position, slots in enumerate((3, 3, 4, 4, 3)):
-        step(decoder, slots, 5, position)
+    begin(decoder, 4, 5, Room(8, 24, 5, 32))
+    for slots in (3, 3, 4, 4, 3):
+        decoder.step(slots, 5, 1)
     assert cuda.recordings == 1 and cuda.launches == 4
     contexts = trt.contexts
     decoder.reserve(Room(8, 32, 5, 32))
     assert not cuda.graphs
-    step(decoder, 4, 5, 5)
+    decoder.step(4, 5, 1)
     assert trt.contexts == contexts + 1
 
 
 def test_growth_keeps_what_is_held_and_frees_the_rest(open_fake):
     cuda, _, info = open_fake("caption")
-    network, states = network_of("caption"), golden("caption")["image_embeds"]
+    network = network_of("caption")
     decoder, host = tensorrt.open_decoder(info), eager_decoder(network, SEP)
     for one in (decoder, host):
-        one.reserve(Room(2, 24, 3, 32))
-        one.admit(0, states[0])
-        one.admit(1, states[1])
-        for position in range(3):
-            step(one, 2, 3, position)
+        begin(one, 2, 3, Room(2, 24, 3, 32))
+        for _ in range(3):
+            one.step(2, 3, 1)
     for one in (decoder, host):
         one.reserve(Room(4, 40, 5, 96))
         one.move(1, 0)
-    (tokens, scores), (expected_tokens, expected_scores) = step(decoder, 2, 3, 3), step(host, 2, 3, 3)
-    np.testing.assert_array_equal(tokens, expected_tokens)
-    np.testing.assert_allclose(scores, expected_scores, rtol=1e-4)
+    for _ in range(2):
+        assert_same_choices(decoder.step(2, 3, 1)[0], host.step(2, 3, 1)[0])
     held = decoder._past.size + decoder._cross.size
     assert held <= cuda.device.held < 1.5 * held  # the smaller caches are gone
 
@@ -217,21 +245,21 @@ def test_long_requests_run_in_the_profile_for_few(open_fake):
     assert decoder.cache_bytes(Room(4, 60, 5, 17)) > 1 << 60 < decoder.cache_bytes(Room(1, 24, 5, 700))
     for one in (decoder, host):
         one.reserve(Room(1, 24, 5, 32))
-        one.reserve(Room(2, 60, 5, 32))
-        one.admit(1, golden("caption")["image_embeds"][0])
-    np.testing.assert_array_equal(step(decoder, 2, 5, 0)[0][1], step(host, 2, 5, 0)[0][1])
+        begin(one, 2, 5, Room(2, 60, 5, 32))
+    assert_same_choices(decoder.step(2, 5, 1)[0], host.step(2, 5, 1)[0])
 
 
 def test_a_device_that_cannot_record_runs_every_step_plainly(open_fake):
     cuda, _, info = open_fake("caption")
     cuda.fail_capture = True
     decoder = tensorrt.open_decoder(info)
-    decoder.reserve(Room(1, 24, 5, 32))
-    decoder.admit(0, golden("caption")["image_embeds"][0])
-    first = step(decoder, 1, 5, 0)
+    host = eager_decoder(network_of("caption"), SEP)
+    for one in (decoder, host):
+        begin(one, 1, 5, Room(1, 24, 5, 32))
+    assert_same_choices(decoder.step(1, 5, 1)[0], host.step(1, 5, 1)[0])
     with pytest.warns(UserWarning, match="without a CUDA graph"):
-        second = step(decoder, 1, 5, 0)
-    np.testing.assert_array_equal(first[0], second[0])
+        second = decoder.step(1, 5, 1)[0]
+    assert_same_choices(second, host.step(1, 5, 1)[0])
     assert not cuda.launches
 
 
@@ -244,12 +272,11 @@ def test_states_on_the_gpu_are_taken_from_there(open_fake):
     on_device = torch.from_numpy(cuda.device.view(address, states.nbytes).view(np.float32).reshape(states.shape))
     tensor = SimpleNamespace(__dlpack__=on_device.__dlpack__, __dlpack_device__=lambda: (2, 0))
     decoder = tensorrt.open_decoder(info)
-    decoder.reserve(Room(2, 24, 5, 32))
+    begin(decoder, 2, 5, Room(2, 24, 5, 32))
     before = cuda.uploaded
-    decoder.admit(0, tensor)
+    decoder.admit(1, tensor)
     assert cuda.uploaded == before
-    decoder.admit(1, states)
-    tokens, scores = step(decoder, 2, 5, 0)
+    _, tokens, scores, _ = decoder.step(2, 5, 1)[0]
     np.testing.assert_array_equal(tokens[0], tokens[1])
     np.testing.assert_allclose(scores[0], scores[1], rtol=1e-5)
 
