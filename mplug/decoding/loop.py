@@ -68,16 +68,9 @@ class Job(Protocol):
         """Do one piece, from the loop's thread; True when it was the last and the job has been answered."""
 
 
-@dataclass(slots=True)
-class _Active:
-    """A request in a slot."""
-
-    request: DecodeRequest
-    first: int  #: number of the step that chooses its first token: those before it feed its prefix
-
-    def remaining(self, steps: int) -> int:
-        """Steps that it takes at most, of which `steps` have been run in all."""
-        return self.first + self.request.options.max_length - steps
+#: Columns of the loop's table of active requests: the step that chooses a request's first token (those before it feed
+#: its prefix), the step after its last possible one, and its positions, beams and encoder states.
+FIRST, LIMIT, POSITIONS, BEAMS, STATES = range(5)
 
 
 @dataclass
@@ -118,12 +111,12 @@ class DecodeLoop:
         self._max_slots, self._max_queue, self._max_cache_bytes = max_slots, max_queue, max_cache_bytes
         self._queue: deque[DecodeRequest] = deque()
         self._jobs: deque[Job] = deque()
-        self._running: list[_Active] = []
+        self._running: list[DecodeRequest] = []  # by slot
+        self._table = np.zeros((max_slots, 5), np.int64)  # of the same requests
         self._wake = threading.Condition()
         self._stopping = False
         self._room = Room()
         self._log = SearchLog()
-        self._beams = 0  # most of any active request
         self._thread = threading.Thread(target=self._run, name="decode", daemon=True)
         self._thread.start()
 
@@ -169,8 +162,7 @@ class DecodeLoop:
                 while not (self._queue or self._running or self._jobs or self._stopping):
                     self._wake.wait()
                 if self._stopping:
-                    searches = [running.request for running in self._running]
-                    unanswered = [*searches, *self._queue, *self._jobs]
+                    unanswered = [*self._running, *self._queue, *self._jobs]
                     self._running, self._queue, self._jobs = [], deque(), deque()
                     break
             self._admit()
@@ -214,12 +206,13 @@ class DecodeLoop:
             token_range=request.token_range,
         )
         self._decoder.load(slot, search)
-        self._running.append(_Active(request, self._log.steps + len(request.prefix) - 1))
-        self._beams = max(self._beams, options.num_beams)
+        first = self._log.steps + len(request.prefix) - 1
+        self._table[slot] = (first, first + options.max_length, *_lengths(request))
+        self._running.append(request)
 
     def _make_room(self, request: DecodeRequest) -> bool:
         """Fit the caches to the active requests and one more; False if that has to wait."""
-        room = self._room_for([*(running.request for running in self._running), request])
+        room = self._room_for(request)
         needed = self._decoder.cache_bytes(room)
         if needed > self._max_cache_bytes:
             if self._running:
@@ -233,22 +226,19 @@ class DecodeLoop:
         self._room = room
         return True
 
-    def _room_for(self, requests: list[DecodeRequest]) -> Room:
-        """Return room for these requests: the present room where that serves them and is not far too large."""
-        needed = Room.rounded(
-            slots=len(requests),
-            positions=max(request.positions for request in requests),
-            columns=max(request.options.num_beams for request in requests),
-            states=max(request.encoder_states.shape[0] for request in requests),
-            max_slots=self._max_slots,
-        )
+    def _room_for(self, request: DecodeRequest) -> Room:
+        """Return room for the active requests and one more: the present one unless it is too small or far too large."""
+        active = len(self._running)
+        most = self._table[:active, POSITIONS:].max(0, initial=0).tolist()
+        lengths = map(max, most, _lengths(request))
+        needed = Room.rounded(active + 1, *lengths, max_slots=self._max_slots)
         widened = needed.widened(self._room)
-        spare = self._max_cache_bytes if len(requests) > 1 else self._decoder.spare_bytes
+        spare = self._max_cache_bytes if active else self._decoder.spare_bytes
         return widened if self._decoder.cache_bytes(widened) <= spare else needed
 
     def _drop_cancelled(self) -> None:
         for slot in reversed(range(len(self._running))):
-            request = self._running[slot].request
+            request = self._running[slot]
             if request.cancelled():
                 self._remove(slot)
                 self._answer_cancelled(request)
@@ -263,24 +253,24 @@ class DecodeLoop:
         if slot != last:
             self._decoder.move(last, slot)
             self._log.move(last, slot)
-            self._running[slot] = self._running[last]
+            self._running[slot], self._table[slot] = self._running[last], self._table[last]
         del self._running[last]
-        self._beams = max((one.request.options.num_beams for one in self._running), default=0)
 
     def _step(self) -> None:
         """Run one step, or several where the decoder gains by it and no request is kept waiting."""
         running, count = self._running, self._decoder.chunk
         if count > 1:
             admissible = self._queue and len(running) < self._max_slots
-            soonest = min(one.remaining(self._log.steps) for one in running)
+            soonest = int(self._table[: len(running), LIMIT].min()) - self._log.steps
             count = 1 if admissible else max(1, min(count, soonest))
         try:
-            chosen = self._decoder.step(len(running), self._beams, count)
+            beams = int(self._table[: len(running), BEAMS].max())
+            chosen = self._decoder.step(len(running), beams, count)
         except Exception as error:
-            self._running, self._beams = [], 0
+            self._running = []
             self.statistics.failed += len(running)
-            for one in running:
-                _deliver(one.request.failed, error)
+            for request in running:
+                _deliver(request.failed, error)
             return
         ended: dict[int, EndedSearch] = {}
         broken: set[int] = set()
@@ -295,21 +285,20 @@ class DecodeLoop:
         self._log.append(choices)
         self.statistics.steps += 1
         self.statistics.sequence_steps += len(running) - done
-        self.statistics.tokens += sum(one.first <= number for one in running) - done
+        self.statistics.tokens += int(np.count_nonzero(self._table[: len(running), FIRST] <= number)) - done
         unsound = np.isnan(choices.scores[:, 0])
         if unsound.any():
             broken.update(set(np.flatnonzero(unsound).tolist()) - ended.keys())
         if choices.over.any():
             for slot in np.flatnonzero(choices.over).tolist():
                 if slot not in ended and slot not in broken:
-                    one = running[slot]
-                    ended[slot] = EndedSearch(slot, one.first, number, one.request.options)
+                    ended[slot] = EndedSearch(slot, int(self._table[slot, FIRST]), number, running[slot].options)
 
     def _finish(self, ended: dict[int, EndedSearch], broken: set[int]) -> None:
         """Answer the requests in these slots, and free them."""
         found = self._log.best(list(ended.values())) if ended else []
-        answers = [(self._running[slot].request, hypotheses) for slot, hypotheses in zip(ended, found, strict=True)]
-        failures = [self._running[slot].request for slot in broken]
+        answers = [(self._running[slot], hypotheses) for slot, hypotheses in zip(ended, found, strict=True)]
+        failures = [self._running[slot] for slot in broken]
         for slot in sorted([*ended, *broken], reverse=True):
             self._remove(slot)
         self.statistics.finished += len(ended)
@@ -331,6 +320,11 @@ class DecodeLoop:
         except Exception as error:  # answered to this request alone
             self.statistics.failed += 1
             _deliver(job.failed, error)
+
+
+def _lengths(request: DecodeRequest) -> tuple[int, int, int]:
+    """Return what a request needs of the caches: positions, beams, encoder states."""
+    return request.positions, request.options.num_beams, request.encoder_states.shape[0]
 
 
 def _deliver(callback: Callable[[Any], None], answer: object) -> None:

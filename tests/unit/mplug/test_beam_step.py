@@ -30,7 +30,7 @@ class RandomDecoder:
         self.logits = cache(self._logits)
 
     def _logits(self, text: tuple[int, ...]) -> np.ndarray:
-        """Return `[V]`; as many allowed tokens as a beam proposes lie above all others, so its proposals are defined."""
+        """Return `[V]`; as many allowed tokens as a beam proposes lie above all others: no tie leaves them open."""
         random = np.random.default_rng([self._seed, *text])
         logits = random.random(VOCABULARY).astype(np.float32)
         likely = random.permutation(np.arange(*RANGE))[: MAX_BEAMS + 1]
