@@ -101,6 +101,11 @@ class OpenVinoDecoder(HostDecoder):
 
     def _open(self, info: StageInfo, spec: GraphSpec) -> openvino.InferRequest:
         model = openvino.Core().read_model(info.folder / f"{spec.name}.xml")
+        if {tensor.any_name for tensor in model.inputs} != set(spec.input_names):
+            raise RuntimeUnavailable(
+                f"{info.folder}: {spec.name} was built by another version of mPLUG on Triton; "
+                "build the repository again with builders/build.py"
+            )
         if self._half:
             processor = openvino.preprocess.PrePostProcessor(model)
             for tensor in spec.inputs:

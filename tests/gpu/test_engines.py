@@ -36,7 +36,7 @@ def repository(request, target, tmp_path_factory):
 
 def test_every_engine_was_compared_on_the_gpu(repository):
     errors = json.loads((repository / "build_info.json").read_text())["relative_errors"]
-    assert {"vision_encoder.IMAGE_STATES on the GPU", "text_decoder.SCORES on the GPU"} <= set(errors)
+    assert {"vision_encoder.IMAGE_STATES on the GPU", "text_decoder.LOG_PROBABILITIES on the GPU"} <= set(errors)
 
 
 def test_batches(repository):

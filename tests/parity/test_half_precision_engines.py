@@ -108,7 +108,7 @@ def test_a_repository_is_built_from_a_checkpoint(tmp_path, capsys):
         "text_decoder_prefill",
         "text_decoder_step",
     }
-    assert set(information["relative_errors"]) == {"vision_encoder.IMAGE_STATES", "text_decoder.SCORES"}
+    assert set(information["relative_errors"]) == {"vision_encoder.IMAGE_STATES", "text_decoder.LOG_PROBABILITIES"}
     assert (output / "text_decoder/1/text_decoder_step.tensorrt-rtx.plan").exists()
     assert not (output / "vision_encoder/configs/tensorrt.pbtxt").exists()  # these engines are not for that backend
 
