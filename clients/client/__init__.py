@@ -9,10 +9,10 @@
 line, for anything that goes wrong.
 """
 
-from clients.client.answers import ENTAILMENT_LABELS, Answer, Caption, Entailment, Grounding, Match, Verdict
-from clients.client.clients import AsyncClient, Client
-from clients.client.connection import DEFAULT_TIMEOUT, DEFAULT_URL
-from clients.client.errors import ClientError
+from .answers import ENTAILMENT_LABELS, Answer, Caption, Entailment, Grounding, Match, Verdict
+from .clients import AsyncClient, Client
+from .connection import DEFAULT_TIMEOUT, DEFAULT_URL
+from .errors import ClientError
 
 __all__ = [
     "DEFAULT_TIMEOUT",

@@ -14,9 +14,9 @@ from typing import Generic, TypeVar
 import numpy as np
 from PIL import Image
 
-from clients.client.answers import Answer, Caption, Entailment, Grounding, Match, Verdict
-from clients.client.errors import ClientError
-from clients.client.images import as_png, read_file
+from .answers import Answer, Caption, Entailment, Grounding, Match, Verdict
+from .errors import ClientError
+from .images import as_png, read_file
 
 T = TypeVar("T")
 Tensors = Mapping[str, np.ndarray]

@@ -9,11 +9,11 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any, Concatenate, ParamSpec, TypeVar, get_args, get_type_hints
 
-from clients.client import calls
-from clients.client.calls import Call
-from clients.client.connection import DEFAULT_TIMEOUT, AsyncConnection, Connection, Endpoint, Protocol
-from clients.client.errors import ClientError
-from clients.client.retries import RetryPolicy
+from . import calls
+from .calls import Call
+from .connection import DEFAULT_TIMEOUT, AsyncConnection, Connection, Endpoint, Protocol
+from .errors import ClientError
+from .retries import RetryPolicy
 
 P = ParamSpec("P")
 T = TypeVar("T")

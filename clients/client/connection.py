@@ -19,10 +19,10 @@ from typing import Any, Literal
 import numpy as np
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
-from clients.client import shared_memory_key
-from clients.client.errors import ClientError
-from clients.client.retries import FIRST_PAUSE
-from clients.client.shared_memory import PATIENCE, PAUSE, SHARED_FROM, Region, Regions, size_of
+from . import shared_memory_key
+from .errors import ClientError
+from .retries import FIRST_PAUSE
+from .shared_memory import PATIENCE, PAUSE, SHARED_FROM, Region, Regions, size_of
 
 Protocol = Literal["grpc", "http"]
 #: Whether large inputs go through shared memory, or the file with the server's key to it.

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import ExifTags, Image, ImageChops, ImageOps
 
-from clients.client.errors import ClientError
+from .errors import ClientError
 
 #: Formats that are opened, by Pillow's names; the server opens the same. Pillow knows forty more, and one of them,
 #: PostScript, starts another program.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import time
 
-from clients.client.errors import ClientError
+from .errors import ClientError
 
 #: Retries by status where none were asked for: the server was too busy or not ready; no server answered, or the
 #: connection broke; the model is being taken out of a server that shuts down. Nothing else is retried.

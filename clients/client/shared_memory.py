@@ -14,7 +14,7 @@ from multiprocessing.shared_memory import SharedMemory
 
 import numpy as np
 
-from clients.client.errors import ClientError
+from .errors import ClientError
 
 #: Smaller inputs travel in the request: registering and copying would cost what it saves.
 SHARED_FROM = 64 << 10  # bytes

@@ -7,7 +7,7 @@ import stat
 from pathlib import Path
 from typing import Literal
 
-from clients.client.errors import ClientError
+from .errors import ClientError
 
 #: Names the file in place of the one that belongs to the server's port.
 KEY_FILE_VARIABLE = "MPLUG_SHARED_MEMORY_KEY_FILE"
