@@ -19,6 +19,7 @@ FROM nvcr.io/nvidia/tritonserver:${TRITON_RELEASE}-py3 AS base
 ENV PIP_BREAK_SYSTEM_PACKAGES=1 PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PYTHONUNBUFFERED=1
 WORKDIR /opt/mplug
 COPY requirements.txt requirements-serve.txt requirements-gpu.txt ./
+COPY requirements ./requirements
 
 # An engine loads only in the TensorRT that built it: the wheel's has to be the one that the server links.
 RUN wanted=$(sed -n 's/^tensorrt-cu13==\([0-9]*\.[0-9]*\.[0-9]*\).*/\1/p' requirements-gpu.txt) \
@@ -27,9 +28,9 @@ RUN wanted=$(sed -n 's/^tensorrt-cu13==\([0-9]*\.[0-9]*\.[0-9]*\).*/\1/p' requir
       find / -xdev -name 'libnvinfer.so.*' >&2; exit 1; \
     fi
 
-# Of requirements-serve.txt, what a served process imports. What the system's own packages have of it, such as PyYAML,
+# What a served process imports. What the system's own packages have of it, such as PyYAML,
 # pip cannot remove: it goes in front of them.
-RUN grep -E '^(numpy|pillow|av|psutil|pyyaml|tokenizers)==' requirements-serve.txt > serve.txt \
+RUN grep --no-filename -E '^(numpy|pillow|av|psutil|pyyaml|tokenizers)==' requirements/*.txt > serve.txt \
  && python3 -m pip install --ignore-installed -r serve.txt -r requirements-gpu.txt
 
 RUN useradd --create-home --uid 10001 mplug
@@ -56,7 +57,7 @@ ARG PIP_EXTRA_INDEX_URL
 # What the build imports; the rest of requirements.txt is for training and tests. --ignore-installed: the system's pip
 # stops at packages of the system's own that it cannot remove.
 RUN grep --no-filename -E '^(torch|safetensors|tokenizers|pyyaml|onnx|onnxscript|onnxruntime|openvino|tqdm|numpy|pillow|av)==' \
-      requirements-serve.txt requirements.txt > build.txt \
+      requirements/*.txt requirements.txt > build.txt \
  && python3 -m pip install --ignore-installed -r build.txt
 COPY . .
 USER mplug
@@ -70,6 +71,7 @@ ARG PIP_EXTRA_INDEX_URL
 ENV PYTHONUNBUFFERED=1
 WORKDIR /opt/mplug
 COPY requirements-serve.txt ./
+COPY requirements ./requirements
 RUN python -m pip install --no-cache-dir --disable-pip-version-check -r requirements-serve.txt \
  && useradd --create-home --uid 10001 mplug
 COPY . .

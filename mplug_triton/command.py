@@ -23,7 +23,7 @@ Begin with a checkpoint folder and a picture:
   mplug caption photo.jpg                             # in another terminal
 """
 _OTHERS = {
-    "completion": "print the completion script of a shell: bash, zsh or tcsh",
+    "completion": "print the completion script of a shell: bash, zsh, fish …",
     "--version": "print the version",
     "--help": "print this list",
 }

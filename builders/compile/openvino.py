@@ -18,7 +18,9 @@ def resolve_precision(precision: str) -> str:
     if precision not in PRECISIONS:
         raise ValueError(f"OpenVINO stages are built in {', '.join(PRECISIONS)}, not {precision}")
     if precision == "int8" and find_spec("nncf") is None:
-        raise ValueError("--precision int8 needs the package nncf: pip install -r requirements.txt")
+        raise ValueError(
+            "--precision int8 needs the package nncf: pip install 'mplug-triton[train]', or -r requirements.txt in a checkout"
+        )
     if not supported(precision):
         raise ValueError(f"this CPU does not support {precision}; build with --precision fp32")
     return precision

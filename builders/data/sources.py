@@ -134,4 +134,12 @@ def open_source(name: str, options: SourceOptions, task: str | None = None) -> S
     if wanted is not None and (wanted not in tasks or SOURCES[name].videos):
         suited = ", ".join(other for other, entry in SOURCES.items() if wanted in entry.tasks and not entry.videos)
         raise DatasetError(f"--data {name} has nothing for {task}; {suited} have")
-    return import_module(SOURCES[name].module).Source(name, options)
+    try:
+        module = import_module(SOURCES[name].module)
+    except ModuleNotFoundError as error:
+        if error.name == "demo":  # a wheel does not carry it: 8 MB of drawings
+            raise DatasetError(
+                f"--data {name} is drawn by the folder demo/, which is in the repository alone"
+            ) from None
+        raise
+    return module.Source(name, options)

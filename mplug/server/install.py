@@ -70,8 +70,8 @@ def find_triton(scratch: Path, choice: str = "auto") -> TritonInstall:
     wheel = importlib.util.find_spec("pytriton")
     if wheel is None or not wheel.submodule_search_locations:
         raise ServerError(
-            "no tritonserver found: put one on the PATH (NVIDIA's container has it), "
-            "or `pip install -r requirements.txt`, whose nvidia-pytriton carries one"
+            "no tritonserver found: put one on the PATH (NVIDIA's container has it), or install nvidia-pytriton, which "
+            "carries one: pip install 'mplug-triton[serve]', or -r requirements-serve.txt in a checkout"
         )
     return _from_wheel(Path(wheel.submodule_search_locations[0]), scratch)
 

@@ -10,10 +10,22 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-ROOMS = ("mplug", "model_repository", "builders", "bulk", "demo", "clients", "deploy", "webpage", "benchmarks")
+ROOMS = (
+    "mplug",
+    "mplug_triton",
+    "model_repository",
+    "builders",
+    "bulk",
+    "demo",
+    "clients",
+    "deploy",
+    "webpage",
+    "benchmarks",
+)
 #: Room → the rooms that it may import.
 ALLOWED = {
     "mplug": {"mplug"},
+    "mplug_triton": {"mplug_triton", "mplug"},
     "model_repository": {"mplug"},
     "builders": {"builders", "mplug", "clients"},
     "bulk": {"bulk", "mplug"},
@@ -54,13 +66,23 @@ def modules() -> dict[str, Path]:
 def imports(module: str) -> frozenset[str]:
     """Return the modules of ours that a module imports, within functions too."""
     found = set()
-    for node in ast.walk(ast.parse(modules()[module].read_text())):
+    path = modules()[module]
+    package = module.split(".") if path.name == "__init__.py" else module.split(".")[:-1]
+    for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            names = {f"{node.module}.{alias.name}" for alias in node.names}
-            found |= names & set(modules()) or {node.module}
+        elif isinstance(node, ast.ImportFrom):
+            above = package[: len(package) - node.level + 1] if node.level else []
+            origin = ".".join([*above, *filter(None, [node.module])])
+            names = {f"{origin}.{alias.name}" for alias in node.names}
+            found |= names & set(modules()) or {origin}
     return frozenset(found & set(modules()))
+
+
+def test_relative_imports_are_seen() -> None:
+    assert "clients.client.answers" in imports("clients.client.calls")
+    assert "clients.client.calls" in imports("clients.client.clients")
+    assert "clients.client.clients" in imports("clients.client")
 
 
 def test_there_is_no_circle() -> None:

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from mplug_triton.commands import COMMANDS
+
 ROOT = Path(__file__).parents[2]
 PAGES = sorted(
     page
@@ -54,6 +56,9 @@ def commands(page: Path) -> Iterator[str]:
 
 def programs(command: str) -> Iterator[tuple[list[str], str]]:
     """Yield the Python programs of a line, each as words (script or module, subcommand), and what follows it."""
+    for found in re.finditer(r"(?:^|\s)mplug ([a-z]+)\b(.*)", command):  # the command of the package
+        if found[1] in COMMANDS:
+            yield [COMMANDS[found[1]].program], _END.split(found[2] + " ", maxsplit=1)[0]
     for found in re.finditer(r"(?:^|[\s/(])(?:python|torchrun(?: --nproc-per-node \w+)?) (-m )?([\w./]+)(.*)", command):
         rest = _END.split(found[3] + " ", maxsplit=1)[0]
         if not ((found[1] and (ROOT / found[2].split(".")[0]).is_dir()) or found[2].endswith(".py")):

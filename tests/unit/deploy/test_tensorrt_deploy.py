@@ -66,7 +66,8 @@ def test_the_dockerfile_copies_what_exists_and_one_release_is_meant_throughout()
     for sources in re.findall(r"^COPY (.+) \S+$", text, re.MULTILINE):
         assert all((ROOT / source).exists() for source in sources.split())
     pinned = dict(re.findall(r"^([\w-]+)==([\w.]+)", (ROOT / "requirements-gpu.txt").read_text(), re.MULTILINE))
-    whole = (ROOT / "requirements-serve.txt").read_text() + (ROOT / "requirements.txt").read_text()
+    files = [*(ROOT / "requirements").glob("*.txt"), ROOT / "requirements.txt"]
+    whole = "\n".join(path.read_text() for path in files)
     shared = dict(re.findall(r"^([\w-]+)==([\w.]+)", whole, re.MULTILINE))
     assert pinned["tensorrt-rtx-cu13"] == shared["tensorrt-rtx-cu13"]
     for name in "|".join(re.findall(r"\^\(([\w|]+)\)==", text)).split("|"):
