@@ -19,7 +19,8 @@ def resolve_precision(precision: str) -> str:
         raise ValueError(f"OpenVINO stages are built in {', '.join(PRECISIONS)}, not {precision}")
     if precision == "int8" and find_spec("nncf") is None:
         raise ValueError(
-            "--precision int8 needs the package nncf: pip install 'mplug-triton[train]', or -r requirements.txt in a checkout"
+            "--precision int8 needs the package nncf: pip install 'mplug-triton[train]', or -r requirements.txt in a "
+            "checkout"
         )
     if not supported(precision):
         raise ValueError(f"this CPU does not support {precision}; build with --precision fp32")

@@ -162,8 +162,9 @@ def test_a_served_process_reads_the_wheel_and_never_pytorch(
         "from mplug_triton import Client\n"
         f"Client(sys.argv[1]).caption({str(PICTURE)!r})\n"
         "wheel = pathlib.Path(mplug.__file__).parents[1]\n"
-        "stubs = [path.parent for path in pathlib.Path('/proc').glob('[0-9]*/exe') if path.resolve().name == 'triton_python_backend_stub'\n"
-        "         and (path.parent / 'cwd').resolve() == wheel]\n"
+        "stub = 'triton_python_backend_stub'\n"
+        "stubs = [path.parent for path in pathlib.Path('/proc').glob('[0-9]*/exe')\n"
+        "         if path.resolve().name == stub and (path.parent / 'cwd').resolve() == wheel]\n"
         "maps = [(stub / 'maps').read_text() for stub in stubs]\n"
         "print(wheel, len(maps), *(any(name in text for text in maps) for name in ('libtorch', 'openvino')))\n"
     )

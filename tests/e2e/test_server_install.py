@@ -70,7 +70,7 @@ def test_missing_libraries_are_named_with_their_package(tmp_path: Path, monkeypa
 def test_no_server_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ServerError, match=r"no tritonserver found: .*requirements\.txt"):
+    with pytest.raises(ServerError, match=r"no tritonserver found: .*requirements-serve\.txt"):
         find_triton(tmp_path)
     with pytest.raises(ServerError, match="is not an executable"):
         find_triton(tmp_path, str(tmp_path / "absent"))

@@ -90,3 +90,14 @@ def test_evaluating_coco_imports_neither_the_demo_nor_opencv(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert "CIDEr" in done.stdout
+
+
+def test_a_package_without_the_demo_says_where_its_scenes_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A wheel carries no `demo/`."""
+    for name in [name for name in sys.modules if name.split(".")[0] == "demo"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "demo", None)
+    with pytest.raises(
+        DatasetError, match="--data emoji is drawn by the folder demo/, which is in the repository alone"
+    ):
+        open_source("emoji", SourceOptions())
