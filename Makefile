@@ -31,7 +31,7 @@ N         ?= 2
 SOURCES   := $(shell find builders/*.py builders/compile model_repository $(CHECKPOINT) mplug/network mplug/config.py \
                mplug/checkpoint.py mplug/contract.py -type f ! -name '*.pyc' 2>/dev/null)
 
-.PHONY: help caption serve openai gateway cluster build demo screenshots install test test-gpu lint bench load soak reproduce clean
+.PHONY: docs help caption serve openai gateway cluster build demo screenshots install test test-gpu lint bench load soak reproduce clean
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
@@ -74,6 +74,10 @@ test-gpu: $(INSTALLED)  ## tests that need a GPU, with what requirements-gpu.txt
 lint: $(INSTALLED)  ## ruff: what it finds, and how files are formatted
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
 
+docs: $(INSTALLED)  ## the documentation as a site, in build/site; without the network, and no warning is allowed
+	@$(BIN)/sphinx-build -q -W --keep-going -c docs/site . build/site
+	@echo "open build/site/index.html"
+
 # The soak runs against the demo where there is its checkpoint; all else against a random one of base size.
 bench: $(BENCH_INSTALLED) $(if $(wildcard $(CHECKPOINT)),$(BUILT))  ## ours beside the baselines (half an hour), into docs/benchmarks.md
 	@$(BIN)/python -m benchmarks.run $(if $(wildcard $(CHECKPOINT)),--repository $(REPOSITORY)) $(BENCH)
@@ -104,7 +108,7 @@ $(SERVE_INSTALLED): requirements-serve.txt $(SERVE_PARTS)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-serve.txt
 	@touch $@
 
-$(INSTALLED): $(SERVE_INSTALLED) requirements.txt requirements/train.txt demo/requirements.txt deploy/openai/requirements.txt \
+$(INSTALLED): $(SERVE_INSTALLED) requirements.txt requirements/train.txt docs/site/requirements.txt demo/requirements.txt deploy/openai/requirements.txt \
               deploy/kubernetes/requirements.txt
 	@echo "installing requirements.txt into $(VENV): minutes the first time" >&2
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt

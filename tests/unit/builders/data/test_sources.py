@@ -97,5 +97,5 @@ def test_a_package_without_the_demo_says_where_its_scenes_are(monkeypatch: pytes
     for name in [name for name in sys.modules if name.split(".")[0] == "demo"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "demo", None)
-    with pytest.raises(DatasetError, match="--data emoji is drawn by .* demo/, which is in the repository alone"):
+    with pytest.raises(DatasetError, match=r"--data emoji is drawn by .* demo/, which is in the repository alone"):
         open_source("emoji", SourceOptions())
