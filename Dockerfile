@@ -20,6 +20,7 @@ ENV PIP_BREAK_SYSTEM_PACKAGES=1 PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK
 WORKDIR /opt/mplug
 COPY requirements.txt requirements-serve.txt requirements-gpu.txt ./
 COPY requirements ./requirements
+COPY deploy/tracing/requirements.txt tracing.txt
 
 # An engine loads only in the TensorRT that built it: the wheel's has to be the one that the server links.
 RUN wanted=$(sed -n 's/^tensorrt-cu13==\([0-9]*\.[0-9]*\.[0-9]*\).*/\1/p' requirements-gpu.txt) \
@@ -31,7 +32,7 @@ RUN wanted=$(sed -n 's/^tensorrt-cu13==\([0-9]*\.[0-9]*\.[0-9]*\).*/\1/p' requir
 # What a served process imports. What the system's own packages have of it, such as PyYAML,
 # pip cannot remove: it goes in front of them.
 RUN grep --no-filename -E '^(numpy|pillow|av|psutil|pyyaml|tokenizers)==' requirements/*.txt > serve.txt \
- && python3 -m pip install --ignore-installed -r serve.txt -r requirements-gpu.txt
+ && python3 -m pip install --ignore-installed -r serve.txt -r tracing.txt -r requirements-gpu.txt
 
 RUN useradd --create-home --uid 10001 mplug
 # NVIDIA's entry point puts CUDA's forward-compatible libraries in place for drivers older than the image's; a launcher
@@ -72,7 +73,8 @@ ENV PYTHONUNBUFFERED=1
 WORKDIR /opt/mplug
 COPY requirements-serve.txt ./
 COPY requirements ./requirements
-RUN python -m pip install --no-cache-dir --disable-pip-version-check -r requirements-serve.txt \
+COPY deploy/tracing/requirements.txt tracing.txt
+RUN python -m pip install --no-cache-dir --disable-pip-version-check -r requirements-serve.txt -r tracing.txt \
  && useradd --create-home --uid 10001 mplug
 COPY . .
 COPY deploy/entrypoint.sh /opt/mplug/entrypoint.sh

@@ -109,7 +109,7 @@ $(SERVE_INSTALLED): requirements-serve.txt $(SERVE_PARTS)
 	@touch $@
 
 $(INSTALLED): $(SERVE_INSTALLED) requirements.txt requirements/train.txt docs/site/requirements.txt demo/requirements.txt deploy/openai/requirements.txt \
-              deploy/kubernetes/requirements.txt
+              deploy/kubernetes/requirements.txt deploy/tracing/requirements.txt
 	@echo "installing requirements.txt into $(VENV): minutes the first time" >&2
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	@touch $@

@@ -35,7 +35,7 @@ import tritonclient.http.aio
 from benchmarks.measure.mixed_requests import soak_pictures
 from benchmarks.measure.ready import free_port, is_ready, wait_until
 from benchmarks.page import write_section
-from deploy.gateway.cluster import Member
+from deploy.gateway.cluster import NOTICE_SECONDS, Member
 from deploy.gateway.configuration import Gateway
 from deploy.gateway.run import find_envoy, start, write
 
@@ -141,6 +141,7 @@ class Fault:
     inject: Callable[[Member], Callable[[], None] | None]
     ends: bool = False  # the server ends and is not started again
     confined: bool = False  # the server needs small file systems of its own
+    rolling: bool = False  # no fault: every server is replaced by a new one, one after the other
 
 
 def _signal(process: str, number: int) -> Callable[[Member], None]:
@@ -185,6 +186,7 @@ def faults() -> list[Fault]:
         stop = _stop_for_a_while if ends else _signal(process, signal.SIGSTOP)
         found.append(Fault(f"SIGSTOP, {label}", stop))
         found.append(Fault(f"SIGTERM, {label}", _signal(process, signal.SIGTERM), ends=ends))
+    found.append(Fault("rolling replacement of both", Member.replace, rolling=True))
     found.append(Fault("few file descriptors, tritonserver", _few_descriptors))
     if os.getuid() == 0 and shutil.which("unshare"):
         found.append(Fault("full /dev/shm", _fill("/dev/shm"), confined=True))
@@ -248,6 +250,14 @@ def measure(fault: Fault, repository: Path, envoy: Sequence[str], clients: int) 
         def during() -> None:
             time.sleep(STEADY_SECONDS)
             began = time.monotonic()
+            if fault.rolling:
+                notes["drained"] = []
+                for member in members:
+                    notes["drained"].append(fault.inject(member))
+                    time.sleep(NOTICE_SECONDS)
+                notes["seconds"] = round(time.monotonic() - began, 1)
+                time.sleep(AFTER_SECONDS)
+                return
             undo = fault.inject(hit)
             if fault.ends:
                 notes["ended"] = wait_until(lambda: hit.process.poll() is not None)

@@ -23,6 +23,7 @@ from . import shared_memory_key
 from .errors import ClientError
 from .retries import FIRST_PAUSE
 from .shared_memory import PATIENCE, PAUSE, SHARED_FROM, Region, Regions, size_of
+from .tracing import trace_headers
 
 Protocol = Literal["grpc", "http"]
 #: Whether large inputs go through shared memory, or the file with the server's key to it.
@@ -96,6 +97,10 @@ class Endpoint:
     def call_options(self, timeout: float) -> dict[str, float]:
         """Return the time limit of one call, seconds; HTTP clients take theirs once, when they are made."""
         return {"client_timeout": timeout} if self.protocol == "grpc" else {}
+
+    def infer_options(self, timeout: float) -> dict[str, Any]:
+        """Return the options of one inference: its time limit, and the headers of the trace that it belongs to."""
+        return {**self.call_options(timeout), "headers": trace_headers()}
 
     def shared_memory_headers(self) -> dict[str, str]:
         """Return what opens the server's shared-memory API; read anew each time, since a restarted server has another.
@@ -177,7 +182,7 @@ class Connection:
                     _tensor(self._api, name, array, self._region(size, used) if size else None)
                     for name, array, size in _with_shared_sizes(inputs, self._endpoint)
                 ]
-                outputs = _outputs(self._client.infer(model, tensors, **self._endpoint.call_options(timeout)))
+                outputs = _outputs(self._client.infer(model, tensors, **self._endpoint.infer_options(timeout)))
         except Exception as error:  # sockets, gevent and gRPC each raise their own
             for region in used:  # the server may still read it
                 self._regions.give_up(region)
@@ -259,7 +264,7 @@ class AsyncConnection:
                     _tensor(self._api, name, array, await self._region(size, used) if size else None)
                     for name, array, size in _with_shared_sizes(inputs, self._endpoint)
                 ]
-                options = self._endpoint.call_options(timeout)
+                options = self._endpoint.infer_options(timeout)
                 outputs = _outputs(await self._client.infer(model, tensors, **options))
             answered = True
             return outputs

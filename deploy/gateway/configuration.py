@@ -62,7 +62,7 @@ class Gateway:
     host: str = "127.0.0.1"
     http_port: int = 9000
     grpc_port: int = 9001
-    admin_port: int | None = None
+    admin: Path | int | None = None  # a Unix socket, or a port of 127.0.0.1, for Envoy's own pages; it is drained there
     certificate: Path | None = None
     private_key: Path | None = None
     api_keys: tuple[tuple[str, str], ...] = ()
@@ -100,8 +100,10 @@ def configuration(gateway: Gateway) -> dict[str, Any]:
             ],
         },
     }
-    if gateway.admin_port is not None:
-        document["admin"] = {"address": _address("127.0.0.1", gateway.admin_port)}
+    if isinstance(gateway.admin, int):
+        document["admin"] = {"address": _address("127.0.0.1", gateway.admin)}
+    elif gateway.admin is not None:
+        document["admin"] = {"address": {"pipe": {"path": str(gateway.admin), "mode": 0o600}}}
     return document
 
 
@@ -209,7 +211,7 @@ def _connection_manager(gateway: Gateway, name: str) -> dict[str, Any]:
                         "text_format_source": {
                             "inline_string": "%START_TIME% %RESPONSE_CODE% grpc %GRPC_STATUS% %RESPONSE_FLAGS% "
                             "%RESPONSE_CODE_DETAILS% %UPSTREAM_HOST% attempts %UPSTREAM_REQUEST_ATTEMPT_COUNT% "
-                            "in %BYTES_RECEIVED%\n"
+                            "in %BYTES_RECEIVED% traceparent %REQ(TRACEPARENT)%\n"
                         }
                     },
                 ),

@@ -3,7 +3,8 @@
     python deploy/gateway/run.py --server 127.0.0.1:8000:8001:8003 [--server …] [--host 0.0.0.0] [--api-keys FILE]
         [--certificate FILE --private-key FILE]
 
-Runs in the foreground; SIGTERM and SIGINT end Envoy. Envoy comes from deploy/gateway/requirements.txt, or is any
+Runs in the foreground. On SIGTERM or SIGINT it asks its clients to go elsewhere, answers what is in flight, and ends; a
+second signal does not wait for the rest. Envoy comes from deploy/gateway/requirements.txt, or is any
 `envoy` on the PATH or named with --envoy. Environment: MPLUG_GATEWAY_SERVERS (spaces between), MPLUG_GATEWAY_API_KEYS,
 MPLUG_GATEWAY_CERTIFICATE and MPLUG_GATEWAY_PRIVATE_KEY stand for the options of these names.
 """
@@ -11,6 +12,7 @@ MPLUG_GATEWAY_CERTIFICATE and MPLUG_GATEWAY_PRIVATE_KEY stand for the options of
 from __future__ import annotations
 
 import argparse
+import contextlib
 import ctypes
 import json
 import os
@@ -20,13 +22,16 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from deploy.gateway.configuration import Gateway, Server, configuration
+from deploy.gateway.drain import DRAIN_SECONDS, end
 
 PDEATHSIG = 1  # <linux/prctl.h>
+POLL_SECONDS = 0.2  # between looks whether it has ended or is to end
 SHORTEST_KEY = 16  # characters
 
 
@@ -47,12 +52,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"warning: listening on {gateway.host} without --api-keys: open to all", file=sys.stderr, flush=True)
     with tempfile.TemporaryDirectory(prefix="mplug-gateway-") as folder:
         path = Path(folder) / "envoy.json"
+        if gateway.admin is None:
+            gateway = replace(gateway, admin=Path(folder) / "admin")
         write(gateway, path)
-        process = start(envoy, path)
+        asked: list[int] = []
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            signal.signal(number, lambda *_: process.terminate())
-        code = process.wait()
-    return 0 if code in (0, -signal.SIGTERM) else 1
+            signal.signal(number, lambda received, _: asked.append(received))
+        process = start(envoy, path)
+        while process.poll() is None and not asked:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(POLL_SECONDS)
+        code = end(process, gateway.admin, arguments.drain_seconds, hurry=lambda: len(asked) > 1)
+    return 0 if asked and code == 0 else 1
 
 
 def start(envoy: Sequence[str], path: Path, concurrency: int | None = None) -> subprocess.Popen[bytes]:
@@ -66,6 +77,8 @@ def start(envoy: Sequence[str], path: Path, concurrency: int | None = None) -> s
         "--concurrency",
         str(threads),
         "--disable-hot-restart",
+        "--drain-strategy",
+        "immediate",  # clients hear of a drain with their next answer
         "--log-level",
         "warning",
     ]
@@ -143,6 +156,12 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         metavar="FILE",
         help="lines of NAME KEY; requests then need a key in the header x-api-key",
     )
+    parser.add_argument(
+        "--drain-seconds",
+        type=float,
+        default=DRAIN_SECONDS,
+        help="how long requests in flight are waited for at the end (default: %(default)s)",
+    )
     parser.add_argument("--envoy", help="Envoy's executable (default: the package's, else the PATH's)")
     return parser.parse_args(argv)
 
@@ -165,7 +184,7 @@ def _gateway(arguments: argparse.Namespace) -> Gateway:
         host=arguments.host,
         http_port=arguments.http_port,
         grpc_port=arguments.grpc_port,
-        admin_port=arguments.admin_port,
+        admin=arguments.admin_port,
         certificate=arguments.certificate and Path(arguments.certificate).absolute(),
         private_key=arguments.private_key and Path(arguments.private_key).absolute(),
         api_keys=read_keys(Path(arguments.api_keys)) if arguments.api_keys else (),

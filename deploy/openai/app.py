@@ -19,6 +19,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from clients.client import ClientError
+from clients.client.tracing import forwarding
 from deploy.openai import chat, embeddings
 from deploy.openai.admission import Admission, Limits, unless_gone
 from deploy.openai.catalogue import Catalogue
@@ -115,7 +116,8 @@ class Endpoint:
             try:
                 if keyed:
                     self._check_key(request)
-                response = await handler(request)
+                with forwarding(request.headers):  # one trace, from whoever asks us to the stages
+                    response = await handler(request)
             except ApiError as error:
                 response = _error_response(error)
             except ValidationError as error:

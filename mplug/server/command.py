@@ -21,6 +21,7 @@ from __future__ import annotations
 import argparse
 import ctypes
 import ipaddress
+import os
 import subprocess
 import sys
 import time
@@ -32,6 +33,7 @@ from mplug.server.install import ServerError
 from mplug.server.process import CACHE_MB, DRAIN_SECONDS, Options, TritonServer
 from mplug.server.signals import Signals
 from mplug.server.supervise import FaultWatch, Supervisor, fail
+from mplug.tracing import TRACES_PATH, TracingError, asked_endpoint, checked_endpoint
 
 __all__ = ["Options", "ServerError", "TritonServer", "main"]
 
@@ -149,6 +151,15 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--log", choices=("warning", "info", "verbose"), default="warning", help="how much tritonserver tells"
     )
     parser.add_argument(
+        "--trace-endpoint",
+        type=_endpoint,
+        default=asked_endpoint(os.environ),
+        metavar="URL",
+        help="send OpenTelemetry spans of each request there, OTLP over HTTP, as in "
+        f"http://127.0.0.1:4318{TRACES_PATH} (default: what OTEL_EXPORTER_OTLP_TRACES_ENDPOINT or "
+        "OTEL_EXPORTER_OTLP_ENDPOINT says, else nowhere)",
+    )
+    parser.add_argument(
         "--tritonserver",
         default="auto",
         metavar="auto|path|wheel|FILE",
@@ -168,6 +179,13 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         help="run this against the server, then stop; comes last",
     )
     return parser.parse_args(argv)
+
+
+def _endpoint(text: str) -> str:
+    try:
+        return checked_endpoint(text)
+    except TracingError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def _seconds(text: str) -> float:
@@ -195,6 +213,7 @@ def _options(arguments: argparse.Namespace) -> Options:
         allow_shared_memory=arguments.allow_shared_memory,
         model_config_name=arguments.model_config_name,
         log=arguments.log,
+        trace_endpoint=arguments.trace_endpoint,
         tritonserver=arguments.tritonserver,
         triton_arguments=tuple(arguments.triton_argument),
     )

@@ -35,6 +35,7 @@ from mplug.server.access import AccessKeys
 from mplug.server.install import CHECKOUT, ServerError, TritonInstall, find_triton
 from mplug.server.log import ServerLog
 from mplug.server.model_processes import ModelProcesses
+from mplug.tracing import ENDPOINT_VARIABLE, HEADERS, TracingError, checked_endpoint
 from mplug.triton.drain import DRAIN_FILE_VARIABLE, DROP, IN_FLIGHT_METRIC, REFUSE, DrainState
 
 CACHE_MB = 256  # response cache, MiB
@@ -47,6 +48,7 @@ SHM_DEFAULT, SHM_GROWTH = (
 )  # bytes per model instance: a dozen fit a container's usual 64 MiB
 DROP_SECONDS = 0.5  # for the models to see that they are to give up, and for their answers to leave
 SETTLE_SECONDS = 0.2  # for the last answers to leave tritonserver, after the models have given them
+SPAN_SECONDS = 1.5  # for the last spans to leave the models' processes, which send them twice a second
 EXIT_SECONDS = 2  # tritonserver's own exit timeout, where somebody else asks it to end
 MAX_BODY_BYTES = 64 << 20  # of one HTTP request, where this tritonserver can be given a bound
 #: tritonserver's Python backend refuses to share regions with clients whose names begin so (from release 25.07 on).
@@ -68,6 +70,7 @@ class Options:
     start_seconds: float = START_SECONDS
     model_config_name: str | None = None  # picks configs/NAME.pbtxt where a model has one
     log: str = "warning"  # or info, verbose
+    trace_endpoint: str | None = None  # where spans of requests go, OTLP over HTTP
     allow_shared_memory: bool = False  # clients of this user may pass inputs through shared memory
     tritonserver: str = "auto"  # see find_triton
     triton_arguments: tuple[str, ...] = ()  # passed on as they are
@@ -136,6 +139,9 @@ class TritonServer:
             drain_file = self._scratch / "drain"
             self._drain_state = DrainState.create(drain_file)
             environment = install.environment | {DRAIN_FILE_VARIABLE: str(drain_file)}
+            environment.pop(ENDPOINT_VARIABLE, None)
+            if self.options.trace_endpoint is not None:
+                environment[ENDPOINT_VARIABLE] = checked_endpoint(self.options.trace_endpoint)
             self._guardian = self._start_guardian()
             self._process = subprocess.Popen(
                 self._command(install),
@@ -156,6 +162,8 @@ class TritonServer:
             self.keys.hand_out((self.options.http_port, self.options.grpc_port))
         except BaseException as error:
             self._end()
+            if isinstance(error, TracingError):
+                raise ServerError(str(error)) from error
             if isinstance(error, OSError):  # not an executable of this machine, no space for the scratch folder …
                 raise ServerError(f"cannot start tritonserver: {error}") from error
             raise
@@ -184,7 +192,7 @@ class TritonServer:
         dropped = 0
         if self._models is not None and self.exit_code is None:
             dropped = self._drain(hurry)
-            time.sleep(SETTLE_SECONDS)
+            time.sleep(SETTLE_SECONDS if self.options.trace_endpoint is None else SPAN_SECONDS)
         self._end()
         return dropped
 
@@ -242,6 +250,9 @@ class TritonServer:
         if not _completes_configs(self.repository):
             # Asking a model to complete its config costs a process with all its imports: most of a start.
             command += ["--disable-auto-complete-config"]
+        if options.trace_endpoint is not None:
+            pattern = f"(?i)^({'|'.join(HEADERS)})$"
+            command += [f"--{protocol}-header-forward-pattern={pattern}" for protocol in ("grpc", "http")]
         if options.cache_mb > 0 and install.cache_directory is not None:
             command += [f"--cache-directory={install.cache_directory}"]
             command += [f"--cache-config=local,size={options.cache_mb << 20}"]

@@ -16,9 +16,17 @@ from mplug.triton.tensors import to_tensor, to_value
 MAX_ATTEMPTS = 8  # cache keys that are tried while the cached answers are incomplete
 
 
-async def call_stage(name: str, inputs: Mapping[str, Value], outputs: Sequence[str], *, on_gpu: bool = False) -> Values:
+async def call_stage(
+    name: str,
+    inputs: Mapping[str, Value],
+    outputs: Sequence[str],
+    *,
+    on_gpu: bool = False,
+    headers: Mapping[str, str] | None = None,
+) -> Values:
     """Run another model of this server on `inputs` and return the named outputs, with `on_gpu` in GPU memory.
 
+    `headers` are those of a trace; the called model finds them among the request's parameters, as it finds a client's.
     Raises the stage's error with its code; the message starts with the stage's name.
 
     Triton's response cache stores errors too, and returns them as successes without outputs. And it identifies a
@@ -28,6 +36,7 @@ async def call_stage(name: str, inputs: Mapping[str, Value], outputs: Sequence[s
     """
     tensors = [to_tensor(key, value) for key, value in inputs.items()]
     rows = len(next(iter(inputs.values()), []))
+    carried = {"parameters": dict(headers)} if headers else {}
     for attempt in range(MAX_ATTEMPTS):
         key = attempt if attempt < MAX_ATTEMPTS - 1 else secrets.randbelow(1 << 31)
         retry = [to_tensor(RETRY_INPUT, np.full((rows, 1), key, np.int32))] if attempt else []
@@ -35,6 +44,7 @@ async def call_stage(name: str, inputs: Mapping[str, Value], outputs: Sequence[s
             model_name=name,
             requested_output_names=list(outputs),
             inputs=[*tensors, *retry],
+            **carried,
             preferred_memory=pb_utils.PreferredMemory(
                 pb_utils.TRITONSERVER_MEMORY_GPU if on_gpu else pb_utils.TRITONSERVER_MEMORY_CPU, 0
             ),

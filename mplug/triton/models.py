@@ -23,6 +23,7 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -35,11 +36,12 @@ from mplug.runtime.batch import groups, run_as_one
 from mplug.runtime.stage_inputs import StageInputs, check_finite
 from mplug.tasks.interface import Task
 from mplug.tasks.table import open_task
+from mplug.tracing import NO_SPAN, NoSpan, open_tracer
 from mplug.triton.calls import call_stage
 from mplug.triton.context import ModelContext
 from mplug.triton.drain import draining, dropping
 from mplug.triton.metrics import in_flight_metric
-from mplug.triton.tensors import one_line, read_inputs, to_error_response, to_response
+from mplug.triton.tensors import headers_of, one_line, read_inputs, to_error_response, to_response
 
 BLS_THREADS = 128  # each stage call in flight blocks one; asyncio's default executor has only cores + 4
 PARSE_THREADS = max(2, os.cpu_count() or 2)  # decoding images keeps a core busy
@@ -57,6 +59,7 @@ class Pending:
 
     def __init__(self, sender: Any, answered: Callable[[Pending], None], lead_with_code: bool) -> None:
         self.inputs: Values = {}
+        self.span: NoSpan = NO_SPAN
         self._sender = sender
         self._answered = answered
         self._lead_with_code = lead_with_code
@@ -73,13 +76,21 @@ class Pending:
         try:
             response = to_response(outputs)
         except Exception as error:
+            self._note(error)
             response = to_error_response(error, self._lead_with_code)
         self._answer(response)
 
     def fail(self, error: BaseException) -> None:
         """Answer with an error. A second answer is ignored."""
         if not self._done:
+            self._note(error)
             self._answer(to_error_response(error, self._lead_with_code))
+
+    def _note(self, error: BaseException) -> None:
+        """Add the error to the trace, and the trace's id to the log."""
+        self.span.fail(error)
+        if self.span.trace_id is not None:
+            print(f"warning: {one_line(error)} trace_id={self.span.trace_id}", file=sys.stderr, flush=True)
 
     def _answer(self, response: Any) -> None:
         with self._lock:
@@ -91,6 +102,7 @@ class Pending:
         except Exception as error:
             pb_utils.Logger.log_error(f"answer not sent: {one_line(error)}")
         finally:
+            self.span.end()
             self._answered(self)
 
 
@@ -108,6 +120,7 @@ class DeferredModel(ABC):
         self._pending: set[Pending] = set()
         self._pending_lock = threading.Lock()
         self._in_flight = in_flight_metric(self.context)
+        self._tracer = open_tracer()
         self.open(self.context)
 
     @abstractmethod
@@ -128,6 +141,8 @@ class DeferredModel(ABC):
             with self._pending_lock:
                 self._pending.add(pending)
             self._in_flight.add(1)
+            if self._tracer.enabled:
+                pending.span = self._tracer.begin(self.context.name, headers_of(request))
             try:
                 pending.inputs = read_inputs(request, self.context)
                 self.admit(pending)
@@ -202,18 +217,21 @@ class TaskModel(DeferredModel):
 
     async def _answer(self, pending: Pending) -> None:
         try:
-            request = await self._loop.run_in_executor(self._parsers, self._task.parse, pending.inputs)
+            with pending.span.child("parse"):
+                request = await self._loop.run_in_executor(self._parsers, self._task.parse, pending.inputs)
             pending.inputs = {}  # an encoded image is not needed for as long as the search takes
-            pending.send(await self._task.run(request, self._call_stage))
+            pending.send(await self._task.run(request, partial(self._call_stage, pending.span)))
         except asyncio.CancelledError:
             pending.fail(Cancelled(CANCELLED))
         except BaseException as error:
             pending.fail(error)
 
-    async def _call_stage(self, name: str, inputs: Mapping[str, Value], outputs: Sequence[str]) -> Values:
+    async def _call_stage(self, span: NoSpan, name: str, inputs: Mapping[str, Value], outputs: Sequence[str]) -> Values:
         """Call the model that holds this checkpoint's stage `name`."""
         on_gpu = isinstance(outputs, Forwarded) and name in self._on_gpu
-        return await call_stage(self._stages.get(name, name), inputs, outputs, on_gpu=on_gpu)
+        model = self._stages.get(name, name)
+        with span.child(f"call {model}") as call:
+            return await call_stage(model, inputs, outputs, on_gpu=on_gpu, headers=call.headers())
 
     async def _watch(self) -> None:
         """End tasks whose client has gone, and all tasks when the server stops waiting for them.
@@ -254,6 +272,7 @@ class StageModel(ABC):
         """Create the model. Called by Triton."""
         self.context = ModelContext.of_arguments(args)
         self._stage = self.create(self.context)
+        self._tracer = open_tracer()
         self._in_flight = in_flight_metric(self.context)
 
     def check(self, inputs: dict[str, np.ndarray]) -> None:
@@ -262,6 +281,7 @@ class StageModel(ABC):
     def execute(self, requests: Sequence[Any]) -> list[Any]:
         """Return one response per request, in order. Called by Triton."""
         self._in_flight.add(len(requests))
+        spans = self._spans(requests) if self._tracer.enabled else []
         responses: list[Any] = [None] * len(requests)
         accepted: dict[int, dict[str, np.ndarray]] = {}
         for index, request in enumerate(requests):
@@ -280,8 +300,14 @@ class StageModel(ABC):
             except Exception as error:
                 for index in members:
                     responses[index] = to_error_response(error, lead_with_code=True)
+        for span in spans:
+            span.end()
         self._in_flight.add(-len(requests))
         return responses
+
+    def _spans(self, requests: Sequence[Any]) -> list[NoSpan]:
+        name, batch = self.context.name, len(requests)
+        return [self._tracer.begin(name, headers_of(request), batch=batch) for request in requests]
 
     def _respond(self, outputs: Mapping[str, np.ndarray]) -> Any:
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import traceback
@@ -63,6 +64,11 @@ def read_inputs(request: Any, context: ModelContext) -> Values:
         if name not in values:
             raise InvalidRequest(f"{name}: missing; required: {', '.join(context.required_inputs)}")
     return values
+
+
+def headers_of(request: Any) -> dict[str, Any]:
+    """Return the parameters of a request, among which tritonserver puts the headers that it forwards."""
+    return json.loads(request.parameters() or "{}")
 
 
 def to_response(outputs: Mapping[str, Value]) -> Any:

@@ -6,6 +6,7 @@ import base64
 import contextlib
 import gzip
 import http.client
+import http.server
 import io
 import json
 import shutil
@@ -13,6 +14,7 @@ import socket
 import ssl
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -421,3 +423,56 @@ def test_bad_arguments_are_told(tmp_path: Path) -> None:
     assert "'a:b' is not HOST:HTTP-PORT" in run("--server", "a:b")
     assert "needs both --certificate and --private-key" in run(*good, "--certificate", tmp_path / "a")
     assert "no Envoy at /absent" in run(*good, "--envoy", "/absent")
+
+
+class Upstream(http.server.BaseHTTPRequestHandler):
+    """In place of a server: ready at once, and slow to answer."""
+
+    protocol_version = "HTTP/1.1"
+    asked = threading.Event()
+
+    def do_GET(self) -> None:
+        self._answer()
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.asked.set()
+        time.sleep(1)
+        self._answer()
+
+    def _answer(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Length", "2")
+        self.end_headers()
+        self.wfile.write(b"{}")
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_a_gateway_that_ends_answers_what_is_in_flight_and_says_that_it_goes() -> None:
+    upstream = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Upstream)
+    threading.Thread(target=upstream.serve_forever, daemon=True).start()
+    port = upstream.server_address[1]
+    http_port, grpc_port = free_ports(2)
+    ports = [f"--http-port={http_port}", f"--grpc-port={grpc_port}", f"--server=127.0.0.1:{port}:{port}:{port}"]
+    process = subprocess.Popen([sys.executable, "deploy/gateway/run.py", "--envoy", *envoy(), *ports], cwd=CHECKOUT)
+    try:
+        place = Gateway((), http_port=http_port, grpc_port=grpc_port)
+        deadline = time.monotonic() + 30
+        while status(place, "GET", "/v2/health/ready") != 200:
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.05)
+        connection = http.client.HTTPConnection("127.0.0.1", http_port, timeout=20)
+        connection.request("POST", "/v2/models/caption/infer", b"{}")
+        assert Upstream.asked.wait(10)
+        process.terminate()
+        response = connection.getresponse()
+        assert (response.status, response.read()) == (200, b"{}")
+        assert response.getheader("connection") == "close"
+        assert process.wait(20) == 0
+    finally:
+        process.kill()
+        process.wait()
+        upstream.shutdown()
+        upstream.server_close()

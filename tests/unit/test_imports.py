@@ -38,6 +38,7 @@ ALLOWED = {
 #: Layers of `mplug`, from the bottom up: each may import those before it, those of its own line, and itself.
 LAYERS = (
     ("errors",),
+    ("tracing",),
     ("contract", "answers"),
     ("config",),
     ("inputs",),

@@ -39,6 +39,7 @@ VALUES: dict[str, dict[str, Any]] = {
             "nodeSelector": {"gpu": "l4"},
             "tolerations": [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}],
             "drainSeconds": 90,
+            "traceEndpoint": "http://collector.monitoring.svc:4318",
         },
         "gateway": {"apiKeys": {"shop": KEY, "lab": f"{KEY}-2"}, "tlsSecret": "certificate"},
         "routes": {"enabled": True, "hostnames": ["mplug.example"]},
@@ -205,6 +206,7 @@ def test_the_server_is_given_what_it_understands_and_time_to_drain(tmp_path: Pat
     options = parse_server(container["args"])
     assert (options.repository, options.host, options.drain_seconds) == ("/artefacts/repository", "0.0.0.0", 90)
     assert options.lame_duck > 2  # the gateway's checks
+    assert options.trace_endpoint == "http://collector.monitoring.svc:4318/v1/traces"
     assert not options.restart  # the kubelet does that, and counts
     sleep = container["lifecycle"]["preStop"]["sleep"]["seconds"]
     assert spec["terminationGracePeriodSeconds"] == sleep + options.lame_duck + options.drain_seconds + 15
@@ -220,6 +222,8 @@ def test_the_gateway_finds_the_servers_and_reads_the_keys(tmp_path: Path) -> Non
     objects = rendered(tmp_path, VALUES["everything"])
     spec = pod(objects, "m-gateway")
     options = parse_gateway(spec["containers"][0]["args"])
+    sleep = spec["containers"][0]["lifecycle"]["preStop"]["sleep"]["seconds"]
+    assert spec["terminationGracePeriodSeconds"] == sleep + options.drain_seconds + 15
     server = Server.parse(options.server[0])
     assert server == Server("m-server.vision.svc.cluster.local", HTTP_PORT, GRPC_PORT, HEALTH_PORT)
     service = objects["Service", "m-server"]["spec"]

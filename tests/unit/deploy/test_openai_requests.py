@@ -15,6 +15,7 @@ import openai
 import pytest
 
 from clients.client import Answer, AsyncClient, Caption, ClientError
+from clients.client.tracing import trace_headers
 from deploy.openai.admission import Limits
 from deploy.openai.app import Endpoint, application
 from deploy.openai.catalogue import Catalogue
@@ -30,9 +31,11 @@ class Served:
     def __init__(self, answer: Callable[[], Awaitable[Any]]) -> None:
         self._answer = answer
         self.asked = self.cancelled = 0
+        self.trace: dict[str, str] | None = None  # what a client sends along
 
     async def caption(self, *_: Any, **__: Any) -> list[Caption]:
         self.asked += 1
+        self.trace = trace_headers()
         try:
             return await self._answer()
         except asyncio.CancelledError:
@@ -53,11 +56,13 @@ def endpoint(client: Any = None, limits: Limits | None = None, **options: Any) -
     return Endpoint(Catalogue({"mplug": client or Served(nobody)}), limits or Limits(), **options)
 
 
-async def post(made: Endpoint, body: object, path: str = "/v1/chat/completions") -> httpx.Response:
+async def post(
+    made: Endpoint, body: object, path: str = "/v1/chat/completions", headers: dict[str, str] | None = None
+) -> httpx.Response:
     transport = httpx.ASGITransport(application(made))
     async with httpx.AsyncClient(transport=transport, base_url="http://endpoint") as client:
         content = body if isinstance(body, bytes) else json.dumps(body).encode()
-        return await client.post(path, content=content)
+        return await client.post(path, content=content, headers=headers)
 
 
 def refused(body: object, path: str = "/v1/chat/completions", **options: Any) -> tuple[int, dict[str, Any]]:
@@ -212,6 +217,17 @@ def test_what_asks_for_nothing_is_taken() -> None:
     response = asyncio.run(post(made, GOOD | nothing | {"messages": system}))
     assert response.status_code == 200, response.text
     assert response.json()["choices"][0]["message"]["content"] == "a wolf"
+
+
+def test_the_trace_of_who_asks_goes_on_to_the_server() -> None:
+    async def answer() -> list[Caption]:
+        return [Caption("a wolf", -0.1, [101, 5, 6, 102])]
+
+    served = Served(answer)
+    traceparent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+    for sent, expected in (({"TraceParent": traceparent}, {"traceparent": traceparent}), ({}, None)):
+        assert asyncio.run(post(endpoint(served), GOOD, headers=sent)).status_code == 200
+        assert served.trace == expected
 
 
 @pytest.mark.parametrize(
