@@ -24,8 +24,8 @@ DASHBOARDS = sorted((ROOT / "deploy" / "grafana" / "dashboards").glob("*.json"))
 RULES: list[dict[str, Any]] = [
     rule for group in yaml.safe_load(ALERTS.read_text())["groups"] for rule in group["rules"]
 ]
-#: What Prometheus itself adds: to every metric, and as metrics.
-TARGET_LABELS, OF_PROMETHEUS = {"job", "instance"}, {"up", "ALERTS"}
+#: What Prometheus itself adds: to every metric (`namespace` in a cluster), and as metrics.
+TARGET_LABELS, OF_PROMETHEUS = {"job", "instance", "namespace"}, {"up", "ALERTS"}
 #: Exported on a GPU alone: https://docs.nvidia.com/deeplearning/triton-inference-server, "Metrics".
 ON_A_GPU = {"nv_gpu_utilization", "nv_gpu_memory_used_bytes", "nv_gpu_memory_total_bytes"}
 
