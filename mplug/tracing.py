@@ -175,5 +175,5 @@ def checked_endpoint(url: str) -> str:
         )
     for name in ("opentelemetry", "opentelemetry.sdk", "opentelemetry.exporter", "opentelemetry.exporter.otlp"):
         if find_spec(name) is None:
-            raise TracingError(f"traces need {name}: pip install -r deploy/tracing/requirements.txt")
+            raise TracingError(f"traces need {name}: pip install 'mplug-triton[trace]'")
     return url if parts.path.strip("/") else parts._replace(path=TRACES_PATH).geturl()

@@ -44,7 +44,7 @@ def test_without_opentelemetry_the_launcher_says_what_to_install(
     with pytest.raises(SystemExit):
         _parse(["build/demo", "--trace-endpoint", "http://127.0.0.1:4318"])
     said = capsys.readouterr().err
-    assert "traces need opentelemetry.sdk: pip install -r deploy/tracing/requirements.txt" in said
+    assert "traces need opentelemetry.sdk: pip install 'mplug-triton[trace]'" in said
 
 
 def test_what_is_off_imports_nothing_and_sends_nothing() -> None:
