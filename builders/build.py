@@ -43,7 +43,7 @@ from builders.compile.compare import TOLERANCES, ArtefactError, compare_decoder,
 from builders.compile.export import example_inputs, export
 from builders.plan import Checkpoint, Plan, PlanError, Source, Stage, plan
 from mplug.checkpoint import CheckpointError, CheckpointFiles
-from mplug.config import TASKS, ConfigError
+from mplug.config import TASKS, ConfigError, MPlugConfig
 from mplug.contract import DECODER_SCORE, MAX_FRAMES, STAGES_FILE, GraphSpec
 from mplug.runtime.interface import RuntimeUnavailable, StageInfo
 from mplug.tasks.checkpoint_files import SERVED_FILE, Head
@@ -171,7 +171,11 @@ def _build_stages(job: Build, repository: Path, scratch: Path) -> dict[str, floa
     graphs = [(stage, spec, graph) for stage in job.plan.stages for spec, graph in stage.graphs()]
     compilers = {stage.model: _graph_builder(job, stage) for stage in job.plan.stages}
     progress = tqdm(graphs, desc="building", unit="graph", leave=False, disable=None)
+    previous: Stage | None = None
     for stage, spec, graph in progress:
+        if previous is not None and previous is not stage:
+            previous.release()  # a large model's weights are held once, and less with every stage
+        previous = stage
         graph_name = stage.model + spec.name.removeprefix(stage.name)
         progress.set_postfix_str(graph_name)
         folder = repository / stage.model / "1"
@@ -205,9 +209,11 @@ def _build_graph(
 ) -> dict[str, float]:
     if job.target == "openvino":
         onnx = scratch / f"{spec.name}.onnx"
-        export(spec, graph, example_inputs(spec, stage.network), onnx)
+        # Weights beside the file, which the compiler maps: inside, they would be in memory three times on the way.
+        export(spec, graph, example_inputs(spec, stage.network), onnx, external_data=True)
         openvino_builder.compile_graph(onnx, folder, job.precision)
-        onnx.unlink()
+        for written in scratch.glob(f"{onnx.name}*"):
+            written.unlink()
     else:
         _write_weights(stage, folder)
     if spec.name.endswith("prefill"):
@@ -232,20 +238,25 @@ def _write_weights(stage: Stage, folder: Path) -> None:
     prefixes = tuple(f"{part}." for part in first.parts(stage.name))
     weights = {key: value.contiguous() for key, value in stage.network.state_dict().items() if key.startswith(prefixes)}
     save_file(weights, folder / "model.safetensors")
-    _write_config(first.files, stage.config.tasks, folder)
+    _write_config(first.files, stage.config, folder)
 
 
-def _write_config(files: CheckpointFiles, tasks: Sequence[str], folder: Path) -> None:
-    """Write the checkpoint's two configuration files; a YAML without a task, like the authors', gets the one built."""
+def _write_config(files: CheckpointFiles, config: MPlugConfig, folder: Path) -> None:
+    """Write the checkpoint's two configuration files, as published but for what was found out on loading.
+
+    A YAML without a task, like the authors', gets the one that is built; a BERT JSON the text layers that run.
+    """
     document = yaml.safe_load(files.config.read_text(encoding="utf-8"))
-    document["tasks"] = list(tasks)
+    document["tasks"] = list(config.tasks)
     (folder / "config.yaml").write_text(yaml.safe_dump(document, sort_keys=False), encoding="utf-8")
-    shutil.copyfile(files.bert_config, folder / "config_bert.json")
+    bert = json.loads(files.bert_config.read_text(encoding="utf-8"))
+    bert["text_encoder_layers"] = config.text.text_encoder_layers
+    (folder / "config_bert.json").write_text(json.dumps(bert, indent=1) + "\n", encoding="utf-8")
 
 
 def _build_public_model(job: Build, checkpoint: Checkpoint, folder: Path, model: str) -> None:
     config = checkpoint.network.config
-    _write_config(checkpoint.files, config.tasks, folder)
+    _write_config(checkpoint.files, config, folder)
     shutil.copyfile(checkpoint.files.vocabulary, folder / "vocab.txt")
     served = {"model": model, "tasks": list(config.tasks), "image_size": config.vision.image_size}
     (folder / SERVED_FILE).write_text(json.dumps(served) + "\n")

@@ -69,7 +69,7 @@ class Checkpoint:
     @classmethod
     def read(cls, source: Source) -> Checkpoint:
         """Read a checkpoint. Raises CheckpointError, ConfigError, or PlanError if no public model can serve it."""
-        network, files = load_checkpoint(source.folder, task=source.task, image_size=source.image_size)
+        network, files = load_checkpoint(source.folder, task=source.task, image_size=source.image_size, mapped=True)
         try:
             tokenizer = Tokenizer(files.vocabulary, network.config.text.vocab_size)
         except ValueError as error:
@@ -129,6 +129,11 @@ class Stage:
     def max_states(self) -> int:
         """Encoder states that one request may bring to the decoder."""
         return MAX_FRAMES * self.config.vision.tokens + self.config.max_text_length
+
+    def release(self) -> None:
+        """Let go of the stage's weights, which nothing reads once it is built; heads are small, and stay."""
+        for reader in self.readers:
+            getattr(reader.network, self.name).to("meta")
 
     def graphs(self) -> Iterator[tuple[GraphSpec, nn.Module]]:
         """Yield its graphs, in the order in which they are built."""

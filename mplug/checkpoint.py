@@ -11,7 +11,9 @@ import hashlib
 import pickle
 import re
 import warnings
-from dataclasses import dataclass
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -88,7 +90,12 @@ def _only(
 
 
 def load_checkpoint(
-    folder: Path, *, task: str | None = None, image_size: int | None = None, trainable: bool = False
+    folder: Path,
+    *,
+    task: str | None = None,
+    image_size: int | None = None,
+    trainable: bool = False,
+    mapped: bool = False,
 ) -> tuple[MPlug, CheckpointFiles]:
     """Read a checkpoint folder into a network, fp32.
 
@@ -96,6 +103,8 @@ def load_checkpoint(
         task: overrides the task that the YAML names.
         image_size: serve at this size, pixels; the positions are resampled.
         trainable: leave the network in training mode.
+        mapped: weights that are stored in fp32 stay in their file and are read as they are used; the file must not
+            change as long as the network lives.
     Raises CheckpointError or ConfigError. What is left over is named in a warning.
     """
     files = find_checkpoint(folder)
@@ -103,10 +112,29 @@ def load_checkpoint(
     if image_size is not None:
         config = config.at_image_size(image_size)
     check_vocabulary(files.vocabulary, config)
+    state_dict = read_state_dict(files.weights)
+    config = _with_stored_text_layers(config, state_dict)
     with torch.device("meta"):  # wrong sizes are reported before memory is allocated for them
         network = MPlug(config)
-    load_weights(network, read_state_dict(files.weights), source=files.weights)
+    load_weights(network, state_dict, source=files.weights, mapped=mapped)
     return network.train(trainable), files
+
+
+_TEXT_LAYER = re.compile(r"^(?:(?:model|module)\.)*text_encoder\.(?:bert\.)?encoder\.layer\.(\d+)\.")
+
+
+def _with_stored_text_layers(config: MPlugConfig, state_dict: Mapping[str, Tensor]) -> MPlugConfig:
+    """Return the configuration with as many text layers as the authors' grounding model stores.
+
+    It keeps its first `stride_layer` (`del_unused_modules` of models/model_grounding_mplug.py), which is fewer than
+    the BERT JSON says wherever `text_encoder_layers` is more.
+    """
+    text = config.text
+    stored = {int(match[1]) for match in map(_TEXT_LAYER.match, state_dict) if match}
+    kept = min(text.stride_layer, text.text_encoder_layers)
+    if config.tasks != ("visual-grounding",) or stored != set(range(kept)):
+        return config
+    return replace(config, text=replace(text, text_encoder_layers=kept))
 
 
 def check_vocabulary(path: Path, config: MPlugConfig) -> None:
@@ -174,7 +202,9 @@ def _read(path: Path) -> object:
         harmless = torch.serialization.safe_globals([(_StandIn, name) for name in _HARMLESS])
         with harmless, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's guesses about damaged files
-            return torch.load(path, map_location="cpu", weights_only=True)
+            # Mapped, not read: of what training scripts save, half is momentum copies and CLIP's text tower.
+            mapped = zipfile.is_zipfile(path)
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except CheckpointError:
         raise
     except pickle.UnpicklingError as error:  # its own text advises running the file's code
@@ -273,8 +303,8 @@ def rename_published(state_dict: dict[str, Tensor], config: MPlugConfig) -> dict
 _PARTS = {part for parts in PARTS_OF_TASK.values() for part in parts}
 
 
-def load_weights(network: MPlug, state_dict: dict[str, Tensor], *, source: Path | str) -> None:
-    """Fill the network from a published or own state dict.
+def load_weights(network: MPlug, state_dict: dict[str, Tensor], *, source: Path | str, mapped: bool = False) -> None:
+    """Fill the network from a published or own state dict; `mapped` as for `load_checkpoint`.
 
     Raises CheckpointError naming every key that is missing or has a wrong shape; warns of keys that
     are neither used nor known to be superfluous.
@@ -303,7 +333,7 @@ def load_weights(network: MPlug, state_dict: dict[str, Tensor], *, source: Path 
     whole = [key for key in sorted(wanted) if not state_dict[key].is_floating_point()]
     if whole:
         raise CheckpointError(f"{source}: weights are not floating-point numbers: {_some(whole)}")
-    unfinite = [key for key in sorted(wanted) if not torch.isfinite(state_dict[key].float()).all()]
+    unfinite = [key for key in sorted(wanted) if not torch.isfinite(state_dict[key]).all()]
     if unfinite:
         raise CheckpointError(f"{source}: weights are not finite: {_some(unfinite)}")
     parts_of_other_tasks = _PARTS - set(parts_needed(network.config))
@@ -311,9 +341,14 @@ def load_weights(network: MPlug, state_dict: dict[str, Tensor], *, source: Path 
     unknown = [key for key in left_over if key.split(".")[0] not in parts_of_other_tasks]
     if unknown:
         warnings.warn(f"{source}: weights that are not used: {_some(unknown)}", stacklevel=2)
+    if mapped:
+        network.load_state_dict({key: state_dict[key].float() for key in wanted}, assign=True)
+        return
     if any(tensor.is_meta for tensor in wanted.values()):
         network.to_empty(device="cpu")
-    network.load_state_dict({key: state_dict[key].float() for key in wanted})
+    with torch.no_grad():
+        for key, tensor in network.state_dict().items():  # one by one: a dict of all in fp32 is a second network
+            tensor.copy_(state_dict[key])
 
 
 def own_names(state_dict: dict[str, Tensor], config: MPlugConfig) -> dict[str, Tensor]:

@@ -41,6 +41,7 @@ TASKS = (
 
 CAPTION_STATES = ("image", "fused")
 FRAME_SAMPLINGS = ("published", "even")
+GROUNDING_STATISTICS = ("clip", "imagenet")
 
 #: Largest side of the square input, pixels: attention over its patches would take tens of gigabytes beyond.
 MAX_IMAGE_SIZE = 2048
@@ -180,6 +181,9 @@ class MPlugConfig:
     final_sep: bool = True
     #: Which frames of a video are looked at: at whole steps as `published`, or `even` ones; see `sample_indices`.
     frame_sampling: str = "published"
+    #: Mean and deviation that grounding normalises pixels with: `clip`, as the published weights were trained, or
+    #: `imagenet`, as the authors' evaluation script does.
+    grounding_statistics: str = "clip"
 
     def __post_init__(self) -> None:
         for task in self.tasks:
@@ -189,6 +193,9 @@ class MPlugConfig:
             raise ConfigError(f"caption_states {self.caption_states!r} is not {' or '.join(CAPTION_STATES)}")
         if self.frame_sampling not in FRAME_SAMPLINGS:
             raise ConfigError(f"frame_sampling {self.frame_sampling!r} is not {' or '.join(FRAME_SAMPLINGS)}")
+        if self.grounding_statistics not in GROUNDING_STATISTICS:
+            choices = " or ".join(GROUNDING_STATISTICS)
+            raise ConfigError(f"grounding_statistics {self.grounding_statistics!r} is not {choices}")
         _require_positive("embed_dim", self.embed_dim)
         if self.max_text_length < 3:
             raise ConfigError(f"max_text_length {self.max_text_length} is too short for one word")
@@ -274,6 +281,7 @@ def read_config(yaml_path: Path, bert_path: Path, *, task: str | None = None) ->
             eos=str(document.get("eos") or ""),
             final_sep=_truth(document, "final_sep", yaml_path, True),
             frame_sampling=str(document.get("frame_sampling", "published")),
+            grounding_statistics=str(document.get("grounding_statistics", "clip")),
         )
     except ConfigError as error:
         if str(yaml_path) in str(error) or str(bert_path) in str(error):

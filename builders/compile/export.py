@@ -74,8 +74,10 @@ def example_inputs(spec: GraphSpec, network: MPlug, *, seed: int = 0, **sizes: i
     return {tensor.name: draw(tensor) for tensor in spec.inputs}
 
 
-def export(spec: GraphSpec, graph: nn.Module, inputs: dict[str, Tensor], path: Path) -> None:
-    """Write a graph as one ONNX file, checked by the exporter itself."""
+def export(
+    spec: GraphSpec, graph: nn.Module, inputs: dict[str, Tensor], path: Path, *, external_data: bool = False
+) -> None:
+    """Write a graph as one ONNX file, checked by the exporter itself; `external_data`: its weights in a second one."""
     dimensions = {
         letter: torch.export.Dim(letter, min=1)
         for letter in {axis for t in spec.inputs for axis in t.axes}
@@ -98,4 +100,4 @@ def export(spec: GraphSpec, graph: nn.Module, inputs: dict[str, Tensor], path: P
             output_names=spec.output_names,
             verbose=False,
         )
-    program.save(path, external_data=False)
+    program.save(path, external_data=external_data)

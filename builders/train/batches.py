@@ -156,12 +156,12 @@ def question_batch(records: Sequence[QuestionRecord], maker: TensorMaker, random
 
 def expression_batch(records: Sequence[ExpressionRecord], maker: TensorMaker, random: Random) -> Batch:
     """Expressions and their boxes on the canvas: `boxes` `[T, 4]` in pixels, `box_ids` `[T, 5]`."""
-    size = maker.config.vision.image_size
+    size, statistics = maker.config.vision.image_size, maker.config.grounding_statistics
     images, boxes, index, places = [], [], [], {}
     for record in records:
         key = id(record.image) if isinstance(record.image, np.ndarray) else record.image
         if key not in places:
-            places[key] = (len(images), letterbox_pixel_values(open_picture(record.image), size))
+            places[key] = (len(images), letterbox_pixel_values(open_picture(record.image), size, statistics))
             images.append(places[key][1][0])
         place, (_, letterbox) = places[key]
         offsets = (letterbox.left, letterbox.top) * 2

@@ -98,6 +98,7 @@ def config_documents(config: MPlugConfig) -> tuple[dict[str, object], dict[str, 
         "eos": config.eos,
         "final_sep": config.final_sep,
         "frame_sampling": config.frame_sampling,
+        "grounding_statistics": config.grounding_statistics,
     }
     bert = {
         "model_type": "bert",

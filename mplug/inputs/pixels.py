@@ -16,9 +16,20 @@ from PIL import Image
 PIXEL_MEAN = np.array([0.48145466, 0.4578275, 0.40821073], dtype=np.float32)
 PIXEL_STD = np.array([0.26862954, 0.26130258, 0.27577711], dtype=np.float32)
 
-# The normalised value of each of the 256 levels, [3, 256]. Looking levels up gives bit for bit what the
-# arithmetic on whole images gives, for less work.
-_LEVELS = (np.arange(256, dtype=np.float32) / np.float32(255) - PIXEL_MEAN[:, None]) / PIXEL_STD[:, None]
+# ImageNet's, which the authors' evaluation script of grounding leaves at their defaults.
+IMAGENET_MEAN = np.array([0.485, 0.456, 0.406], dtype=np.float32)
+IMAGENET_STD = np.array([0.229, 0.224, 0.225], dtype=np.float32)
+
+
+def _levels(mean: np.ndarray, std: np.ndarray) -> np.ndarray:
+    """The normalised value of each of the 256 levels, [3, 256].
+
+    Looking levels up gives bit for bit what the arithmetic on whole images gives, for less work.
+    """
+    return (np.arange(256, dtype=np.float32) / np.float32(255) - mean[:, None]) / std[:, None]
+
+
+_LEVELS = {"clip": _levels(PIXEL_MEAN, PIXEL_STD), "imagenet": _levels(IMAGENET_MEAN, IMAGENET_STD)}
 
 
 def pixel_values(image: Image.Image, size: int) -> np.ndarray:
@@ -78,8 +89,10 @@ class Letterbox:
         )
 
 
-def letterbox_pixel_values(image: Image.Image, size: int) -> tuple[np.ndarray, Letterbox]:
+def letterbox_pixel_values(image: Image.Image, size: int, statistics: str = "clip") -> tuple[np.ndarray, Letterbox]:
     """An image as grounding takes it: float32 [3, size, size] and where the image lies on it.
+
+    `statistics`: what it is normalised with, `clip` or `imagenet`.
 
     The long side becomes `size`, the rest of the canvas is zero *after* normalisation, that is mean colour.
     Bilinear, unlike `pixel_values`: so the published grounding weights were trained.
@@ -90,11 +103,11 @@ def letterbox_pixel_values(image: Image.Image, size: int) -> tuple[np.ndarray, L
     rows = slice(letterbox.top, letterbox.top + height)
     columns = slice(letterbox.left, letterbox.left + width)
     resized = image.convert("RGB").resize((width, height), Image.Resampling.BILINEAR)
-    canvas[:, rows, columns] = _normalise(resized)
+    canvas[:, rows, columns] = _normalise(resized, statistics)
     return canvas, letterbox
 
 
-def _normalise(image: Image.Image) -> np.ndarray:
+def _normalise(image: Image.Image, statistics: str = "clip") -> np.ndarray:
     """RGB image [H, W] → float32 [3, H, W]."""
-    levels = np.asarray(image)
-    return np.stack([_LEVELS[channel][levels[:, :, channel]] for channel in range(3)])
+    levels, values = np.asarray(image), _LEVELS[statistics]
+    return np.stack([values[channel][levels[:, :, channel]] for channel in range(3)])

@@ -67,7 +67,9 @@ class GroundTask:
         """Check all inputs before any stage is called. Raises InvalidRequest."""
         expression = one_text(inputs, "EXPRESSION")
         image = decode_image(only(inputs, "IMAGE"), name="IMAGE")
-        pixels, letterbox = letterbox_pixel_values(image, self.config.vision.image_size)
+        pixels, letterbox = letterbox_pixel_values(
+            image, self.config.vision.image_size, self.config.grounding_statistics
+        )
         ids, mask = tokenised(self.tokenizer, {"EXPRESSION": expression}, self.config.max_text_length)
         return GroundRequest(pixels[None], letterbox, ids, mask)
 

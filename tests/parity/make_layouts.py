@@ -53,10 +53,6 @@ TEXT_TOWER = {"clip_image_resolution": 224, "clip_context_length": 77, "clip_voc
               "clip_transformer_layers": 12}  # fmt: skip
 #: What sizes depend on; the rest of a published file is about training.
 KEPT = ("clip_name", "image_res", "vision_width", "distill", "embed_dim", "queue_size", "temp", "bert_config")
-GROUNDING_IMPORTS = (
-    *("turtle", "matplotlib", "matplotlib.transforms", "einops", "mmdet", "mmdet.models", "mmdet.models.losses"),
-    *("torchvision.ops", "torchvision.ops.boxes"),
-)
 
 
 class Vocabulary:
@@ -134,8 +130,6 @@ def main() -> int:
     parser.add_argument("modelscope", type=Path, help="a clone of modelscope/modelscope")
     parser.add_argument("output", type=Path)
     options = parser.parse_args()
-    for name in GROUNDING_IMPORTS:
-        sys.modules[name] = MagicMock(name=name, __path__=[])
     published, modelscope = Published(options.authors), ModelScope(options.modelscope)
     configs = options.authors / "configs"
     entries = [of_authors(published, path) for path in sorted(configs.glob("*.yaml")) if "pretrain" not in path.stem]

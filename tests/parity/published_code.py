@@ -35,9 +35,15 @@ REPLACED = (
     ),
     *("timm", "timm.models", "timm.models.layers", "timm.models.registry", "timm.models.vision_transformer"),
     *("torchvision", "torchvision.datasets", "torchvision.datasets.utils", "torchvision.transforms"),
+    *("torchvision.ops", "torchvision.ops.boxes", "torchvision.transforms.functional", "torchvision.models"),
+    *("einops", "matplotlib", "matplotlib.transforms", "mmdet", "mmdet.models", "mmdet.models.losses", "turtle"),
+    *("scipy.io", "vgTools.utils.misc"),
 )
 #: Parameters of the published models that no answer depends on, or that are tied to others.
-UNUSED = ("position_ids", "_m.", "queue", "temp", "fusion_encoder.embeddings.", "predictions.decoder.")
+UNUSED = (
+    *("position_ids", "_m.", "queue", "temp", "fusion_encoder.embeddings.", "predictions.decoder."),
+    *("prefix_ids", "target_ids", "bbox_prob_mask", "vision_proj.", "text_proj."),
+)
 
 
 class VideoReader:
@@ -56,6 +62,25 @@ class VideoReader:
         """Frames `[n, height, width, 3]`, uint8; the indices are kept in `asked`."""
         VideoReader.asked = list(map(int, indices))
         return torch.from_numpy(np.stack([np.asarray(resized(self.pictures[i], self.size)) for i in indices]))
+
+
+class Transforms:
+    """Stands in for `torchvision.transforms.functional`: what the published test transform of grounding calls."""
+
+    @staticmethod
+    def resize(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
+        """The picture at `size` (height, width), bilinear, torchvision's default."""
+        return picture.resize(size[::-1], Image.Resampling.BILINEAR)
+
+    @staticmethod
+    def to_tensor(picture: Image.Image) -> torch.Tensor:
+        """`[3, H, W]`, 0…1."""
+        return torch.from_numpy(np.asarray(picture, np.float32).transpose(2, 0, 1) / 255)
+
+    @staticmethod
+    def normalize(pixels: torch.Tensor, mean, std) -> torch.Tensor:
+        """Normalised per channel."""
+        return (pixels - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
 
 
 def resized(picture, size: tuple[int, int]):
@@ -78,6 +103,9 @@ class Published:
         for name in REPLACED:
             sys.modules[name] = MagicMock(name=name, __path__=[])
         sys.modules["decord"].VideoReader = VideoReader
+        sys.modules["torchvision"].transforms = sys.modules["torchvision.transforms"]
+        sys.modules["torchvision.transforms"].functional = sys.modules["torchvision.transforms.functional"] = Transforms
+        sys.modules["einops"].repeat = lambda row, _, B: row[None].expand(B, -1)
         # Its data sets by file: the package's own __init__ imports all of them and what each of them needs.
         package = types.ModuleType("dataset")
         package.__path__ = [str(clone / "dataset")]

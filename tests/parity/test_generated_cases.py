@@ -17,10 +17,11 @@ from mplug.inputs.tokenizer import Tokenizer
 from mplug.inputs.video import sample_indices
 from mplug.tasks.caption import CaptionTask
 from mplug.tasks.checkpoint_files import ServedCheckpoint
+from mplug.tasks.ground import GroundTask
 from mplug.tasks.retrieval import MatchTask
 from mplug.tasks.vqa import VqaTask
 
-TASKS = {"caption": CaptionTask, "vqa": VqaTask, "match": MatchTask}
+TASKS = {"caption": CaptionTask, "vqa": VqaTask, "match": MatchTask, "ground": GroundTask}
 CASES = sorted(DATA.glob("**/answers.json"))
 FILES = ("IMAGE", "VIDEO")
 WORDS = ("OCR", "OBJECTS", "CANDIDATES", "TEXT")

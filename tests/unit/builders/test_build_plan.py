@@ -185,3 +185,23 @@ def test_tasks_and_sizes_of_each(tmp_path: Path) -> None:
     assert builder.main([*arguments, "--image-size", "80"]) == 0
     info = json.loads((output / builder.BUILD_INFO).read_text())
     assert [entry["image_size"] for entry in info["checkpoints"]] == [80, 80]
+
+
+def test_a_stage_that_is_built_lets_go_of_its_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that a large model is held once at most: whatever is built later finds the earlier stages without weights."""
+    held: list[tuple[str, set[str]]] = []
+    build_graph = builder._build_graph
+
+    def noted(job, stage, spec, graph, folder, scratch):
+        parameters = stage.network.named_parameters()
+        held.append((spec.name, {name.split(".")[0] for name, value in parameters if not value.is_meta}))
+        return build_graph(job, stage, spec, graph, folder, scratch)
+
+    monkeypatch.setattr(builder, "_build_graph", noted)
+    assert builder.main([str(VQA), "--output", str(tmp_path / "repository"), "--target", "torch"]) == 0
+    everything = {"vision_encoder", "text_encoder", "fusion_encoder", "text_decoder"}
+    assert held[0] == ("vision_encoder", everything)
+    assert held[1] == ("text_encoder", everything - {"vision_encoder"})
+    assert held[2] == ("fusion_encoder", {"fusion_encoder", "text_decoder"})
+    assert {name: parts for name, parts in held[3:]} == {name: {"text_decoder"} for name, _ in held[3:]}
+    assert len(held) == 6

@@ -439,3 +439,17 @@ def test_harmless_objects_are_read_as_stand_ins(folder: Path) -> None:
 
     torch.save({"model": published(), "curve": Swapped()}, folder / "pytorch_model.bin")
     assert_same(load_quietly(folder))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("zipped", [True, False])
+def test_weights_that_stay_in_their_file_are_the_same(tmp_path: Path, dtype: torch.dtype, zipped: bool) -> None:
+    folder = tmp_path / "checkpoint"
+    shutil.copytree(GOLDEN, folder, ignore=shutil.ignore_patterns("*.png", "*.npz"))
+    state = {key: value.to(dtype) if value.is_floating_point() else value for key, value in published().items()}
+    torch.save(state, folder / "pytorch_model.bin", _use_new_zipfile_serialization=zipped)
+    read, mapped = (load_checkpoint(folder, mapped=mapped)[0].state_dict() for mapped in (False, True))
+    assert read.keys() == mapped.keys()
+    for key, value in read.items():
+        assert mapped[key].dtype == torch.float32
+        torch.testing.assert_close(mapped[key], value, rtol=0, atol=0)

@@ -211,6 +211,7 @@ WRONG_IN_YAML: list[tuple[dict[str, Any], str]] = [
     ({"caption_states": "text"}, "caption_states 'text' is not image or fused"),
     ({"final_sep": "no"}, "final_sep is 'no', not true or false"),
     ({"frame_sampling": "random"}, "frame_sampling 'random' is not published or even"),
+    ({"grounding_statistics": "coco"}, "grounding_statistics 'coco' is not clip or imagenet"),
 ]
 WRONG_IN_BERT: list[tuple[dict[str, Any], str]] = [
     ({"hidden_size": ABSENT}, "hidden_size is missing"),

@@ -242,6 +242,12 @@ def test_golden_pixel_values(case: str) -> None:
         np.testing.assert_array_equal(values, expected)
 
 
+def test_grounding_may_normalise_with_imagenets_statistics() -> None:
+    values, _ = letterbox_pixel_values(Image.new("RGB", (8, 8), (255, 0, 51)), 8, "imagenet")
+    expected = [(1 - 0.485) / 0.229, (0 - 0.456) / 0.224, (0.2 - 0.406) / 0.225]
+    np.testing.assert_allclose(values[:, 4, 4], expected, rtol=1e-6)
+
+
 def test_resize_is_pillows_bicubic_without_aspect_ratio() -> None:
     image = noise(101, 37)
     levels = np.asarray(image.resize((48, 48), Image.Resampling.BICUBIC), np.float64) / 255
