@@ -234,6 +234,10 @@ DEFAULT_GENERATION = {
 }
 CAPTION_GENERATION = (5, 8, 25)
 
+#: What ModelScope's `MPlugConfig` takes where a YAML of its layout, which alone says `task`, leaves something out.
+MODELSCOPE_DEFAULTS = {"image_res": 504, "clip_name": "ViT-L-14"}
+MODELSCOPE_GENERATION = (5, 1, 10)
+
 #: Tokens per text where the YAML does not say: what the published scripts pass to the tokenizer.
 DEFAULT_TEXT_LENGTHS = {
     "image-captioning": 25,
@@ -263,6 +267,8 @@ def read_config(yaml_path: Path, bert_path: Path, *, task: str | None = None) ->
     Raises ConfigError naming the file and the key that is missing or wrong.
     """
     document = _load(yaml_path, yaml.safe_load)
+    if "task" in document:
+        document = {**MODELSCOPE_DEFAULTS, **document}
     bert = _load(bert_path, json.loads)
     tasks = _tasks(document, yaml_path, task)
     try:
@@ -324,7 +330,8 @@ def _vision(document: dict[str, Any], path: Path) -> VisionConfig:
 
 def _generation(document: dict[str, Any], path: Path, task: str) -> GenerationConfig:
     """Read the search defaults; a published length that contradicts the one given is adjusted to it."""
-    beams, least, most = DEFAULT_GENERATION.get(task, CAPTION_GENERATION)
+    modelscope = "task" in document
+    beams, least, most = MODELSCOPE_GENERATION if modelscope else DEFAULT_GENERATION.get(task, CAPTION_GENERATION)
     max_length = _number(document, "max_length", path, max(most, _number(document, "min_length", path, 0)))
     return GenerationConfig(
         num_beams=_number(document, "beam_size", path, beams),

@@ -68,6 +68,15 @@ def read(folder: Path, *, task: str | None = "image-captioning", bert: dict[str,
     return read_config(*write(folder, AUTHORS_YAML | changes, AUTHORS_BERT | (bert or {})), task=task)
 
 
+def test_what_a_modelscope_yaml_leaves_out_is_as_its_code_has_it(tmp_path: Path) -> None:
+    config = read_config(*write(tmp_path, {"task": "image-captioning"}, AUTHORS_BERT))
+    assert (config.vision.image_size, config.vision.patch_size, config.vision.layers) == (504, 14, 24)
+    generation = config.generation
+    assert (generation.num_beams, generation.min_length, generation.max_length) == (5, 1, 10)
+    longer = read_config(*write(tmp_path, {"task": "image-captioning", "min_length": 12}, AUTHORS_BERT)).generation
+    assert (longer.min_length, longer.max_length) == (12, 12)
+
+
 def test_a_published_folder() -> None:
     config = read_config(GOLDEN / "config.yaml", GOLDEN / "config_bert.json")
     assert config.tasks == ("image-captioning",)
