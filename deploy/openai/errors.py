@@ -25,6 +25,7 @@ _PARAMETERS = {
     "LENGTH_PENALTY": ("length_penalty", "length_penalty"),
 }
 _INPUT = re.compile(rf"\b({'|'.join(_PARAMETERS)})\b")
+_PARTS = ("text", "image_url", "video_url")  # kinds of parts, as pydantic names them in places
 _TYPES = {401: "authentication_error", 429: "rate_limit_error"}
 #: Statuses of Triton that are nobody's fault here, and what is said of them.
 _UNAVAILABLE = {
@@ -70,12 +71,16 @@ def of_validation(error: ValidationError) -> ApiError:
     """Return the first thing that is wrong with a request's body."""
     first = error.errors(include_url=False, include_input=False)[0]
     place = ""
-    for part in first["loc"]:
+    for before, part in zip((None, *first["loc"]), first["loc"], strict=False):
+        if isinstance(before, int) and part in _PARTS:
+            continue  # which kind of part it was taken for
         place += f"[{part}]" if isinstance(part, int) else f".{part}" if place else str(part)
     if first["type"] == "json_invalid":
         return ApiError(400, f"the body is not JSON: {first['msg'].partition(': ')[2]}", code="invalid_json")
     code = "missing_required_parameter" if first["type"] == "missing" else "invalid_value"
     message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "union_tag_not_found":
+        message = 'neither a text nor a part with a type, as {"type": "text", "text": "…"}'
     if first["type"] == "union_tag_invalid":
         message = f"parts of type {first['ctx']['tag']!r} are not read; send {first['ctx']['expected_tags']}"
     return ApiError(400, f"{place}: {message}" if place else message, param=place or None, code=code)

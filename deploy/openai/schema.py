@@ -85,6 +85,13 @@ class Link(_Body):
     url: str
     detail: Literal["auto", "low", "high"] | None = None
 
+    @model_validator(mode="before")
+    @classmethod
+    def _is_object(cls, given: Any) -> Any:
+        if isinstance(given, str):
+            raise ValueError('send an object, {"url": "data:…"}, in place of the bare text')
+        return given
+
 
 class TextPart(_Body):
     type: Literal["text"]
@@ -113,6 +120,8 @@ class Message(_Body):
     @field_validator("content", mode="before")
     @classmethod
     def _as_parts(cls, content: Any) -> Any:
+        if not isinstance(content, str | list):
+            raise ValueError("neither a text nor a list of parts")
         return [{"type": "text", "text": content}] if isinstance(content, str) else content
 
 
