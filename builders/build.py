@@ -287,7 +287,7 @@ def _build_info(job: Build, errors: dict[str, float]) -> dict[str, object]:
 
 def _checkpoint_info(job: Build, checkpoint: Checkpoint) -> dict[str, object]:
     return {
-        "checkpoint": checkpoint.files.folder.name,
+        "checkpoint": checkpoint.files.name,
         "weights_sha256": checkpoint.files.sha256(),
         "image_size": checkpoint.network.config.vision.image_size,
         "public_models": list(checkpoint.public_models),

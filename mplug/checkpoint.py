@@ -21,11 +21,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mplug.config import ConfigError, MPlugConfig, bert_config_name, read_config
+from mplug.hub import WEIGHT_SUFFIXES, CacheError, find_snapshot, impostor
 from mplug.inputs.tokenizer import Tokenizer
 from mplug.network.mplug import PARTS_OF_TASK, MPlug, parts_needed
 from mplug.network.vision_encoder import resample_positions
 
-WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pth", ".pt")
 #: Names that publishers give the weights; the first found is read where a folder holds several files.
 WEIGHT_NAMES = ("model.safetensors", "pytorch_model.bin", "checkpoint_best.pth")
 MAX_KEYS_NAMED = 8
@@ -44,6 +44,7 @@ class CheckpointFiles:
     bert_config: Path
     vocabulary: Path
     weights: Path
+    name: str  #: as people name the checkpoint: of a hub's cache `ORG/NAME@REVISION`, else the folder's
 
     def sha256(self) -> str:
         """Return the hash of the weights file, hexadecimal."""
@@ -52,7 +53,7 @@ class CheckpointFiles:
 
 
 def find_checkpoint(folder: Path) -> CheckpointFiles:
-    """Find the four files of a checkpoint in a published layout or in ours.
+    """Find the four files of a checkpoint in a published layout or in ours, or in a hub's cache (`mplug.hub`).
 
     Raises CheckpointError naming what is missing or ambiguous, ConfigError for an unreadable YAML.
     """
@@ -61,6 +62,11 @@ def find_checkpoint(folder: Path) -> CheckpointFiles:
             f"{folder}: no such folder; a checkpoint is a folder with a YAML, a BERT JSON, "
             "vocab.txt and a file of weights"
         )
+    try:
+        snapshot = find_snapshot(folder)
+    except CacheError as error:
+        raise CheckpointError(str(error)) from None
+    folder = snapshot.folder
     config = _only(folder, "a YAML", (".yaml", ".yml"), ("config.yaml",))
     # Where the files of several sizes share a folder, the YAML names its BERT JSON.
     bert_names = (bert_config_name(config) or "config_bert.json", "config_bert.json")
@@ -70,6 +76,7 @@ def find_checkpoint(folder: Path) -> CheckpointFiles:
         bert_config=_only(folder, "a BERT JSON", (".json",), bert_names, must_contain="bert"),
         vocabulary=_only(folder, "vocab.txt", (".txt",), ("vocab.txt",)),
         weights=_only(folder, f"weights ({', '.join(WEIGHT_SUFFIXES)})", WEIGHT_SUFFIXES, WEIGHT_NAMES),
+        name=snapshot.name,
     )
 
 
@@ -169,7 +176,6 @@ _HARMLESS = (
 )
 #: Keys under which publishers put the state dict.
 _WRAPPERS = ("model", "module", "state_dict")
-_LFS_POINTER = b"version https://git-lfs"
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
@@ -194,9 +200,8 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
 
 def _read(path: Path) -> object:
     try:
-        with path.open("rb") as stream:
-            if stream.read(len(_LFS_POINTER)) == _LFS_POINTER:
-                raise CheckpointError(f"{path}: is a Git LFS pointer, not the weights; run: git lfs pull")
+        if wrong := impostor(path):
+            raise CheckpointError(f"{path}: {wrong}")
         if path.suffix == ".safetensors":
             return load_file(path)
         harmless = torch.serialization.safe_globals([(_StandIn, name) for name in _HARMLESS])

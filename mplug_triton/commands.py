@@ -43,6 +43,7 @@ COMMANDS = {
             subcommands=("index", "search"),
         ),
         Command("batch", "clients/batch.py", ASK, "caption a whole folder, or answer a CSV of questions"),
+        Command("fetch", "builders/fetch.py", SERVE, "where published checkpoints are; is a download whole?"),
         Command("build", "builders/build.py", SERVE, "make a Triton repository of a checkpoint", "build"),
         Command("serve", "mplug.server", SERVE, "serve a built repository", "serve"),
         Command(
@@ -52,5 +53,9 @@ COMMANDS = {
         Command("evaluate", "builders/evaluate.py", TRAIN, "score a checkpoint or a server on a data set", "train"),
         Command("finetune", "builders/train/finetune.py", TRAIN, "fine-tune a checkpoint for one task", "train"),
         Command("train", "builders/train/pretrain.py", TRAIN, "pre-train with the paper's objectives", "train"),
+        Command("reproduce", "builders/reproduce.py", TRAIN, "our figures beside the published ones", "train"),
+        Command(
+            "rehearse", "builders/random_checkpoint.py", TRAIN, "a published checkpoint with random weights", "build"
+        ),
     )
 }

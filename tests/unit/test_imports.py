@@ -37,7 +37,7 @@ ALLOWED = {
 }
 #: Layers of `mplug`, from the bottom up: each may import those before it, those of its own line, and itself.
 LAYERS = (
-    ("errors",),
+    ("errors", "hub"),
     ("tracing",),
     ("contract", "answers"),
     ("config",),
