@@ -108,8 +108,8 @@ def places() -> str:
 
   pip install modelscope
   modelscope download --model iic/NAME --local_dir NAME
-  python builders/fetch.py NAME                    # is it whole?
-  python builders/build.py NAME --output repository
+  mplug fetch NAME                                 # is it whole? (python builders/fetch.py in a checkout)
+  mplug build NAME --output repository             # (python builders/build.py)
 
 Pre-trained, to be fine-tuned, from the authors (https://github.com/X-PLUG/mPLUG, where their YAMLs are),
 from {AUTHORS}/:

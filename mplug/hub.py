@@ -44,20 +44,20 @@ def find_snapshot(folder: Path) -> Snapshot:
     Of `models--ORG--NAME` the snapshot that `refs/main` names, or the only one. Raises CacheError where several are
     possible, where a file is a link that leaves the cache, and where what it links to is missing.
     """
-    folder = folder.absolute()
     if (folder / "snapshots").is_dir():
         folder = _current(folder)
     elif not any(folder.glob("*.y*ml")) and (choices := _models_below(folder)):
         raise CacheError(f"{folder}: is a cache of several models; name the folder of one: {_some(choices)}")
-    if folder.parent.name == "snapshots":
-        cache = folder.parent.parent
-        name = f"{cache.name.removeprefix(_PREFIX).replace('--', '/')}@{folder.name[:12]}"
+    place = folder.absolute()  # messages keep the path as it was given
+    if place.parent.name == "snapshots":
+        cache = place.parent.parent
+        name = f"{cache.name.removeprefix(_PREFIX).replace('--', '/')}@{place.name[:12]}"
         _check_links(folder, cache)
         return Snapshot(folder, name)
     if any((folder / name).is_file() for name in _MODELSCOPE_FILES):
         _check_links(folder, folder)
-        return Snapshot(folder, f"{folder.parent.name}/{folder.name}{_modelscope_revision(folder)}")
-    return Snapshot(folder, folder.name)
+        return Snapshot(folder, f"{place.parent.name}/{place.name}{_modelscope_revision(folder)}")
+    return Snapshot(folder, place.name)
 
 
 def _current(cache: Path) -> Path:
@@ -120,8 +120,8 @@ def impostor(path: Path) -> str | None:
         beginning = stream.read(_BEGINNING)
     if beginning.startswith(_LFS_POINTER):
         stated = re.search(rb"^size (\d+)$", beginning, re.MULTILINE)
-        of = f" of {int(stated[1]):,} bytes" if stated else ""
-        return f"is a Git LFS pointer, not the weights{of}; run: git lfs pull"
+        size = f" (it has {int(stated[1]):,} bytes)" if stated else ""
+        return f"is a Git LFS pointer, not the weights; run: git lfs pull{size}"
     if _MARKUP.match(beginning.lstrip(b"\xef\xbb\xbf \t\r\n")):
         return "is a web page or a site's error message, not the file; download it again, signed in where needed"
     if path.suffix in WEIGHT_SUFFIXES and beginning.lstrip().startswith(b"{"):

@@ -48,4 +48,6 @@ def _copy(source: argparse.ArgumentParser, commands: argparse._SubParsersAction,
     for action in source._actions:
         if not action.choices and action.nargs != 0 and action.type not in (int, float):
             action.complete = shtab.FILE  # type: ignore[attr-defined]
+        if isinstance(action.choices, dict) and not isinstance(action, argparse._SubParsersAction):
+            action.choices = list(action.choices)  # a dictionary of choices would pass for subcommands
         target._add_action(action)

@@ -134,6 +134,7 @@ def test_what_an_extra_would_bring_is_named(client_alone: Environment) -> None:
         complaint = client_alone.run("mplug", name, "--help", code=1).stderr
         assert complaint.startswith(f"error: mplug {name} needs the package ") and complaint.count("\n") == 1
         assert complaint.endswith(f"pip install 'mplug-triton[{COMMANDS[name].extra}]'\n")
+    assert "iic/mplug_image-captioning_coco_base_en" in client_alone.run("mplug", "fetch").stdout  # needs no extra
     assert "retrieve" in client_alone.run("mplug", "completion", "bash").stdout
 
 

@@ -171,7 +171,7 @@ def test_a_plain_folder_may_link_where_it_likes(tmp_path: Path) -> None:
     [
         (
             b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 2816000000\n",
-            "pointer, not the weights of 2,8",
+            "git lfs pull (it has 2,816,000,000 bytes)",
         ),
         (b"\n <!DOCTYPE html><html><body>Sign in", "is a web page"),
         (b'<?xml version="1.0"?><Error><Code>AccessDenied</Code></Error>', "is a web page or a site's error message"),
