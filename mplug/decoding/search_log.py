@@ -112,14 +112,13 @@ def _walk_back(
     parents: np.ndarray, tokens: np.ndarray, searches: np.ndarray, columns: np.ndarray, beams: np.ndarray
 ) -> np.ndarray:
     """Tokens `[h, L]` of hypotheses up to their column, from choices `[n, L, M]`; behind it they mean nothing."""
-    _, longest, width = tokens.shape
-    sequences = np.empty((len(searches), longest), np.int32)
-    parents, tokens = parents.ravel(), tokens.ravel()
-    early = bool((columns < longest - 1).any())
-    at = searches * (longest * width) + (longest - 1) * width
+    number, longest, width = tokens.shape
+    rows = np.arange(-1, number * longest - 1)[:, None] * width
+    before = (rows + parents.reshape(-1, width)).ravel()  # of every choice the place of the one before it
+    own = (searches * longest + columns) * width + beams
+    places = np.empty((longest, len(own)), np.intp)
+    earliest, place = columns.min(initial=longest), own
     for column in range(longest - 1, -1, -1):
-        places = at + beams
-        sequences[:, column] = tokens[places]
-        beams = np.where(column <= columns, parents[places], beams) if early else parents[places]
-        at -= width
-    return sequences
+        place = before.take(place) if column < earliest else np.where(column < columns, before.take(place), own)
+        places[column] = place
+    return tokens.ravel().take(places).T

@@ -115,8 +115,11 @@ class DecoderScoreGraph(nn.Module):
 
     def forward(self, tokens: Tensor, targets: Tensor, encoder_states: Tensor, encoder_mask: Tensor) -> tuple[Tensor]:
         # Padding stands behind the text, where causal attention does not look.
-        logits = self.decoder(tokens, encoder_states, encoder_mask)  # [P, L, V]
-        return (torch.log_softmax(logits.float(), dim=-1).gather(-1, targets.long()),)
+        logits = self.decoder(tokens, encoder_states, encoder_mask).float()  # [P, L, V]
+        # Log-softmax written out, as in the step: compilers make softmax and logarithm of it.
+        largest = logits.amax(-1, keepdim=True)
+        log_sum = torch.log(torch.exp(logits - largest).sum(-1, keepdim=True))
+        return (logits.gather(-1, targets.long()) - largest - log_sum,)
 
 
 def graphs_of(network: MPlug, end_id: int) -> Iterator[tuple[GraphSpec, nn.Module]]:

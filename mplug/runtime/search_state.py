@@ -6,10 +6,17 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from mplug.contract import NUMPY_TYPES, SEARCH_FILL, SEARCH_OPTIONS, SEARCH_STATE
+from mplug.contract import MAX_BEAMS, NUMPY_TYPES, SEARCH_FILL, SEARCH_OPTIONS, SEARCH_STATE
 from mplug.runtime.room import Room
 
 SEARCH_TENSORS = (*SEARCH_STATE, *SEARCH_OPTIONS)
+
+# Rows that every search begins with. Every beam starts from the same prefix; only one may continue it, or all would be
+# alike.
+_FIRST_SCORES = np.full(MAX_BEAMS, SEARCH_FILL["SCORES"], np.float32)
+_FIRST_SCORES[0] = 0.0
+_NO_PAST = np.empty((MAX_BEAMS, 0), np.int32)
+_ZERO = np.int32(0)
 
 
 def search_shapes(room: Room) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
@@ -44,8 +51,8 @@ def carry_over(old: Mapping[str, np.ndarray], new: Mapping[str, np.ndarray]) -> 
 
 def write_row(name: str, row: np.ndarray, value: np.ndarray) -> None:
     """Write a value `[…]` into one slot's row `[1, …]`, and what an unused place holds behind it."""
-    row[...] = SEARCH_FILL.get(name, 0)
-    row[(0, *map(slice, np.shape(value)))] = value
+    row.fill(SEARCH_FILL.get(name, 0))
+    row[(0, *map(slice, value.shape))] = value
 
 
 def new_search(
@@ -58,15 +65,14 @@ def new_search(
     token_range: tuple[int, int],
 ) -> dict[str, np.ndarray]:
     """Return the rows of a search that begins, for `Decoder.load`."""
-    scores = np.full(beams, SEARCH_FILL["SCORES"], np.float32)
-    scores[0] = 0.0  # every beam starts from the same prefix; only one may continue it, or all would be alike
+    ids = np.array(prefix, np.int32)
     return {
-        "TOKENS": np.full(beams, prefix[0], np.int32),
-        "SCORES": scores,
-        "ANCESTRY": np.full((beams, 0), -1, np.int32),
-        "POSITIONS": np.int32(0),
-        "OVER": np.int32(0),
+        "TOKENS": ids[:1].repeat(beams),
+        "SCORES": _FIRST_SCORES[:beams],
+        "ANCESTRY": _NO_PAST[:beams],
+        "POSITIONS": _ZERO,
+        "OVER": _ZERO,
         "ENCODER_MASK": encoder_mask,
-        "PREFIX": np.asarray(prefix, np.int32),
+        "PREFIX": ids,
         "OPTIONS": np.array([len(prefix), beams, min_length, max_length, *token_range], np.int32),
     }

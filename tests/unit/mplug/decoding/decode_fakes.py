@@ -34,6 +34,7 @@ class FakeSlot:
     search: dict[str, np.ndarray] = field(default_factory=dict)
     fed: list[int] = field(default_factory=list)
     over: bool = False
+    end_at: int = 0  #: the token, from 1, that is the end token instead
 
     def step(self, columns: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, bool]:
         """One step in plain numpy: parents, tokens and scores as wide as the caches."""
@@ -52,6 +53,8 @@ class FakeSlot:
             best = np.argsort(-totals, kind="stable")[:beams]
             parents[:beams], tokens[:beams] = best // CANDIDATES, offered[best % CANDIDATES]
             scores[:beams] = totals[best]
+            if length + 1 == self.end_at:
+                tokens[0] = END
             self.over = tokens[0] == END or length + 1 == most
         self.search["TOKENS"], self.search["SCORES"] = tokens[:beams], scores[:beams]
         return parents, tokens, scores, self.over
@@ -69,6 +72,7 @@ class FakeDecoder:
     moves: list[tuple[int, int]] = field(default_factory=list)
     rooms: list[Room] = field(default_factory=list)
     batches: list[list[int]] = field(default_factory=list)  #: names in the slots, by step
+    ends: dict[int, int] = field(default_factory=dict)  #: by name, the token that is the end token, from 1
     idle: int = 0  #: steps of slots whose search was over
     fail_step: BaseException | None = None  #: raised by the next step
     fail_admit: dict[int, BaseException] = field(default_factory=dict)
@@ -99,7 +103,7 @@ class FakeDecoder:
             raise self.fail_admit[name]
         assert len(encoder_states) <= self.rooms[-1].states
         self.admitted.append(name)
-        self._slots[slot] = FakeSlot(name)
+        self._slots[slot] = FakeSlot(name, end_at=self.ends.get(name, 0))
 
     def load(self, slot: int, search) -> None:
         assert len(search["PREFIX"]) + search["OPTIONS"][3] - 1 <= self.rooms[-1].positions

@@ -6,7 +6,7 @@ import random
 from collections.abc import Callable, Iterator
 
 import pytest
-from decode_fakes import BYTES_PER_PLACE, FakeDecoder, ask, script, wait_until
+from decode_fakes import BYTES_PER_PLACE, END, FakeDecoder, ask, script, wait_until
 
 from mplug.decoding.loop import ADMISSIONS_PER_STEP, DecodeLoop
 from mplug.errors import Cancelled, InvalidRequest, Unavailable
@@ -92,6 +92,21 @@ def test_a_crowd_gets_what_each_would_get_alone(start, slots: int, chunk: int) -
     assert decoder.admitted == list(range(120))  # first come, first served
     wait_until(lambda: loop.statistics.finished == 120)
     assert loop.statistics.sequence_steps == sum(length + prompt for _, length, _, prompt in asked)
+
+
+@pytest.mark.parametrize("end_at", range(1, 9))
+@pytest.mark.parametrize("beams", [1, 3])
+def test_an_end_token_within_a_chunk_ends_one_search_there(start, end_at: int, beams: int) -> None:
+    """What the idle steps behind it leave in the log belongs to no answer, and the others go on."""
+    loop, decoder = start(max_slots=3, chunk=4)
+    decoder.ends = {1: end_at}
+    outcomes = [ask(loop, name, 12, beams=beams) for name in range(3)]
+    assert outcomes[1].tokens() == (*script(1, end_at - 1), END)
+    assert [outcomes[name].tokens() for name in (0, 2)] == [script(0, 12), script(2, 12)]
+    assert len(outcomes[1].wait()) == beams
+    wait_until(lambda: loop.statistics.finished == 3)
+    assert loop.statistics.sequence_steps == loop.statistics.tokens == 12 + end_at + 12
+    assert decoder.idle < 2 * decoder.chunk
 
 
 def test_who_comes_joins_at_the_next_step(start) -> None:
