@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from mplug.contract import MAX_BEAMS, SEARCH_FILL
 
@@ -23,6 +24,12 @@ BLOCKED = -1e20
 OUT_OF_RANGE = -10_000.0
 #: Score of beams that a request does not use, and of all but the first beam at the start.
 UNUSED = SEARCH_FILL["SCORES"]
+
+
+#: Vocabularies from this size on are searched in groups of so many tokens.
+LARGE_VOCABULARY, GROUP = 8192, 32
+#: Stands behind the vocabulary's end in its last group.
+LOWEST = -3e38
 
 
 class SearchState(NamedTuple):
@@ -92,12 +99,32 @@ def _candidates(logits: Tensor, asked: Options) -> tuple[Tensor, Tensor]:
     outside = (vocabulary < asked.first_token[:, None]) | (vocabulary >= asked.end_of_tokens[:, None])  # [S, V]
     logits = logits.float() + torch.where(outside, OUT_OF_RANGE, 0.0)[:, None, :]
     # One more than there are beams: the end token may be blocked.
-    best = torch.topk(logits, min(MAX_BEAMS + 1, logits.shape[-1]), dim=-1)
+    values, ids = likeliest(logits, min(MAX_BEAMS + 1, logits.shape[-1]))
     # Log-softmax written out, and of the candidates alone: compilers make softmax and logarithm of it, which turns
     # small probabilities into minus infinity.
-    largest = best.values[:, :, :1]
+    largest = values[:, :, :1]
     log_sum = torch.log(torch.exp(logits - largest).sum(-1, keepdim=True))
-    return best.indices.to(torch.int32), best.values - largest - log_sum
+    return ids, values - largest - log_sum
+
+
+def likeliest(logits: Tensor, number: int) -> tuple[Tensor, Tensor]:
+    """Return the `number` largest of logits `[S, M, V]`, largest first, and their ids, `[S, M, number]` each.
+
+    In a large vocabulary they are sought in the groups with the largest maxima, of which as many hold all of them:
+    TopK takes many times as long as a maximum.
+    """
+    slots, beams, vocabulary = logits.shape
+    if vocabulary < LARGE_VOCABULARY:
+        best = torch.topk(logits, number, dim=-1)
+        return best.values, best.indices.to(torch.int32)
+    groups = functional.pad(logits, (0, -vocabulary % GROUP), value=LOWEST).unflatten(-1, (-1, GROUP))  # [S, M, G, 32]
+    each = groups.shape[2]
+    chosen = torch.topk(groups.amax(-1), number, dim=-1).indices.to(torch.int32)  # [S, M, number]
+    firsts = torch.arange(slots * beams, device=logits.device, dtype=torch.int32).reshape(slots, beams, 1) * each
+    members = groups.flatten(0, 2).index_select(0, (chosen + firsts).flatten()).reshape(slots, beams, number * GROUP)
+    best = torch.topk(members, number, dim=-1)
+    places = best.indices.to(torch.int32)
+    return best.values, chosen.gather(2, (places // GROUP).long()) * GROUP + places % GROUP
 
 
 def _choose(ids: Tensor, totals: Tensor, vocabulary: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -11,7 +11,7 @@ import torch
 from mplug.contract import MAX_BEAMS, SEARCH_STATE
 from mplug.decoding.beam_search import BeamSearch, Hypothesis, SearchOptions
 from mplug.decoding.search_log import EndedSearch, SearchLog
-from mplug.network.beam_step import SearchState, beam_step
+from mplug.network.beam_step import GROUP, LARGE_VOCABULARY, SearchState, beam_step, likeliest
 from mplug.runtime.interface import StepChoices
 from mplug.runtime.room import Room
 from mplug.runtime.search_state import empty_state, new_search, write_row
@@ -147,3 +147,18 @@ def test_an_empty_slot_stays_where_it_is() -> None:
     for _ in range(ROOM.positions + 2):
         before, _ = beam_step(torch.zeros(1, MAX_BEAMS, VOCABULARY), before, state["PREFIX"], state["OPTIONS"], END)
     assert before.positions.tolist() == [0] and before.over.tolist() == [1]
+
+
+@pytest.mark.parametrize("vocabulary", [LARGE_VOCABULARY - 1, LARGE_VOCABULARY, LARGE_VOCABULARY + 5, 30_522])
+@pytest.mark.parametrize("number", [1, MAX_BEAMS + 1])
+def test_the_likeliest_of_a_large_vocabulary_are_those_of_all(vocabulary: int, number: int) -> None:
+    """Wherever they stand: scattered, all in one group, at the very end, far below zero."""
+    logits = torch.randn(3, 2, vocabulary, generator=torch.Generator().manual_seed(vocabulary))
+    logits[0, 1, 5 * GROUP : 6 * GROUP] += 20.0
+    logits[1, 0, -number:] += 20.0
+    logits[2] -= 10_000.0
+    values, ids = likeliest(logits, number)
+    expected = torch.topk(logits, number, dim=-1)
+    assert torch.equal(values, expected.values)
+    assert torch.equal(logits.gather(2, ids.long()), values)
+    assert all(len(set(row)) == number for row in ids.flatten(0, 1).tolist())
