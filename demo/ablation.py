@@ -1,14 +1,17 @@
 """What the skip-connections of the fusion encoder buy: the paper's ablation, on emoji scenes.
 
-    OMP_NUM_THREADS=1 python demo/ablation.py --minutes 26 --output docs
+    OMP_NUM_THREADS=1 python demo/ablation.py --seeds 3 --minutes 3 --output docs
 
-Four networks that differ in `stride_layer` alone: 1 (every layer but the first is connected attention), 2, 3
-(published base) and never (asymmetric co-attention only, as in published large). They look through the demo's vision
-encoder, which stays frozen and ran once over a pool of scenes; everything else, half as wide as the demo's so that
-many steps fit in little time, starts from nothing and equal. All see the same batches in the same order, and
-each batch trains one after the other, so that whatever else the machine does slows all of them alike. Speed is
-measured there, and at published base size on the fusion encoder alone. Writes `ablation.json`, `ablation.png` and the
-table in `ablation.md`.
+Three networks that differ in `stride_layer` alone: 1 (connected attention in every layer but the first), 3 (the skip-
+connections of published base) and never (co-attention in every layer, no connection). They look through the demo's
+vision encoder, which stays frozen and ran once over a pool of scenes; everything else, a third as wide as the demo's
+so that many steps fit in little time, starts from nothing and equal. All see the same batches in the same order. They
+take turns: the one that has had the least CPU time makes the next step, so that whatever else the machine does slows
+all of them alike, and every network has trained for the same time at the end, but for a different number of steps.
+The rate stays constant after the warm-up, and what is looked at is a moving average of the weights, so that any
+moment of a run can be compared with any other: at equal steps, and at equal time. Each seed leaves `ablation-
+SEED.json` and is not run again. Speed at published base size is measured on the fusion encoder alone. Writes
+`ablation.json`, `ablation.png` and the tables in `ablation.md`.
 """
 
 from __future__ import annotations
@@ -22,7 +25,6 @@ import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from random import Random
-from statistics import median
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
@@ -31,41 +33,41 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
 from builders.data.streams import seed_of
 from builders.train.batches import TensorMaker
 from builders.train.fused_states import fuse
 from builders.train.generation import generate
+from builders.train.learners import momentum_copy
 from builders.train.objectives.answering import answer_loss
-from builders.train.objectives.captioning import caption_loss, decoder_source
-from builders.train.schedule import adamw, cosine_with_warmup, set_rate
+from builders.train.schedule import adamw, set_rate
 from demo.ablation_report import report
-from demo.scene_stream import SCENE_TEXTS, SceneRecords
-from demo.scenes.generator import Scene
+from demo.ablation_speed import seconds_by_size
+from demo.scene_stream import SCENE_SIZE, SCENE_TEXTS
+from demo.scenes.classes import load_classes
+from demo.scenes.generator import Scene, SceneGenerator
 from demo.scenes.sprites import TRAIN_STYLES
 from mplug.checkpoint import load_checkpoint
-from mplug.config import MPlugConfig, TextConfig
+from mplug.config import MPlugConfig
 from mplug.inputs.pixels import pixel_values
 from mplug.inputs.tokenizer import Tokenizer
 from mplug.network import MPlug
-from mplug.network.fusion_encoder import FusionEncoder
 
 FUSION_LAYERS = 6
-STRIDES = {"1": 1, "2": 2, "3": 3, "never": FUSION_LAYERS}
-BASELINE = "1"  # what speed is a ratio to: attention over image and text in every layer that may have it
-WIDTH, FEED_FORWARD, HEADS, LAYERS = 96, 384, 3, 2  # of the text side; layers of text encoder and decoder each
-POOL = 3000  # scenes to train on, with fresh questions every time
-SCENES, QUESTIONS = 16, 2  # scenes of a batch, questions about each
-LEARNING_RATE = 1e-3
-WARMUP = 30  # steps
-TEST_SCENES, TEST_QUESTIONS = 400, 3
-LOOK_SCENES = 100  # of the test scenes, on the way
-TEST_SEED = 1  # of the streams; training has 0
-LOOKS = 5  # on the way and at the end, evenly over the run
-ANSWER_LENGTH, CAPTION_LENGTH = 6, 24  # tokens
-REPEATS = 40  # of each measurement of inference
-BASE_TOKENS, BASE_TEXT, BASE_REPEATS = 577, 20, 5  # published base at 384 pixels
+STRIDES = {"1": 1, "3": 3, "never": FUSION_LAYERS}
+WIDTH, FEED_FORWARD, HEADS, LAYERS = 64, 256, 2, 1  # of the text side; layers of text encoder and decoder each
+CLASSES = 8  # things that scenes show: few, so that they can be learnt from answers alone
+POOL = 1500  # scenes to train on, with fresh questions every time
+SCENES, QUESTIONS = 16, 3  # scenes of a batch, questions about each
+LEARNING_RATE = 7e-4  # at 2e-3 the strides 3 and never lose the question within 200 steps
+WARMUP = 150  # steps
+AVERAGED = 0.98  # of the weights that are looked at, what stays of them at every step
+TEST_SCENES, TEST_QUESTIONS = 250, 3
+LOOK_EVERY = 300  # steps
+ANSWER_LENGTH = 6  # tokens
+SEED_OF_SCENES = 30_000  # validation's; training's pool and the test have streams of their own
 
 
 @dataclass
@@ -74,13 +76,15 @@ class Variant:
 
     network: MPlug
     optimiser: torch.optim.Optimizer
-    seconds: list[float] = field(default_factory=list)  #: CPU time of each training step
+    average: AveragedModel
+    seconds: float = 0.0  #: CPU time of its training so far
+    steps: int = 0
     losses: list[float] = field(default_factory=list)
     looks: list[dict[str, float]] = field(default_factory=list)
 
 
 def variant_config(config: MPlugConfig, stride: int) -> MPlugConfig:
-    """The demo's vision encoder, and a narrow text side with six fusion layers."""
+    """Return the demo's vision encoder, and a narrow text side with six fusion layers."""
     text = replace(
         config.text,
         hidden_size=WIDTH,
@@ -92,12 +96,11 @@ def variant_config(config: MPlugConfig, stride: int) -> MPlugConfig:
         fusion_layers=FUSION_LAYERS,
         stride_layer=stride,
     )
-    tasks = ("image-captioning", "visual-question-answering")
-    return replace(config, text=text, tasks=tasks, caption_states="fused", prompt="a picture of")
+    return replace(config, text=text, tasks=("visual-question-answering",))
 
 
 def make_variant(demo: MPlug, stride: int, seed: int) -> Variant:
-    """A fresh network; what two variants have in common starts equal."""
+    """Return a fresh network; what two variants have in common starts equal."""
     network = MPlug(variant_config(demo.config, stride))
     network.initialise(seed)
     for name, parameter in network.named_parameters():
@@ -107,42 +110,44 @@ def make_variant(demo: MPlug, stride: int, seed: int) -> Variant:
     network.vision_encoder.load_state_dict(demo.vision_encoder.state_dict(), strict=False)  # it has no projection
     network.vision_encoder.requires_grad_(False)
     network.vision_encoder.projection.requires_grad_(True)
-    return Variant(network, adamw([network], LEARNING_RATE, LEARNING_RATE))
+    return Variant(network, adamw([network], LEARNING_RATE, LEARNING_RATE), momentum_copy(network, AVERAGED))
 
 
 @dataclass(frozen=True)
 class Examples:
-    """Scenes with questions and captions, seen through the demo's vision encoder; the same for all variants."""
+    """Scenes with questions, seen through the demo's vision encoder; the same for all variants."""
 
-    seen: Tensor  #: `[B, N, 192]` states in half precision
-    questions: dict
-    image_index: Tensor
-    captions: Tensor
+    seen: Tensor  #: `[B, N, 192]` states
+    questions: Tensor  #: `[Q, L]` ids
+    answers: Tensor  #: `[Q, L]` ids
+    image_index: Tensor  #: `[Q]` which scene a question is about
     kinds: list[str]
 
     @classmethod
     def of(cls, scenes: list[Scene], seen: Tensor, questions: int, random: Random, maker: TensorMaker) -> Examples:
+        """Ask so many questions about each scene."""
         asked = SCENE_TEXTS["vqa"](scenes, random, questions)
         places = {id(scene.image): index for index, scene in enumerate(scenes)}
-        tensors = {
-            "question_ids": maker.ids([record.question for record in asked]),
-            "answer_ids": maker.ids([record.answers[0] for record in asked]),
-        }
-        image_index = torch.tensor([places[id(record.image)] for record in asked])
-        captions = maker.ids([scene.caption for scene in scenes], clean=True)
-        return cls(seen.float(), tensors, image_index, captions, [record.kind for record in asked])
+        return cls(
+            seen.float(),
+            maker.ids([record.question for record in asked]),
+            maker.ids([record.answers[0] for record in asked]),
+            torch.tensor([places[id(record.image)] for record in asked]),
+            [record.kind for record in asked],
+        )
 
-    def first(self, scenes: int) -> Examples:
-        """Those of the first scenes."""
-        rows = (self.image_index < scenes).nonzero()[:, 0]
-        questions = {name: ids[rows] for name, ids in self.questions.items()}
-        kinds = [self.kinds[row] for row in rows.tolist()]
-        return Examples(self.seen[:scenes], questions, self.image_index[rows], self.captions[:scenes], kinds)
+
+def draw_scenes(count: int, seed: int) -> list[Scene]:
+    """Return scenes of one or two groups that show the first `CLASSES` classes alone."""
+    generator = SceneGenerator(TRAIN_STYLES, size=SCENE_SIZE, max_groups=2, seed=SEED_OF_SCENES + seed)
+    random = Random(seed_of("classes", seed))
+    known = [emoji_class.index for emoji_class in load_classes()[:CLASSES]]
+    return [generator.scene(random.sample(known, 2)) for _ in range(count)]
 
 
 @torch.no_grad()
 def look_through(demo: MPlug, scenes: list[Scene]) -> Tensor:
-    """What the demo's vision encoder makes of scenes, `[n, N, 192]` in half precision."""
+    """Return what the demo's vision encoder makes of scenes, `[n, N, 192]` in half precision."""
     found = []
     for index in range(0, len(scenes), SCENES):
         pixels = [
@@ -154,203 +159,124 @@ def look_through(demo: MPlug, scenes: list[Scene]) -> Tensor:
     return torch.cat(found)
 
 
-def train_step(variant: Variant, examples: Examples, prompt: Tensor, rate: float) -> None:
-    """One step on one batch: answers and captions, equally weighted."""
+def train_step(variant: Variant, examples: Examples) -> None:
+    """Make one step on one batch of answers."""
     started = time.process_time()
     network = variant.network
     with torch.autocast("cpu", torch.bfloat16):
         states = network.vision_encoder.projection(examples.seen)
-        answers = answer_loss(
-            network,
-            states,
-            examples.questions["question_ids"],
-            None,
-            examples.questions["answer_ids"],
-            image_index=examples.image_index,
+        loss = answer_loss(
+            network, states, examples.questions, None, examples.answers, image_index=examples.image_index
         )
-        captions = caption_loss(network, decoder_source(network, states, prompt), examples.captions)
-        loss = answers + captions
-    set_rate(variant.optimiser, rate)
+    set_rate(variant.optimiser, min(1.0, (variant.steps + 1) / WARMUP))
     variant.optimiser.zero_grad(set_to_none=True)
     loss.backward()
     torch.nn.utils.clip_grad_norm_([p for p in network.parameters() if p.grad is not None], 1.0)
     variant.optimiser.step()
-    variant.seconds.append(time.process_time() - started)
+    variant.average.update_parameters(network)
+    variant.seconds += time.process_time() - started
+    variant.steps += 1
     variant.losses.append(loss.item())
 
 
 @torch.no_grad()
-def look(network: MPlug, test: Examples, prompt: Tensor, tokenizer: Tokenizer) -> dict[str, float]:
-    """Shares of answers and captions that are right, word for word, decoded greedily."""
+def look(network: MPlug, test: Examples, tokenizer: Tokenizer) -> dict[str, float]:
+    """Return the shares of answers that are right, word for word, decoded greedily: of all, and by kind."""
     network.eval()
     right: list[bool] = []
     with torch.autocast("cpu", torch.bfloat16):
         states = network.vision_encoder.projection(test.seen)
-        ids, wanted = test.questions["question_ids"], test.questions["answer_ids"]
-        for part in torch.arange(len(ids)).split(100):
-            source = network.decoder_input(*fuse(network, states, ids[part], image_index=test.image_index[part]))
-            right += _equal(_greedy(network, source, tokenizer, ANSWER_LENGTH), wanted[part], tokenizer)
-        same: list[bool] = []
-        for part in torch.arange(len(states)).split(100):
-            source = decoder_source(network, states[part], prompt)
-            same += _equal(_greedy(network, source, tokenizer, CAPTION_LENGTH), test.captions[part], tokenizer)
+        for part in torch.arange(len(test.questions)).split(150):
+            fused = fuse(network, states, test.questions[part], image_index=test.image_index[part])
+            found = generate(
+                network,
+                network.decoder_input(*fused),
+                start_id=tokenizer.cls_id,
+                end_id=tokenizer.sep_id,
+                length=ANSWER_LENGTH,
+            )
+            pairs = zip(found.tolist(), test.answers[part].tolist(), strict=True)
+            right += [tokenizer.decode(one[1:]) == tokenizer.decode(other[1:]) for one, other in pairs]
     network.train()
     by_kind = {
         kind: float(np.mean([ok for ok, own in zip(right, test.kinds, strict=True) if own == kind]))
         for kind in sorted(set(test.kinds))
     }
-    return {"answers": float(np.mean(right)), "captions": float(np.mean(same)), **by_kind}
+    return {"answers": float(np.mean(right)), **by_kind}
 
 
-def _greedy(network: MPlug, source: tuple[Tensor, Tensor], tokenizer: Tokenizer, length: int) -> Tensor:
-    return generate(network, source, start_id=tokenizer.cls_id, end_id=tokenizer.sep_id, length=length)
+def run_seed(demo: MPlug, maker: TensorMaker, seed: int, minutes: float) -> dict:
+    """Train every variant for so many minutes of CPU time; return what was measured."""
+    pool, test_scenes = draw_scenes(POOL, 2 * seed + 1), draw_scenes(TEST_SCENES, 2 * seed)
+    pool_seen = look_through(demo, pool)
+    test = Examples.of(test_scenes, look_through(demo, test_scenes), TEST_QUESTIONS, Random(seed), maker)
+    variants = {name: make_variant(demo, stride, seed) for name, stride in STRIDES.items()}
+    bar = tqdm(total=100, unit="%", desc=f"seed {seed}")
+    while True:
+        variant = min(variants.values(), key=lambda each: each.seconds)
+        over = variant.seconds >= 60 * minutes  # of the one that had least, so of all
+        bar.update(round(100 * min(variant.seconds / 60 / minutes, 1.0)) - bar.n)
+        if over:
+            break
+        random = Random(seed_of("ablation", seed, variant.steps))
+        chosen = random.sample(range(len(pool)), SCENES)
+        train_step(variant, Examples.of([pool[n] for n in chosen], pool_seen[chosen], QUESTIONS, random, maker))
+        if variant.steps % LOOK_EVERY == 0:
+            _look(variant, test, maker.tokenizer)
+    for variant in variants.values():
+        if not variant.looks or variant.looks[-1]["step"] != variant.steps:
+            _look(variant, test, maker.tokenizer)
+    bar.close()
+    return {
+        "seed": seed,
+        "minutes": minutes,
+        "questions": len(test.kinds),
+        "variants": {
+            name: {
+                "parameters": sum(p.numel() for p in variant.network.fusion_encoder.parameters()),
+                "steps": variant.steps,
+                "seconds": variant.seconds,
+                "looks": variant.looks,
+                "losses": [float(np.mean(part)) for part in np.array_split(variant.losses, min(40, variant.steps))],
+            }
+            for name, variant in variants.items()
+        },
+    }
 
 
-def _equal(found: Tensor, wanted: Tensor, tokenizer: Tokenizer) -> list[bool]:
-    pairs = zip(found.tolist(), wanted.tolist(), strict=True)
-    return [tokenizer.decode(one[1:]) == tokenizer.decode(other[1:]) for one, other in pairs]
+def _look(variant: Variant, test: Examples, tokenizer: Tokenizer) -> None:
+    found = look(variant.average.module, test, tokenizer)
+    variant.looks.append({"step": variant.steps, "seconds": variant.seconds, **found})
 
 
-@torch.no_grad()
-def inference_seconds(variants: dict[str, Variant], test: Examples, tokenizer: Tokenizer) -> dict[str, float]:
-    """CPU time of one answer behind the vision encoder: text encoder, fusion, two steps of the decoder; medians."""
-    seconds: dict[str, list[float]] = {name: [] for name in variants}
-    ids, image = test.questions["question_ids"], test.image_index
-    for repeat in range(REPEATS + 5):
-        for name, variant in variants.items():
-            variant.network.eval()
-            started = time.process_time()
-            row = slice(repeat, repeat + 1)
-            fused = fuse(variant.network, variant.network.vision_encoder.projection(test.seen[image[row]]), ids[row])
-            _greedy(variant.network, variant.network.decoder_input(*fused), tokenizer, 3)
-            if repeat >= 5:
-                seconds[name].append(time.process_time() - started)
-    return {name: median(values) for name, values in seconds.items()}
-
-
-def base_size_seconds() -> dict[str, dict[str, float]]:
-    """CPU time of the fusion encoder alone at published base size, random weights: forward, and forward and back."""
-    text = json.loads((Path(__file__).parents[1] / "builders/train/configs/base/config_bert.json").read_text())
-    width, tokens = text["hidden_size"], BASE_TOKENS
-    image, words, mask = torch.randn(1, tokens, width), torch.randn(1, BASE_TEXT, width), torch.ones(1, BASE_TEXT)
-    networks = {}
-    for name, stride in STRIDES.items():
-        networks[name] = FusionEncoder(
-            TextConfig(
-                vocab_size=100,
-                hidden_size=width,
-                intermediate_size=text["intermediate_size"],
-                heads=text["num_attention_heads"],
-                max_positions=64,
-                type_vocab_size=2,
-                layer_norm_eps=1e-12,
-                dropout=0.0,
-                num_hidden_layers=FUSION_LAYERS,
-                text_encoder_layers=1,
-                fusion_layers=FUSION_LAYERS,
-                stride_layer=stride,
-                text_decode_layers=1,
-            )
-        )
-    measured: dict[str, dict[str, list[float]]] = {name: {"inference": [], "training": []} for name in networks}
-    for repeat in range(BASE_REPEATS + 1):
-        for name, network in networks.items():
-            for kind in ("inference", "training"):
-                started = time.process_time()
-                with torch.set_grad_enabled(kind == "training"), torch.autocast("cpu", torch.bfloat16):
-                    fused = network(image, words, mask)
-                if kind == "training":
-                    sum(states.float().sum() for states in fused).backward()
-                if repeat:
-                    measured[name][kind].append(time.process_time() - started)
-    return {name: {kind: median(values) for kind, values in kinds.items()} for name, kinds in measured.items()}
-
-
-def results_of(variants: dict[str, Variant], test: Examples, inference: dict[str, float]) -> dict[str, dict]:
-    """The figures of every variant, speed as a ratio to the baseline's."""
-    baseline = variants[BASELINE]
-    found = {}
-    for name, variant in variants.items():
-        last = variant.looks[-1]
-        counts = {"answers": len(test.kinds), "captions": len(test.seen)}
-        found[name] = {
-            "parameters": sum(p.numel() for p in variant.network.fusion_encoder.parameters()),
-            "training samples per second, ratio": median(baseline.seconds) / median(variant.seconds),
-            "training seconds per step": median(variant.seconds),
-            "inference seconds": inference[name],
-            "inference time, ratio": inference[name] / inference[BASELINE],
-            "looks": variant.looks,
-            "losses": [float(np.mean(part)) for part in np.array_split(variant.losses, min(40, len(variant.losses)))],
-            **{f"{key} right": last[key] for key in counts},
-            **{f"{key} standard error": (last[key] * (1 - last[key]) / n) ** 0.5 for key, n in counts.items()},
-        }
-    return found
-
-
-def run(options: argparse.Namespace) -> dict:
-    """Train all variants and measure them."""
+def run(options: argparse.Namespace) -> None:
+    """Run the seeds that have not been run, and put all of them together."""
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
     demo, files = load_checkpoint(options.checkpoint)
     demo.eval().requires_grad_(False)
     maker = TensorMaker(Tokenizer(files.vocabulary, demo.config.text.vocab_size), demo.config)
-    tokenizer = maker.tokenizer
-    prompt = torch.tensor([tokenizer.cls_id, *tokenizer.pieces("a picture of"), tokenizer.sep_id])
-    variants = {name: make_variant(demo, stride, options.seed) for name, stride in STRIDES.items()}
-    test_scenes = SceneRecords("vqa", TRAIN_STYLES, TEST_SCENES, seed=TEST_SEED, augment=False).scenes(0)
-    seen = look_through(demo, test_scenes)
-    test = Examples.of(test_scenes, seen, TEST_QUESTIONS, Random(TEST_SEED), maker)
-    pool = SceneRecords("vqa", TRAIN_STYLES, options.pool, augment=False).scenes(0)
-    pool_seen = look_through(demo, pool)
-    # What time itself takes does not depend on the weights, so it is measured first.
+    parts = []
+    for seed in range(options.seeds):
+        path = options.output / f"ablation-{seed}.json"
+        if not path.exists():
+            write(path, run_seed(demo, maker, seed, options.minutes))
+        parts.append(json.loads(path.read_text()))
     document = {
         "hardware": f"{os.cpu_count()} cores, {cpu_name()}; one thread, other work beside it; times are CPU times",
-        "software": f"PyTorch {torch.__version__}, bfloat16 autocast in training",
+        "software": f"PyTorch {torch.__version__}, bfloat16 autocast",
         "checkpoint": f"{options.checkpoint.name}, sha256 {files.sha256()[:16]}",
-        "seed": options.seed,
-        "pool of scenes": options.pool,
-        "batch": f"{SCENES} scenes, {QUESTIONS} questions and a caption each",
-        "baseline": f"stride {BASELINE}",
-        "base size, fusion encoder alone": base_size_seconds(),
+        "batch": f"{SCENES} scenes of {CLASSES} classes, up to {QUESTIONS} questions each",
+        "base size, fusion encoder alone": seconds_by_size(STRIDES, FUSION_LAYERS),
+        "seeds": parts,
     }
-    inference = inference_seconds(variants, test, tokenizer)
-    for variant in variants.values():
-        variant.network.train()
-    started, looked, index = time.process_time(), 0, 0
-    bar = tqdm(total=100, unit="%", desc="ablation")
-    while True:
-        spent = (time.process_time() - started) / 60
-        done = spent / options.minutes if options.steps is None else index / options.steps
-        bar.update(round(100 * min(done, 1.0)) - bar.n)
-        if done * LOOKS >= looked + 1 or done >= 1:
-            looked += 1
-            part = test if done >= 1 else test.first(LOOK_SCENES)
-            for variant in variants.values():
-                variant.looks.append({"step": index, **look(variant.network, part, prompt, tokenizer)})
-            document |= {
-                "finished": done >= 1,
-                "steps": index,
-                "CPU minutes": round(spent, 1),
-                "test": {"questions": len(part.kinds), "scenes": len(part.seen)},
-                "variants": results_of(variants, part, inference),
-            }
-            write(options.output, document)
-        if done >= 1:
-            break
-        random = Random(seed_of("ablation", options.seed, index))
-        chosen = random.sample(range(len(pool)), SCENES)
-        examples = Examples.of([pool[place] for place in chosen], pool_seen[chosen], QUESTIONS, random, maker)
-        order = list(variants.values())
-        rate = cosine_with_warmup(done, index, WARMUP)
-        for variant in order[index % len(order) :] + order[: index % len(order)]:
-            train_step(variant, examples, prompt, rate)
-        index += 1
-    bar.close()
-    return document
+    write(options.output / "ablation.json", document)
+    for seed in range(options.seeds):
+        (options.output / f"ablation-{seed}.json").unlink()
 
 
 def cpu_name() -> str:
-    """The processor as Linux names it."""
+    """Return the processor as Linux names it."""
     information = Path("/proc/cpuinfo")
     names = (
         [line.split(":", 1)[1].strip() for line in information.read_text().splitlines() if "model name" in line]
@@ -360,23 +286,20 @@ def cpu_name() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
-def write(folder: Path, document: dict) -> None:
-    """Write `ablation.json`; a kill leaves the earlier one whole."""
-    folder.mkdir(parents=True, exist_ok=True)
-    unfinished = folder / "ablation.json.unfinished"
+def write(path: Path, document: dict) -> None:
+    """Write JSON; a kill leaves the earlier file whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_suffix(".unfinished")
     unfinished.write_text(json.dumps(document, indent=1) + "\n")
-    os.replace(unfinished, folder / "ablation.json")
+    os.replace(unfinished, path)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", type=Path, default=Path("checkpoints/demo"), help="whose vision encoder it is")
     parser.add_argument("--output", type=Path, required=True, help="folder for the results")
-    length = parser.add_mutually_exclusive_group(required=True)
-    length.add_argument("--minutes", type=float, help="of CPU time, for all four together")
-    length.add_argument("--steps", type=int, help="of training, instead")
-    parser.add_argument("--pool", type=int, default=POOL, help=f"scenes to train on ({POOL})")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--minutes", type=float, default=3.0, help="of CPU time for each network and seed (3)")
+    parser.add_argument("--seeds", type=int, default=3, help="runs from different first weights and scenes (3)")
     options = parser.parse_args()
     run(options)
     report(options.output)

@@ -64,6 +64,7 @@ def settings_of(leg: Leg, steps: int, seed: int, **changes: object) -> Settings:
         "vision_learning_rate": leg.vision_learning_rate,
         "warmup": WARM_UP,
         "weight_decay": WEIGHT_DECAY,
+        "beta2": 0.98,  # follows gradients that change as a task gives way to another
         "clip_groups": True,  # so that a new task's first gradients do not suppress the vision encoder's
         "seed": seed,
     }

@@ -51,6 +51,7 @@ class Settings:
     vision_learning_rate: float = 1e-5
     warmup: int = 1000  #: steps
     weight_decay: float = 0.02
+    beta2: float = 0.999  #: of AdamW, as published
     clip: float = 1.0  #: largest norm of the gradient; 0: none
     clip_groups: bool = False  #: clip each group of parameters by its own norm, the vision encoder apart
     precision: str = "bf16"
@@ -131,7 +132,8 @@ class Trainer:
         self.learner = learner.to(device).train()
         if settings.checkpointing:
             checkpoint_blocks(learner)
-        self.optimiser = adamw([learner], settings.learning_rate, settings.vision_learning_rate, settings.weight_decay)
+        rates = settings.learning_rate, settings.vision_learning_rate
+        self.optimiser = adamw([learner], *rates, settings.weight_decay, beta2=settings.beta2)
         self.scaler = torch.amp.GradScaler(device.type, enabled=settings.precision == "fp16")
         torch.manual_seed(settings.seed * 1_000_003 + rank())
         self.step = 0

@@ -262,7 +262,7 @@ class GroundingLearner(Learner):
         """See `Learner`."""
         states = self.network.vision_encoder(batch["pixel_values"])
         loss = grounding_loss(
-            self.network, states, batch["expression_ids"], None, batch["box_ids"], batch["image_index"]
+            self.network, states, batch["expression_ids"], None, batch["box_ids"], self.box_ids, batch["image_index"]
         )
         return {"box": loss}
 

@@ -27,12 +27,14 @@ def adamw(
     vision_learning_rate: float,
     weight_decay: float = WEIGHT_DECAY,
     *,
+    beta2: float = 0.999,
     fused: bool = True,
 ) -> torch.optim.AdamW:
     """AdamW over what of the modules is to be trained; each group keeps its full rate as `full_rate`.
 
     What belongs to a vision encoder learns at the vision encoder's rate, which the published training keeps lower,
-    since CLIP's weights are good already. Biases, norms and single numbers do not decay.
+    since CLIP's weights are good already. Biases, norms and single numbers do not decay. `beta2`: how long squares of
+    gradients are remembered.
     """
     groups: dict[tuple[bool, float], list[nn.Parameter]] = {}
     rates = {True: vision_learning_rate, False: learning_rate}
@@ -46,7 +48,7 @@ def adamw(
             {"params": parameters, "lr": rates[vision], "full_rate": rates[vision], "weight_decay": decay}
             for (vision, decay), parameters in groups.items()
         ],
-        betas=(0.9, 0.98),
+        betas=(0.9, beta2),
         fused=fused,
     )
 

@@ -60,6 +60,7 @@ def add_options(parser: argparse.ArgumentParser, *, learning_rate: float, vision
     training.add_argument("--vision-learning-rate", type=float, default=vision_learning_rate)
     training.add_argument("--warmup", type=int, default=1000, help="steps")
     training.add_argument("--weight-decay", type=float, default=0.02)
+    training.add_argument("--beta2", type=float, default=Settings.beta2, help="of AdamW (%(default)s, as published)")
     training.add_argument("--clip", type=float, default=1.0, help="largest norm of the gradient (0: none)")
     training.add_argument("--image-size", type=int, help="pixels; the positions are resampled")
     training.add_argument("--seed", type=int, default=0)

@@ -164,8 +164,11 @@ def is_needed(key: str) -> bool:
     return not tower and not any(part in key for part in UNUSED)
 
 
-def load_weights(model: torch.nn.Module, path: Path) -> None:
-    """Weights of any published layout. Raises ValueError for parameters that are not there."""
+def load_weights(model: torch.nn.Module, path: Path, *, unused: tuple[str, ...] = ()) -> None:
+    """Load weights of any published layout. Raises ValueError for parameters that are not there.
+
+    `unused`: beginnings of names that may be missing, since what the model is asked does not depend on them.
+    """
     state = torch.load(path, map_location="cpu", weights_only=True)
     state = state.get("model", state.get("module", state))
     state = {key.removeprefix("model.").removeprefix("module."): value.float() for key, value in state.items()}
@@ -173,7 +176,7 @@ def load_weights(model: torch.nn.Module, path: Path) -> None:
         state = {key.replace(old, new) if key.startswith(old) else key: value for key, value in state.items()}
     own = model.state_dict()
     state = {key: value for key, value in state.items() if key in own and value.shape == own[key].shape}
-    missing = [key for key in own if key not in state and is_needed(key)]
+    missing = [key for key in own if key not in state and is_needed(key) and not key.startswith(unused or "?")]
     if missing:
         raise ValueError(f"{path} lacks {', '.join(missing[:8])}")
     model.load_state_dict(state, strict=False)

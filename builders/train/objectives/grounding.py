@@ -11,8 +11,9 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
-from builders.train.fused_states import fuse, mean_over_tokens, token_losses
+from builders.train.fused_states import fuse
 from builders.train.generation import generate
 from mplug.inputs.tokenizer import Tokenizer
 from mplug.network import MPlug
@@ -68,12 +69,42 @@ def grounding_loss(
     image_states: Tensor,
     expression_ids: Tensor,
     expression_mask: Tensor | None,
-    box_ids: Tensor,
+    tokens: Tensor,
+    box_ids: BoxIds,
     image_index: Tensor | None = None,
 ) -> Tensor:
-    """Mean cross-entropy of the box tokens; expressions `[T, L]`, box ids `[T, 5]` (`BoxIds.tokens`)."""
-    fused = fuse(network, image_states, expression_ids, expression_mask, image_index)
-    return mean_over_tokens(token_losses(network, network.decoder_input(*fused), box_ids), box_ids)
+    """Return the published loss of expressions `[T, L]` and their box tokens `[T, 5]` (`BoxIds.tokens`).
+
+    Cross-entropies over the box tokens alone, each coordinate weighted by how wrong the greedy boxes are: the distance
+    of that coordinate times one minus the generalised intersection over union, as shares of the canvas. The weights are
+    those of the whole batch, as published (`model_grounding_mplug.py` 153-166, where a view of the losses meets the
+    weights of every example), so that a batch whose boxes are right teaches nothing.
+    """
+    source = network.decoder_input(*fuse(network, image_states, expression_ids, expression_mask, image_index))
+    bins = slice(box_ids.first_bin, box_ids.first_bin + box_ids.bins)
+    logits = network.text_decoder(tokens[:, :-1], *source)[..., bins].float()  # [T, 4, R + 1]
+    wanted = tokens[:, 1:] - box_ids.first_bin
+    losses = functional.cross_entropy(logits.transpose(1, 2), wanted, reduction="none")  # [T, 4]
+    with torch.no_grad():
+        side = box_ids.bins - 1
+        found, right = logits.argmax(-1) / side, wanted / side
+        weights = (found - right).abs() * (1 - generalised_iou(found, right))[:, None]
+    return (losses.mean(0) * weights.mean(0)).mean()
+
+
+def generalised_iou(first: Tensor, second: Tensor) -> Tensor:
+    """Return the generalised intersection over union of boxes `[T, 4]`, pair by pair: `[T]`, from -1 to 1.
+
+    Boxes are centre x, centre y, width and height. As published, 1e-5 keeps empty boxes from dividing by nothing
+    (`vgTools/utils/box_utils.py`; the measure is that of arXiv 1902.09630).
+    """
+    (low, high), (other_low, other_high) = (
+        (box[:, :2] - box[:, 2:] / 2, box[:, :2] + box[:, 2:] / 2) for box in (first, second)
+    )
+    shared = (torch.minimum(high, other_high) - torch.maximum(low, other_low)).clamp(min=0).prod(1)
+    union = first[:, 2:].prod(1) + second[:, 2:].prod(1) - shared
+    around = (torch.maximum(high, other_high) - torch.minimum(low, other_low)).prod(1)
+    return shared / (union + 1e-5) - (around - union) / (around + 1e-5)
 
 
 def greedy_boxes(

@@ -8,9 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from builders.train.batches import TensorMaker
+from demo import ablation, ablation_speed
 from demo.ablation import STRIDES, make_variant, variant_config
-from demo.ablation_report import BEGIN, END, report, table
+from demo.ablation_report import BEGIN, END, report
 from mplug.checkpoint import load_checkpoint
+from mplug.inputs.tokenizer import Tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +27,7 @@ def test_which_layers_are_connected(demo):
         name: [index for index in range(6) if variant_config(demo.config, stride).text.fusion_layer_is_connected(index)]
         for name, stride in STRIDES.items()
     }
-    assert connected == {"1": [1, 2, 3, 4, 5], "2": [2, 4], "3": [3], "never": []}
+    assert connected == {"1": [1, 2, 3, 4, 5], "3": [3], "never": []}
 
 
 def test_variants_start_equal_and_look_through_one_frozen_encoder(demo):
@@ -41,30 +44,52 @@ def test_variants_start_equal_and_look_through_one_frozen_encoder(demo):
     assert torch.equal(first.vision_encoder.blocks[0].expand.weight, demo.vision_encoder.blocks[0].expand.weight)
 
 
-def test_the_report_puts_the_table_between_its_marks(tmp_path, capsys):
-    variant = {
-        "parameters": 700_000,
-        "training samples per second, ratio": 1.5,
-        "inference time, ratio": 0.9,
-        "answers right": 0.5,
-        "answers standard error": 0.02,
-        "captions right": 0.25,
-        "captions standard error": 0.03,
-        "looks": [{"step": 10, "answers": 0.5, "captions": 0.25}],
-        "losses": [2.0, 1.0],
-    }
+def looks(*right: float) -> list[dict[str, float]]:
+    return [{"step": 10 * (n + 1), "seconds": 1.0 * (n + 1), "answers": share} for n, share in enumerate(right)]
+
+
+def test_the_report_puts_the_tables_between_its_marks(tmp_path, capsys):
+    slow = {"parameters": 700_000, "steps": 20, "looks": looks(0.4, 0.5), "losses": [2.0, 1.0]}
+    quick = {"parameters": 900_000, "steps": 40, "looks": looks(0.1, 0.2, 0.3, 0.6), "losses": [2.0, 1.0]}
+    better = {**quick, "looks": looks(0.1, 0.3, 0.4, 0.7)}
     document = {
-        "steps": 10,
-        "variants": {"1": variant, "never": variant},
+        "seeds": [{"variants": {"1": slow, "never": quick}}, {"variants": {"1": slow, "never": better}}],
         "base size, fusion encoder alone": {
-            "1": {"training": 4.0, "inference": 1.0},
-            "never": {"training": 1.0, "inference": 0.5},
+            "224": {
+                "training": {"1": [4.0, 2.0, 4.0], "never": [1.0, 1.0, 1.2]},
+                "inference": {"1": [1.0, 1.0, 1.0], "never": [0.5, 0.6, 0.5]},
+            }
         },
     }
     (tmp_path / "ablation.json").write_text(json.dumps(document))
     (tmp_path / "ablation.md").write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
     report(tmp_path)
     page = (tmp_path / "ablation.md").read_text()
-    assert page.startswith("before") and page.endswith("after\n") and "old" not in page and table(document) in page
-    assert "| never (co-attention only) | 0.70 M | 1.50 × | 0.90 | 0.25 / 0.50 | 50.0 ± 2.0 % | 25.0 ± 3.0 % |" in page
+    assert page.startswith("before") and page.endswith("after\n") and "old" not in page
+    assert "| 1 (connected everywhere) | 0.70 M | 1.00 ± 0.00 × | 50.0 ± 0.0 | 50.0 ± 0.0 |" in page
+    assert "| never (co-attention only) | 0.90 M | 2.00 ± 0.00 × | 25.0 ± 7.1 | 65.0 ± 7.1 |" in page
+    assert "| 224 × 224 | 0.30 (0.25–0.50) | 0.50 (0.50–0.60) |" in page
     assert (tmp_path / "ablation.png").stat().st_size > 1000
+
+
+def test_speed_is_measured_in_turns_for_every_stride(monkeypatch):
+    monkeypatch.setattr(ablation_speed, "SIZES", {32: 5})
+    measured = ablation_speed.seconds_by_size(STRIDES, 3, repeats=2)
+    assert set(measured) == {"32"} and set(measured["32"]) == {"training", "inference"}
+    for kind in measured["32"].values():
+        assert set(kind) == set(STRIDES) and all(len(values) == 2 and min(values) > 0 for values in kind.values())
+
+
+def test_networks_take_turns_until_each_has_had_its_time(demo, monkeypatch):
+    monkeypatch.setattr(ablation, "POOL", 16)
+    monkeypatch.setattr(ablation, "TEST_SCENES", 8)
+    monkeypatch.setattr(ablation, "LOOK_EVERY", 2)
+    _, files = load_checkpoint(Path(__file__).parents[3] / "checkpoints/demo")
+    maker = TensorMaker(Tokenizer(files.vocabulary, demo.config.text.vocab_size), demo.config)
+    measured = ablation.run_seed(demo.eval(), maker, 0, 0.01)
+    assert set(measured["variants"]) == set(STRIDES) and measured["questions"] >= 8
+    for variant in measured["variants"].values():
+        assert variant["seconds"] >= 0.6 and variant["steps"] == variant["looks"][-1]["step"] > 0
+        assert 0 <= variant["looks"][-1]["answers"] <= 1
+    scenes = ablation.draw_scenes(6, 5)
+    assert {group.class_index for scene in scenes for group in scene.groups} <= set(range(ablation.CLASSES))

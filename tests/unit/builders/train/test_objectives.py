@@ -356,7 +356,7 @@ def test_boxes_are_learnt_and_read_back(network, pixels):
     ids = BOXES.tokens(boxes)
     assert ids[0].tolist() == [40, 41 + 5, 41 + 10, 41 + 10, 41 + 20]
     assert (iou(BOXES.boxes(ids), boxes) > 0.8).all()
-    loss = lambda: grounding_loss(network, network.vision_encoder(pixels), texts(6), None, ids)  # noqa: E731
+    loss = lambda: grounding_loss(network, network.vision_encoder(pixels), texts(6), None, ids, BOXES)  # noqa: E731
     assert halved(learn(network.parameters(), loss, 120))
     found = greedy_boxes(network.eval(), network.vision_encoder(pixels), texts(6), None, BOXES)
     assert (found == ids).float().mean() > 0.8
