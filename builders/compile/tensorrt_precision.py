@@ -3,8 +3,9 @@
 TensorRT's networks are strongly typed: an operator computes in the type of its tensors. This pass gives
 every tensor its type. All is fp16 or bf16, except
 
-- log-softmax and the decoder step's search (`TopK`, `Exp`, `LogSoftmax`, what follows them, and the additions that
-  lead to them alone): scores of a beam are summed over its tokens, and a blocked end token, −1e20, is no fp16 number;
+- log-softmax and the decoder step's search (`TopK`, `Pad`, which it begins with in a large vocabulary, `Exp`,
+  `LogSoftmax`, what follows them, and the additions that lead to them alone): scores of a beam are summed over its
+  tokens, and a blocked end token, −1e20, is no fp16 number;
 - inputs and outputs of `mplug.contract`, which stay fp32, the caches apart: these never leave the device.
 
 `LayerNormalization` keeps half-precision tensors and computes in fp32 (its `stash_type`), and so do the
@@ -24,7 +25,7 @@ HALF_TYPES = {"fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
 #: Tensors of the decoder's graphs that stay on the device, by the beginnings of their names.
 CACHES = ("PAST_", "CROSS_", "WRITTEN")
 #: Operators that compute and answer in fp32.
-SINGLE_OPERATORS = frozenset({"LogSoftmax", "TopK", "Exp"})
+SINGLE_OPERATORS = frozenset({"LogSoftmax", "TopK", "Pad", "Exp"})
 #: Operators that may join what they lead to in fp32: each output element comes from one element of each input.
 ELEMENTWISE = frozenset({"Add", "Sub", "Mul", "Div", "Where", "Cast", "Unsqueeze", "Squeeze", "Identity"})
 #: Largest finite fp16 number.
