@@ -22,9 +22,14 @@ NAMES = {"1": "1 (connected everywhere)", "3": "3 (published base)", "never": "n
 BASELINE = "1"
 
 
+def last_step_of_all(variants: dict[str, dict]) -> int:
+    """Return the last step at which every network was looked at."""
+    return max(set.intersection(*({look["step"] for look in variant["looks"]} for variant in variants.values())))
+
+
 def at_step(looks: list[dict], step: int) -> float:
-    """Return the share of answers right at the last look up to a step."""
-    return [look["answers"] for look in looks if look["step"] <= step][-1]
+    """Return the share of answers right at a step."""
+    return next(look["answers"] for look in looks if look["step"] == step)
 
 
 def spread(values: list[float], digits: int = 1) -> str:
@@ -42,8 +47,8 @@ def accuracy_table(document: dict) -> str:
     ]
     for name in seeds[0]["variants"]:
         own = [seed["variants"][name] for seed in seeds]
-        fewest = [min(variant["steps"] for variant in seed["variants"].values()) for seed in seeds]
-        steps = [100 * at_step(one["looks"], least) for one, least in zip(own, fewest, strict=True)]
+        common = [last_step_of_all(seed["variants"]) for seed in seeds]
+        steps = [100 * at_step(one["looks"], step) for one, step in zip(own, common, strict=True)]
         ratio = [one["steps"] / seed["variants"][BASELINE]["steps"] for one, seed in zip(own, seeds, strict=True)]
         lines.append(
             f"| {NAMES.get(name, name)} | {own[0]['parameters'] / 1e6:.2f} M | {spread(ratio, 2)} × "

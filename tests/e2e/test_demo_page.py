@@ -450,7 +450,7 @@ def test_files_of_the_host_are_not_handed_out(every_task_server: TritonServer, t
 def test_the_page_decodes_with_the_servers_pillow() -> None:
     code = "import gradio, PIL; print(PIL.__version__)"
     done = subprocess.run([PYTHON, "-c", code], capture_output=True, text=True, timeout=120)
-    pinned = re.search(r"^pillow==(.*)$", (CHECKOUT / "requirements-serve.txt").read_text(), re.MULTILINE)
+    pinned = re.search(r"^pillow==(.*)$", (CHECKOUT / "requirements/runtime.txt").read_text(), re.MULTILINE)
     assert done.stdout.strip() == pinned[1], done.stderr
 
 
