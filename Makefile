@@ -21,6 +21,9 @@ PAGE_INSTALLED  := $(VENV)/.page.installed
 GATEWAY   := $(VENV)/gateway
 GATEWAY_INSTALLED := $(VENV)/.gateway.installed
 OPENAI_INSTALLED := $(VENV)/.openai.installed
+# Bulk work has an environment of its own, too: Ray Data's PyArrow wants NumPy 2, and nvidia-pytriton NumPy 1.
+BULK      := $(VENV)/bulk
+BULK_INSTALLED := $(VENV)/.bulk.installed
 HELM      := $(VENV)/helm/helm
 # The package is tested in an environment that has nothing but what it asks for.
 CLIENT    := $(VENV)/client
@@ -63,6 +66,8 @@ screenshots: $(BUILT) $(INSTALLED) $(PAGE_INSTALLED)  ## photograph that page an
 	@$(BIN)/python -m mplug.server $(REPOSITORY) --run $(BIN)/python webpage/screenshots.py --url {grpc} --page-python $(PAGE)/bin/python
 
 install: $(INSTALLED)  ## all of requirements.txt: training, evaluation, tests; the targets above need less
+
+bulk: $(BULK_INSTALLED) $(BUILT)  ## the environment of bulk work, .venv/bulk: bulk/caption.py, ask.py, embed.py
 
 test: $(INSTALLED) $(PAGE_INSTALLED) $(GATEWAY_INSTALLED) $(CLIENT_INSTALLED) $(HELM)  ## all tests; those for a GPU skip without one
 	@$(BIN)/python -m pytest $(PYTEST_ARGUMENTS)
@@ -135,6 +140,12 @@ $(CLIENT_INSTALLED): $(SERVE_INSTALLED) tests/client-requirements.txt
 	@echo "installing tests/client-requirements.txt into $(CLIENT)" >&2
 	@test -x $(CLIENT)/bin/python || $(PYTHON) -m venv $(CLIENT)
 	@$(CLIENT)/bin/python -m pip install --quiet --disable-pip-version-check -r tests/client-requirements.txt
+	@touch $@
+
+$(BULK_INSTALLED): $(SERVE_INSTALLED) bulk/requirements.txt
+	@echo "installing bulk/requirements.txt into $(BULK): a minute the first time" >&2
+	@test -x $(BULK)/bin/python || $(PYTHON) -m venv $(BULK)
+	@$(BULK)/bin/python -m pip install --quiet --disable-pip-version-check -r bulk/requirements.txt
 	@touch $@
 
 $(OPENAI_INSTALLED): $(SERVE_INSTALLED) deploy/openai/requirements.txt
