@@ -31,6 +31,9 @@ PICTURES = {**dict.fromkeys(TRAIN_STYLES[:4], 2), HELD_OUT_STYLE: 4}  # the styl
 
 README_HEAD = """# Pictures and a video to try
 
+[tour.ipynb](tour.ipynb) is a notebook: caption, ask, find, search, compare and video, in its own process and through a
+server. [langchain_chat.py](langchain_chat.py) asks through the [OpenAI-compatible endpoint](../docs/openai.md).
+
 Emoji scenes with their true captions, drawn by `python demo/make_examples.py`. None of the exact
 pictures was trained on; nothing drawn by Twemoji was trained on at all, and no video.
 
