@@ -33,6 +33,7 @@ from builders.evaluation import caption_metrics, report, tasks
 from builders.evaluation.models import Model, open_checkpoint
 from builders.evaluation.predictions import SCORED, score_file
 from builders.evaluation.tasks import Outcome
+from builders.plan import PlanError
 from clients.client import AsyncClient, ClientError
 from mplug.checkpoint import CheckpointError, find_checkpoint
 from mplug.config import TASKS, ConfigError
@@ -58,6 +59,8 @@ SCORERS = {
 }
 DEFAULT_URL = "localhost:8001"
 TIMEOUT = 600.0  # seconds that one answer may take: nobody waits for it, and the machine may be busy
+#: What data, checkpoints and servers raise, and a command that evaluates reports in one line.
+REPORTED = (DatasetError, ClientError, BuildError, PlanError, CheckpointError, ConfigError, ArtefactError)
 
 
 class UsageError(ValueError):
@@ -264,7 +267,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             report.write_markdown(options.markdown, outcomes, options.failures)
         if options.save_predictions:
             report.write_predictions(options.save_predictions, outcomes)
-    except (UsageError, DatasetError, ClientError, BuildError, CheckpointError, ConfigError, ArtefactError) as error:
+    except (UsageError, *REPORTED) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except OSError as error:

@@ -25,18 +25,14 @@ if not __package__:  # run as a script: Python looks beside this file, our packa
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from builders import reproduction_check
-from builders.build import BuildError
-from builders.compile.compare import ArtefactError
-from builders.data.readers.records import DatasetError
 from builders.evaluate import MODELS as PUBLIC_MODELS
-from builders.evaluate import SCORERS, TIMEOUT
+from builders.evaluate import REPORTED, SCORERS, TIMEOUT
 from builders.evaluation import report
 from builders.evaluation.models import Model, open_checkpoint
 from builders.evaluation.tasks import Outcome
-from builders.plan import PlanError
 from builders.reproduction_check import Checked, Ready
 from builders.reproductions import MODELS, PAPER, REPRODUCTIONS, Reproduction, Training
-from clients.client import AsyncClient, ClientError
+from clients.client import AsyncClient
 from mplug.checkpoint import CheckpointError, find_checkpoint
 from mplug.config import ConfigError, read_config
 
@@ -247,8 +243,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options.output = options.output or Path("build") / "reproduce" / options.task
     try:
         run(options)
-    except (ReproductionError, DatasetError, ClientError, BuildError, PlanError, CheckpointError, ConfigError,
-            ArtefactError) as error:  # fmt: skip
+    except (ReproductionError, *REPORTED) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except OSError as error:

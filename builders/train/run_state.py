@@ -103,9 +103,10 @@ def _one_process_may_do_it() -> Iterator[None]:
 
 def _of_learner(learner: nn.Module) -> dict[str, Tensor]:
     """The tensors of a learner by name, not copied; one that has two names (tied weights) is there once."""
-    unique = {tensor.data_ptr() if tensor.numel() else name: name for name, tensor in learner.state_dict().items()}
-    names = set(unique.values())
-    return {f"learner.{name}": tensor for name, tensor in learner.state_dict().items() if name in names}
+    unique = {
+        tensor.data_ptr() if tensor.numel() else name: (name, tensor) for name, tensor in learner.state_dict().items()
+    }
+    return {f"learner.{name}": tensor for name, tensor in unique.values()}
 
 
 def _of_optimiser(learner: nn.Module, optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -70,6 +70,13 @@ def test_the_endpoint_has_the_same_pins() -> None:
     assert not set(endpoint) & set(own_pins("requirements.txt"))
 
 
+def test_bulk_work_has_the_same_pins() -> None:
+    """But for NumPy, because of which it has an environment of its own."""
+    bulk, serving = pinned("bulk/requirements.txt"), pinned("requirements-serve.txt")
+    assert {name for name, version in bulk.items() if serving.get(name, version) != version} == {"numpy"}
+    assert {"openvino", "tokenizers", "pillow", "av"} <= set(bulk) & set(serving)
+
+
 def package_ranges() -> dict[str, SpecifierSet]:
     """What the package asks for without an extra."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]

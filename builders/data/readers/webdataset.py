@@ -209,6 +209,7 @@ class ShardStream:
         self.batches = self.files // (batch_size * world)  # per epoch
         if self.batches == 0:
             raise ValueError(f"{self.files} samples are fewer than a batch of {batch_size * world}")
+        self._counts = [shard.count for shard in shards.shards]
         self._epoch = self._group = -1
         self._order: list[int] = []  # of the shards, in this epoch
         self._ends: list[int] = []  # of each group of MIXED shards, in samples
@@ -221,17 +222,16 @@ class ShardStream:
         return [self.shards.record(*self._place(epoch, first + number)) for number in range(self.batch_size)]
 
     def _place(self, epoch: int, number: int) -> tuple[int, int]:
-        counts = [shard.count for shard in self.shards.shards]
         if epoch != self._epoch:
-            self._order = list(range(len(counts)))
+            self._order = list(range(len(self._counts)))
             Random(seed_of("shards", self.seed, epoch)).shuffle(self._order)
-            groups = [self._order[start : start + MIXED] for start in range(0, len(counts), MIXED)]
-            self._ends = list(accumulate(sum(counts[shard] for shard in group) for group in groups))
+            groups = [self._order[start : start + MIXED] for start in range(0, len(self._order), MIXED)]
+            self._ends = list(accumulate(sum(self._counts[shard] for shard in group) for group in groups))
             self._epoch, self._group = epoch, -1
         group = bisect_right(self._ends, number)
         if group != self._group:
             members = self._order[group * MIXED : (group + 1) * MIXED]
-            self._places = [(shard, place) for shard in members for place in range(counts[shard])]
+            self._places = [(shard, place) for shard in members for place in range(self._counts[shard])]
             Random(seed_of("samples", self.seed, epoch, group)).shuffle(self._places)
             self._group = group
         return self._places[number - (self._ends[group - 1] if group else 0)]
