@@ -48,7 +48,7 @@ from demo.ablation_speed import seconds_by_size
 from demo.scene_stream import SCENE_SIZE, SCENE_TEXTS
 from demo.scenes.classes import load_classes
 from demo.scenes.generator import Scene, SceneGenerator
-from demo.scenes.sprites import TRAIN_STYLES
+from demo.scenes.sprites import SPLIT_STYLES
 from mplug.checkpoint import load_checkpoint
 from mplug.config import MPlugConfig
 from mplug.inputs.pixels import pixel_values
@@ -139,7 +139,7 @@ class Examples:
 
 def draw_scenes(count: int, seed: int) -> list[Scene]:
     """Return scenes of one or two groups that show the first `CLASSES` classes alone."""
-    generator = SceneGenerator(TRAIN_STYLES, size=SCENE_SIZE, max_groups=2, seed=SEED_OF_SCENES + seed)
+    generator = SceneGenerator(SPLIT_STYLES, size=SCENE_SIZE, max_groups=2, seed=SEED_OF_SCENES + seed)
     random = Random(seed_of("classes", seed))
     known = [emoji_class.index for emoji_class in load_classes()[:CLASSES]]
     return [generator.scene(random.sample(known, 2)) for _ in range(count)]

@@ -33,7 +33,7 @@ from builders.compile.tensorrt_check import OnnxGraph, onnx_decoder
 from builders.compile.tensorrt_precision import HALF_TYPES
 from builders.compile.tensorrt_stages import export_graph
 from demo.scenes.generator import SceneGenerator
-from demo.scenes.sprites import TRAIN_STYLES
+from demo.scenes.sprites import SPLIT_STYLES
 from demo.splits import SPLITS
 from mplug.checkpoint import load_checkpoint
 from mplug.contract import DECODER, DECODER_SCORE, GraphSpec, Value, Values
@@ -139,7 +139,7 @@ def caption_agreement(checkpoint: Path, precisions: Sequence[str], scenes: int, 
     tokenizer = Tokenizer(files.vocabulary, config.text.vocab_size)
     end_id = tokenizer.sep_id
     graphs = [(spec, graph) for spec, graph in graphs_of(network, end_id) if spec is not DECODER_SCORE]
-    images = SceneGenerator(TRAIN_STYLES, size=config.vision.image_size, seed=SPLITS["test"].seed).batch(scenes).images
+    images = SceneGenerator(SPLIT_STYLES, size=config.vision.image_size, seed=SPLITS["test"].seed).batch(scenes).images
     task = CaptionTask(ServedCheckpoint(config, tokenizer, config.vision.image_size))
     requests = [task.parse({"IMAGE": [encoded(Image.fromarray(image))]}) for image in images]
 

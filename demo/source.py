@@ -9,7 +9,7 @@ from builders.data import sources
 from builders.data.readers.records import DatasetError, Record
 from demo.records import RECORDS, TITLES, caption_figures
 from demo.scene_stream import SceneRecords
-from demo.scenes.sprites import TRAIN_STYLES
+from demo.scenes.sprites import SPLIT_STYLES, TRAIN_STYLES
 from demo.splits import SPLITS
 from demo.texts.vocabulary import write_vocabulary
 
@@ -46,7 +46,7 @@ class Source(sources.Source):
     def validation_stream(self, task: str, split: str | None, batch_size: int) -> SceneRecords:
         """See `sources.Source`; unaugmented scenes."""
         texts = self.options.texts
-        return SceneRecords(task, TRAIN_STYLES, batch_size, seed=VALIDATION_SEED, texts=texts, augment=False)
+        return SceneRecords(task, SPLIT_STYLES, batch_size, seed=VALIDATION_SEED, texts=texts, augment=False)
 
     def captions(self, split: str | None, seed: int) -> list[Sequence[str]]:
         """See `sources.Source`."""

@@ -30,7 +30,7 @@ from tqdm import tqdm
 from demo.scenes.classes import DATA_DIR
 from demo.scenes.generator import Scene, SceneGenerator
 from demo.scenes.held_out import SEEDS_PER_SPLIT
-from demo.scenes.sprites import HELD_OUT_STYLE, TRAIN_STYLES
+from demo.scenes.sprites import HELD_OUT_STYLE, SPLIT_STYLES
 from demo.scenes.videos import SceneVideo, VideoGenerator
 from demo.texts.expressions import Expression, expressions_of
 from demo.texts.negatives import match_negatives
@@ -67,13 +67,13 @@ _FEWER = {"scenes": 500, "scene_pairs": 250, "videos": 100}
 SPLITS = {
     split.name: split
     for split in (
-        Split("validation", TRAIN_STYLES, 20_000, **_FEWER),
+        Split("validation", SPLIT_STYLES, 20_000, **_FEWER),
         Split("validation-twemoji", (HELD_OUT_STYLE,), 21_000, **_FEWER),
-        Split("test", TRAIN_STYLES, 90_000),
+        Split("test", SPLIT_STYLES, 90_000),
         Split("test-twemoji", (HELD_OUT_STYLE,), 91_000),
-        Split("test-pairs", TRAIN_STYLES, 92_000, "held-out", (0, 1)),
+        Split("test-pairs", SPLIT_STYLES, 92_000, "held-out", (0, 1)),
         Split("test-pairs-twemoji", (HELD_OUT_STYLE,), 93_000, "held-out", (0, 1)),
-        Split("test-crowds", TRAIN_STYLES, 94_000, "seen", (0, 0, 0.6, 0.4)),
+        Split("test-crowds", SPLIT_STYLES, 94_000, "seen", (0, 0, 0.6, 0.4)),
     )
 }
 

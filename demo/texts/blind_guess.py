@@ -23,7 +23,7 @@ if __package__ in (None, ""):  # run as a script: make the repository root impor
 
 from demo.scenes.classes import load_classes
 from demo.scenes.generator import SceneGenerator
-from demo.scenes.sprites import TRAIN_STYLES
+from demo.scenes.sprites import SPLIT_STYLES
 from demo.splits import SPLITS, Split, pair_items, scene_items
 from demo.texts.questions import questions_of
 from demo.texts.statements import hypotheses_of, pair_statements
@@ -66,7 +66,7 @@ def _names() -> re.Pattern[str]:
 
 def training_examples(task: str, scenes: int, split: Split) -> Iterator[Example]:
     """Draw texts as training does, with as many groups as the split has."""
-    generator = SceneGenerator(TRAIN_STYLES, size=32, max_groups=len(split.group_weights), seed=SEED)
+    generator = SceneGenerator(SPLIT_STYLES, size=32, max_groups=len(split.group_weights), seed=SEED)
     generator.group_weights = list(split.group_weights)
     random = Random(SEED)
     for _ in range(scenes):

@@ -21,14 +21,14 @@ from builders.train.objectives.grounding import greedy_boxes
 from builders.train.objectives.judgement import entail_logits, nlvr_logits
 from demo.scenes.generator import SceneGenerator
 from demo.scenes.grammar import exact_match, object_recall
-from demo.scenes.sprites import HELD_OUT_STYLE, TRAIN_STYLES
+from demo.scenes.sprites import HELD_OUT_STYLE, SPLIT_STYLES
 from demo.training.batches import SceneTexts, normalise
 from demo.training.legs import Mixture
 from demo.training.patch_labelling import PatchLabelling
 from mplug.network import MPlug
 
 VALIDATION_SEED = 20_000
-SPLITS = {"train": TRAIN_STYLES, "held_out": (HELD_OUT_STYLE,)}
+SPLITS = {"train": SPLIT_STYLES, "held_out": (HELD_OUT_STYLE,)}
 SCENES = 200
 TEXTS = Mixture(contrasted=0, questions=300, expressions=200, hypotheses=200, statements=200, matches=200)
 

@@ -10,7 +10,7 @@ from demo import splits as scene_splits
 from demo.scenes.classes import load_classes
 from demo.scenes.generator import SceneGenerator
 from demo.scenes.held_out import RESERVED_SEEDS, check_training_seed, held_out_pairs, is_held_out
-from demo.scenes.sprites import HELD_OUT_STYLE, TRAIN_STYLES
+from demo.scenes.sprites import HELD_OUT_STYLE, SPLIT_STYLES
 from demo.splits import MANIFEST, SPLITS, check_manifest, pair_items, scene_items, split_of, video_items
 
 TESTS = [split for split in SPLITS.values() if split.is_test]
@@ -60,9 +60,9 @@ def test_an_item_depends_on_its_index_alone():
 
 def test_splits_hold_the_styles_and_pairs_that_their_names_say():
     for name, styles, pairs in (
-        ("test", TRAIN_STYLES, "seen"),
+        ("test", SPLIT_STYLES, "seen"),
         ("test-twemoji", (HELD_OUT_STYLE,), "seen"),
-        ("test-pairs", TRAIN_STYLES, "held-out"),
+        ("test-pairs", SPLIT_STYLES, "held-out"),
         ("test-pairs-twemoji", (HELD_OUT_STYLE,), "held-out"),
     ):
         for item in scene_items(SPLITS[name], 40):
