@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.measure.figures import goal_in_words
 from benchmarks.parts.part import PARTS
 from benchmarks.workspace import ROOT
 
@@ -44,7 +45,7 @@ def fill(page: str, documents: dict[str, dict[str, Any]]) -> str:
     def replace(match: re.Match[str]) -> str:
         name = match[2]
         if name == "goals":
-            table = goals_table(documents.values()) + headroom(documents) if documents else None
+            table = goals_table(documents.values()) if documents else None
         elif name in TABLES:
             table = TABLES[name](documents[name]) + "\n\n" + provenance(documents[name]) if name in documents else None
         else:
@@ -66,58 +67,35 @@ def provenance(document: dict[str, Any]) -> str:
     versions = machine["versions"]
     versions_shown = ", ".join(f"{name} {versions[name]}" for name in PACKAGES_SHOWN if name in versions)
     features = f" ({', '.join(machine['cpu_features'])})" if machine["cpu_features"] else ""
+    emulated = f", products limited to {machine['emulated']}" if machine.get("emulated") else ""
     return (
-        f"*{machine['date'][:10]}, {machine['cpu']}{features}, {machine['cores']} cores, "
+        f"*{machine['date'][:10]}, {machine['cpu']}{features}{emulated}, {machine['cores']} cores, "
         f"{machine['memory_gib']:.0f} GiB, Python {machine['python']}, {versions_shown}; "
         f"our stages in {document['precision']}, preset `{document['preset']}`, took {document['seconds']:.0f} s.*"
     )
 
 
 def goals_table(documents: Iterable[dict[str, Any]]) -> str:
-    """Return a table of every goal beside what was measured."""
+    """Return a table of every goal beside what was measured and what the floors allow, and a list of those missed."""
+    goals = [goal for document in documents for goal in document["goals"]]
     rows = [
-        (goal["goal"], goal["target"], f"{goal['measured']:g}", "yes" if goal["reached"] else "**no**")
-        for document in documents
-        for goal in document["goals"]
-    ]
-    return table(("goal", "target", "measured", "reached"), rows)
-
-
-def headroom(documents: dict[str, dict[str, Any]]) -> str:
-    """Return how far the goals and we are from this machine's floor, if that was measured too."""
-    lines = []
-    if not {"one_caption", "decode_steps"} <= set(documents):
-        return ""
-    floor = documents["decode_steps"]["results"]["stages"]["whole"]["floor"]
-    contenders = documents["one_caption"]["results"]["contenders"]
-    ours, blip = contenders["triton"]["median"], contenders["blip"]["median"]
-    lines.append(
-        f"One caption cannot take less than {_seconds(floor)} here in the precision of our stages ({blip / floor:.1f}× "
-        f"faster than BLIP); it takes {_seconds(ours)}, {ours / floor:.2f}× that floor. 2.5× BLIP is "
-        f"{_seconds(blip / 2.5)}."
-    )
-    rate = captions_per_second_at_most(documents["decode_steps"])
-    series = documents.get("throughput", {}).get("results", {}).get("series", {})
-    by_name = {name: next((each for each in found if each["clients"] == 16), None) for name, found in series.items()}
-    if rate and by_name.get("ours") and by_name.get("litserve_blip"):
-        reached, baseline = (by_name[name]["captions_per_second"] for name in ("ours", "litserve_blip"))
-        lines.append(
-            f"The same floors allow {rate:.2f} captions/s with 16 in the decoder ({rate / baseline:.1f}× LitServe's at "
-            f"16 clients); {reached:.2f} are reached, {reached / rate:.0%} of that. 5× LitServe's are "
-            f"{5 * baseline:.2f}."
+        (
+            goal["goal"],
+            goal["target"],
+            _measured(goal),
+            f"{goal['allows']:.3g}" if "allows" in goal else "",
+            "yes" if goal["reached"] else "**no**",
         )
-    return "".join(f"\n\n{line}" for line in lines)
+        for goal in goals
+    ]
+    shown = table(("goal", "target", "measured (95 % interval)", "floor allows", "reached"), rows)
+    missed = [f"- {goal_in_words(goal)}." for goal in goals if not goal["reached"]]
+    return "\n".join([shown, *(["", "Missed here:", "", *missed] if missed else [])])
 
 
-def captions_per_second_at_most(steps: dict[str, Any]) -> float | None:
-    """Return the captions per second that the floors allow, with 16 in every step; None if 16 were not measured."""
-    results, lengths = steps["results"], steps["settings"]["lengths"]
-    full = [each for each in results["steps"] if each["batch"] == 16]
-    if not full:
-        return None
-    step = max(full, key=lambda each: each["position"])
-    encoders = sum(results["stages"][stage]["floor"] for stage in ("vision_encoder", "prefill"))
-    return 1 / (encoders + sum(lengths) / len(lengths) * step["floor"] / 16)
+def _measured(goal: dict[str, Any]) -> str:
+    interval = " ({:.3g} to {:.3g})".format(*goal["interval"]) if "interval" in goal else ""
+    return f"{goal['measured']:g}{interval}"
 
 
 def one_caption(document: dict[str, Any]) -> str:
@@ -128,14 +106,17 @@ def one_caption(document: dict[str, Any]) -> str:
             _seconds(each["best"]),
             _seconds(each["worst"]),
             f"{each['times_ours']:.2f}×",
+            _seconds(each["floor"]) if "floor" in each else "",
             each["count"],
         )
         for each in document["results"]["contenders"].values()
     ]
     overhead = document["results"]["triton_overhead"]
+    low, high = overhead["interval"]
     return (
-        table(("one caption, 5 beams, 20 tokens", "median", "best", "worst", "of ours", "rounds"), rows)
-        + f"\n\nOverhead of Triton and BLS, median over the rounds: {overhead:+.1%}."
+        table(("one caption, 5 beams, 20 tokens", "median", "best", "worst", "of ours", "floor", "rounds"), rows)
+        + f"\n\nOverhead of Triton and BLS, median over {overhead['rounds']} rounds: {overhead['percent']:+.1f} % "
+        f"(95 % interval {low:+.1f} to {high:+.1f})."
     )
 
 
@@ -166,7 +147,6 @@ def tasks(document: dict[str, Any]) -> str:
 def decode_steps(document: dict[str, Any]) -> str:
     results = document["results"]
     limits, stages = results["limits"], results["stages"]
-    bandwidth = max(limits[kind] for kind in ("read_bandwidth", "copy_bandwidth", "triad_bandwidth"))
     first = table(
         ("stage of one caption", "time", "share", "floor", "bound by", "× floor"),
         [
@@ -198,9 +178,10 @@ def decode_steps(document: dict[str, Any]) -> str:
     )
     giga = {name: value / 1e9 for name, value in limits.items()}
     return (
-        f"{first}\n\n{second}\n\nMeasured limits: {bandwidth / 1e9:.1f} GB/s (read {giga['read_bandwidth']:.1f}, copy "
-        f"{giga['copy_bandwidth']:.1f}, triad {giga['triad_bandwidth']:.1f}); matrix products "
-        f"{giga['matmul_fp32']:.0f} GFLOP/s in fp32, {giga['matmul_bf16']:.0f} in bf16."
+        f"{first}\n\n{second}\n\nMeasured limits: a matrix-vector product reads {giga['read_bandwidth']:.1f} GB/s, "
+        f"a copy moves {giga['copy_bandwidth']:.1f}, a triad {giga['triad_bandwidth']:.1f}; matrix products "
+        f"{giga['matmul_fp32']:.0f} GFLOP/s in fp32, {giga['matmul_bf16']:.0f} in bf16, {giga['matmul_int8']:.0f} G a "
+        "second in int8."
     )
 
 

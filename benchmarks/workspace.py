@@ -42,6 +42,8 @@ class Workspace:
     precision: str = "auto"
     served: Path | None = None  #: a repository to run against instead, where a part can
     tasks: tuple[str, ...] = ()  #: of the checkpoint; none: it captions
+    series: tuple[str, ...] = ()  #: what `throughput` measures; none: everything
+    earlier: Path | None = None  #: the result file with the series that are not measured again
 
     def at_preset(self, name: str) -> Workspace:
         """Return the workspace of another preset beside this one."""

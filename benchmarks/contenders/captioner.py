@@ -10,7 +10,7 @@ import importlib
 import multiprocessing
 import traceback
 from multiprocessing.connection import Connection
-from typing import Protocol
+from typing import Any, Protocol
 
 from benchmarks.workspace import Workspace
 
@@ -39,7 +39,8 @@ class CaptionerProcess:
         self._process = context.Process(target=_serve, args=(module, workspace, other_end), daemon=True)
         self._process.start()
         other_end.close()
-        self._answer(None, START_SECONDS)
+        #: What the captioner says it computes in; empty where it does not.
+        self.precision: str = "".join(self._answer(None, START_SECONDS))
 
     def caption(self, picture: bytes, tokens: int) -> list[int]:
         """See `Captioner.caption`. Raises ContenderError with what the process raised, or when it has ended."""
@@ -52,7 +53,7 @@ class CaptionerProcess:
         if self._process.is_alive():
             self._process.kill()
 
-    def _answer(self, request: tuple[bytes, int] | None, seconds: float | None = None) -> list[int]:
+    def _answer(self, request: tuple[bytes, int] | None, seconds: float | None = None) -> list[Any]:
         """Send a request, if there is one, and return the next answer; wait at most `seconds` for it."""
         try:
             if request is not None:
@@ -71,7 +72,7 @@ def _serve(module: str, workspace: Workspace, connection: Connection) -> None:
     """Caption until the other end is closed; runs in the contender's process."""
     try:
         captioner: Captioner = importlib.import_module(module).open_captioner(workspace)
-        connection.send([])
+        connection.send([getattr(captioner, "precision", "")])
         while True:
             connection.send(captioner.caption(*connection.recv()))
     except (EOFError, ConnectionError, KeyboardInterrupt):

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import litserve
 import numpy as np
 
-from benchmarks.contenders.blip import Blip
+from benchmarks.contenders.blip import best_blip
 from benchmarks.presets import PRESETS, ModelSizes
 
 MAX_BATCH = 8
@@ -31,7 +31,7 @@ class BlipApi(litserve.LitAPI):
         self._sizes = sizes
 
     def setup(self, device: str) -> None:
-        self._model = Blip(self._sizes)
+        self._model = best_blip(self._sizes)
 
     # No annotation: LitServe would hand it to FastAPI as the type of the body.
     def decode_request(self, request) -> tuple[np.ndarray, int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from statistics import mean, median
 from typing import Any
 
@@ -35,6 +36,25 @@ def summary(seconds: Sequence[float]) -> dict[str, Any]:
         "best": round(min(seconds), 6),
         "worst": round(max(seconds), 6),
     }
+
+
+def median_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float]:
+    """Return between which two of the values the median lies, with this confidence, whatever they are distributed like.
+
+    Each value is above the median as often as below, so that the number of those below is binomial (the interval of
+    the sign test). Fewer than six values give their range, which is less certain.
+    """
+    ordered, count = sorted(values), len(values)
+    tails = accumulate(math.comb(count, below) / 2**count for below in range(count // 2))
+    dropped = max(0, sum(tail <= (1 - confidence) / 2 for tail in tails) - 1)  # on either side
+    return ordered[dropped], ordered[-1 - dropped]
+
+
+def paired(ours: Sequence[float], others: Sequence[float]) -> dict[str, Any]:
+    """Return how many times longer the others took than ours in the same round: median and its interval."""
+    ratios = [other / mine for mine, other in zip(ours, others, strict=False)]
+    low, high = median_interval(ratios)
+    return {"median": median(ratios), "interval": [round(low, 4), round(high, 4)], "rounds": len(ratios)}
 
 
 @dataclass(frozen=True)
@@ -85,9 +105,38 @@ def load_figures(answers: Sequence[Answered], opened: float) -> dict[str, Any]:
     }
 
 
-def goal(name: str, target: str, measured: float, reached: bool) -> dict[str, Any]:
-    """Return a goal with what was measured, as written to a result file."""
-    return {"goal": name, "target": target, "measured": round(measured, 3), "reached": bool(reached)}
+def goal(
+    name: str,
+    target: str,
+    measured: float,
+    reached: bool,
+    *,
+    interval: Sequence[float] | None = None,
+    floor: str = "",
+    allows: float | None = None,
+) -> dict[str, Any]:
+    """Return a goal with what was measured, as written to a result file.
+
+    `interval`: of 95 %, where rounds were paired. `floor` says what bounds the figure on this machine, and `allows` is
+    the figure at that bound.
+    """
+    found: dict[str, Any] = {"goal": name, "target": target, "measured": round(measured, 3), "reached": bool(reached)}
+    if interval is not None:
+        found["interval"] = [round(side, 3) for side in interval]
+    if floor and allows is not None:
+        found |= {"floor": floor, "allows": round(allows, 3)}
+    return found
+
+
+def goal_in_words(found: dict[str, Any]) -> str:
+    """Return a goal in a line: what was asked, what was measured, and what the machine allows."""
+    text = f"{found['goal']}: {found['measured']:g}"
+    if "interval" in found:
+        text += " ({:g} to {:g})".format(*found["interval"])
+    text += f", {found['target']}: {'reached' if found['reached'] else 'missed'}"
+    if "allows" in found:
+        text += f"; {found['floor']} allows {found['allows']:g}"
+    return text
 
 
 def growth(samples: Sequence[float], warm_share: float) -> float:

@@ -1,8 +1,9 @@
 """The least that each stage must move and compute, from the sizes of the model: the floor under its time.
 
-A stage cannot be faster than max(bytes / bandwidth, operations / arithmetic). Counted are the matrices:
-weights once per run, caches once per run, activations not at all (they stay in the processor's caches), a
-multiply-add as two operations. A floor of memory counts every weight as read from memory; a processor whose
+A stage takes at least max(bytes / bandwidth, operations / arithmetic). The bandwidth is a matrix-vector product's,
+since a step of few sequences is a series of those; the arithmetic is that of square matrix products. Counted are
+the matrices: weights once per run, caches once per run, activations not at all (they stay in the processor's
+caches), a multiply-add as two operations. A floor of memory counts every weight as read from memory; a processor whose
 caches hold part of the model from one step to the next can get below it.
 """
 
@@ -34,11 +35,11 @@ class Work:
 
     def seconds(self, limits: Limits, precision: str) -> float:
         """Return the least time that one run can take."""
-        return max(self.bytes / limits.bandwidth, self.operations / limits.arithmetic(precision))
+        return max(self.bytes / limits.read_bandwidth, self.operations / limits.arithmetic(precision))
 
     def bound_by(self, limits: Limits, precision: str) -> str:
         """Return which of the two limits, memory or arithmetic, takes longer."""
-        memory = self.bytes / limits.bandwidth >= self.operations / limits.arithmetic(precision)
+        memory = self.bytes / limits.read_bandwidth >= self.operations / limits.arithmetic(precision)
         return "memory" if memory else "arithmetic"
 
 
@@ -98,3 +99,30 @@ def step_work(
     # Of its past a beam needs only its own ancestors' columns, 1 / beams of those that are held.
     operations = 2 * sequences * beams * (weights + cross + past / beams)
     return Work(read, operations)
+
+
+def caption_work(sizes: ModelSizes, precision: str, *, beams: int, tokens: int) -> dict[str, Work]:
+    """Return the work of one caption alone in the decoder, by stage."""
+    steps = [step_work(sizes, precision, sequences=1, beams=beams, position=position) for position in range(tokens)]
+    return {
+        "vision_encoder": vision_work(sizes, precision),
+        "prefill": prefill_work(sizes, precision),
+        "step": sum(steps, Work(0, 0)),
+    }
+
+
+def caption_seconds(sizes: ModelSizes, precision: str, limits: Limits, *, beams: int, tokens: int) -> float:
+    """Return the least time that one caption can take."""
+    works = caption_work(sizes, precision, beams=beams, tokens=tokens)
+    return sum(work.seconds(limits, precision) for work in works.values())
+
+
+def captions_per_second(
+    sizes: ModelSizes, precision: str, limits: Limits, *, beams: int, tokens: float, sequences: int
+) -> float:
+    """Return the most captions per second: of `tokens` tokens, of all different pictures, `sequences` in every step."""
+    position = round(tokens / 2)
+    step = step_work(sizes, precision, sequences=sequences, beams=beams, position=position).seconds(limits, precision)
+    once = vision_work(sizes, precision).seconds(limits, precision)
+    once += prefill_work(sizes, precision).seconds(limits, precision)
+    return 1 / (once + tokens * step / sequences)

@@ -17,14 +17,24 @@ from mplug.runtime.interface import THREADS_VARIABLE, threads
 
 #: Packages whose version changes what is measured.
 PACKAGES = ("openvino", "torch", "transformers", "litserve", "nvidia-pytriton", "tritonclient", "numpy")
-#: Flags of a CPU that say what half-precision arithmetic it has.
-TELLING_FLAGS = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16", "amx_int8")
+#: Flags of a CPU that say what half-precision and byte arithmetic it has.
+TELLING_FLAGS = ("avx2", "avx_vnni", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16", "amx_int8")
+#: What makes the libraries compute as on a CPU with AVX2 alone: oneDNN (in OpenVINO and PyTorch), PyTorch, MKL, numpy.
+AVX2_ALONE = {
+    "ONEDNN_MAX_CPU_ISA": "AVX2",
+    "ATEN_CPU_CAPABILITY": "avx2",
+    "MKL_ENABLE_INSTRUCTIONS": "AVX2",
+    "NPY_DISABLE_CPU_FEATURES": "AVX512F AVX512CD AVX512_SKX",
+}
 #: A limit is the best of so many tries: others on the machine only ever make it look lower.
 TRIES = 7
 
 
 def describe() -> dict[str, Any]:
-    """Return CPU, cores, memory, system, versions and date, as written to every result file."""
+    """Return CPU, cores, memory, system, versions and date, as written to every result file.
+
+    `emulated` names the instruction set that the libraries were limited to, where they were.
+    """
     cpu = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
     flags = set(_field(cpu, "flags").split())
     return {
@@ -32,6 +42,7 @@ def describe() -> dict[str, Any]:
         "cpu": _field(cpu, "model name") or platform.processor() or platform.machine(),
         "cpu_family_model_stepping": "/".join(_field(cpu, name) for name in ("cpu family", "model", "stepping")),
         "cpu_features": [flag for flag in TELLING_FLAGS if flag in flags],
+        "emulated": "AVX2" if limited_to_avx2() else "",
         "cores": len(os.sched_getaffinity(0)),
         "threads_per_stage": threads(),
         "load_before": round(os.getloadavg()[0], 2),
@@ -40,6 +51,11 @@ def describe() -> dict[str, Any]:
         "python": platform.python_version(),
         "versions": {name: found for name in PACKAGES if (found := _version(name))},
     }
+
+
+def limited_to_avx2() -> bool:
+    """Return whether the environment limits oneDNN's products to AVX2."""
+    return os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper() == AVX2_ALONE["ONEDNN_MAX_CPU_ISA"]
 
 
 def _field(cpuinfo: str, name: str) -> str:
@@ -58,20 +74,17 @@ def _version(package: str) -> str | None:
 class Limits:
     """What the machine can do at most. Bandwidths in bytes per second, arithmetic in operations per second."""
 
-    read_bandwidth: float  #: a matrix too large for the caches, multiplied by a vector
+    read_bandwidth: float  #: a matrix too large for the caches, multiplied by a vector: the better of fp32 and bf16
     copy_bandwidth: float  #: reads and writes of a copy
     triad_bandwidth: float  #: reads and writes of a = b + s·c
     matmul_fp32: float  #: a multiply-add counts as two
     matmul_bf16: float
-
-    @property
-    def bandwidth(self) -> float:
-        """The most that was seen to move."""
-        return max(self.read_bandwidth, self.copy_bandwidth, self.triad_bandwidth)
+    matmul_int8: float  #: integer products, summed in 32 bits
 
     def arithmetic(self, precision: str) -> float:
-        """Return the peak for stages of a precision; int8 weights are multiplied in half precision."""
-        return self.matmul_fp32 if precision == "fp32" else max(self.matmul_bf16, self.matmul_fp32)
+        """Return the peak for stages of a precision; int8 stages multiply whole numbers where that is quicker."""
+        half = max(self.matmul_bf16, self.matmul_fp32)
+        return {"fp32": self.matmul_fp32, "int8": max(self.matmul_int8, half)}.get(precision, half)
 
 
 def measure_limits(matrix_side: int, array_mib: int) -> Limits:
@@ -81,18 +94,25 @@ def measure_limits(matrix_side: int, array_mib: int) -> Limits:
     torch.set_num_threads(threads())
     count = array_mib * 2**20 // 4
     one, two, three = (torch.ones(count) for _ in range(3))
-    columns = 4096
-    matrix, vector = one[: count // columns * columns].view(-1, columns), torch.ones(columns)
     array_bytes = 4 * count
+    columns = 4096
+    rows = count // columns
+
+    def read(dtype: torch.dtype) -> float:
+        matrix = one.view(dtype)[: rows * columns].view(rows, columns)
+        vector = torch.ones(columns, dtype=dtype)
+        return matrix.numel() * matrix.element_size() / best_seconds(lambda: torch.mv(matrix, vector))
+
     square = torch.randn(matrix_side, matrix_side)
-    half = square.to(torch.bfloat16)
+    half, whole = square.to(torch.bfloat16), (square * 32).to(torch.int8)
     operations = 2 * matrix_side**3
     return Limits(
-        read_bandwidth=matrix.numel() * 4 / best_seconds(lambda: torch.mv(matrix, vector)),
+        read_bandwidth=max(read(torch.float32), read(torch.bfloat16)),
         copy_bandwidth=2 * array_bytes / best_seconds(lambda: two.copy_(one)),
         triad_bandwidth=3 * array_bytes / best_seconds(lambda: torch.add(one, two, alpha=3.0, out=three)),
         matmul_fp32=operations / best_seconds(lambda: square @ square),
         matmul_bf16=operations / best_seconds(lambda: half @ half),
+        matmul_int8=operations / best_seconds(lambda: torch._int_mm(whole, whole)),
     )
 
 
@@ -109,5 +129,5 @@ def best_seconds(run: Callable[[], object], tries: int = TRIES) -> float:
 
 def environment() -> dict[str, str]:
     """Return settings of the environment that change what is measured, where they are set."""
-    names = (THREADS_VARIABLE, "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+    names = (THREADS_VARIABLE, "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", *AVX2_ALONE)
     return {name: os.environ[name] for name in names if name in os.environ}

@@ -2,8 +2,9 @@
 
     python -m benchmarks.parts.decode_steps [--preset base|quick] [--result FILE]
 
-Runs in one process, without Triton. The floor of a stage is the longer of two times: to read its weights and
-caches once at the bandwidth measured here, and to compute its products at the arithmetic measured here.
+Runs in one process, without Triton. The floor of a stage is the longer of two times: to read its weights and caches
+once at the bandwidth that a matrix-vector product reaches here, and to compute its products at the rate that square
+matrix products reach here.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks.contenders.in_process import InProcess, Stopwatch
-from benchmarks.measure.figures import summary
-from benchmarks.measure.floors import Work, prefill_work, step_work, vision_work
+from benchmarks.measure.figures import goal, summary
+from benchmarks.measure.floors import Work, caption_work, step_work
 from benchmarks.measure.machine import Limits, measure_limits
 from benchmarks.measure.pictures import Pictures
 from benchmarks.parts import part
@@ -32,6 +33,8 @@ from mplug.runtime.search_state import new_search
 
 WARM_CAPTIONS, TIMED_CAPTIONS = 3, 8
 WARM_STEPS = 2
+#: The goal of a step of one caption, in times its floor.
+MOST_TIMES_FLOOR = 1.5
 STAGES = ("parse", "vision_encoder", "prefill", "step", "rest")
 
 
@@ -42,7 +45,7 @@ def measure(workspace: Workspace) -> dict[str, Any]:
     limits = measure_limits(preset.matrix_side, preset.array_mib)
     stages = time_stages(workspace)
     steps = time_steps(workspace)
-    return {"results": outcome(preset, precision, limits, stages, steps), "goals": []}
+    return outcome(preset, precision, limits, stages, steps)
 
 
 def time_stages(workspace: Workspace) -> list[dict[str, float]]:
@@ -127,16 +130,9 @@ def _steps(decoder: Decoder, batch: int, search: dict[str, np.ndarray], number: 
 def outcome(
     preset: Preset, precision: str, limits: Limits, captions: list[dict[str, float]], steps: list[dict[str, Any]]
 ) -> dict[str, Any]:
-    """Turn measurements into `results`, each with its floor."""
+    """Turn measurements into `results`, each with its floor, and the goal of a step of one caption."""
     sizes = preset.sizes
-    caption_steps = [
-        step_work(sizes, precision, sequences=1, beams=BEAMS, position=position) for position in range(TOKENS)
-    ]
-    works = {
-        "vision_encoder": vision_work(sizes, precision),
-        "prefill": prefill_work(sizes, precision),
-        "step": sum(caption_steps, Work(0, 0)),
-    }
+    works = caption_work(sizes, precision, beams=BEAMS, tokens=TOKENS)
     stages = {}
     for stage in (*STAGES, "whole"):
         entry: dict[str, Any] = {"seconds": round(median(caption.get(stage, 0.0) for caption in captions), 6)}
@@ -149,7 +145,19 @@ def outcome(
         work = step_work(sizes, precision, sequences=entry["batch"], beams=BEAMS, position=entry["position"] - 1)
         entry |= _floor(work, limits, precision, entry["median"])
         entry["per_sequence"] = round(entry["median"] / entry["batch"], 6)
-    return {"limits": asdict(limits), "stages": stages, "steps": steps}
+    goals = [
+        goal(
+            f"a step of one caption at position {entry['position']}, times its floor",
+            f"at most {MOST_TIMES_FLOOR}",
+            entry["times_floor"],
+            entry["times_floor"] <= MOST_TIMES_FLOOR,
+            floor=f"reading {entry['megabytes']:.0f} MB at {limits.read_bandwidth / 1e9:.1f} GB/s",
+            allows=1.0,
+        )
+        for entry in steps
+        if entry["batch"] == 1
+    ]
+    return {"results": {"limits": asdict(limits), "stages": stages, "steps": steps}, "goals": goals}
 
 
 def _floor(work: Work, limits: Limits, precision: str, seconds: float) -> dict[str, Any]:

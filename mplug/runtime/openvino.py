@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping
 
 import numpy as np
@@ -16,13 +17,18 @@ from mplug.runtime.interface import RuntimeUnavailable, StageInfo, threads
 PRECISIONS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16", "int8": ""}
 #: Precision → the CPU's capability that it needs.
 CAPABILITIES = {"bf16": "BF16", "fp16": "FP16"}
+#: Limits the instructions of oneDNN, which computes the products; OpenVINO names the CPU's capabilities regardless.
+ISA_LIMIT = "ONEDNN_MAX_CPU_ISA"
+ISAS_WITHOUT_HALF = {"SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX512_CORE", "AVX512_CORE_VNNI"}
 #: With int8 weights activations are rounded to int8 too, at most so many neighbours with one scale: the products
 #: are those of integers. Fewer are slower, and a row of the matrix must be a multiple.
 QUANTISED_TOGETHER = 128
 
 
 def supported(precision: str) -> bool:
-    """Return whether this machine's CPU computes in `precision`."""
+    """Return whether this machine's CPU computes in `precision`, as far as the environment lets oneDNN use it."""
+    if precision in CAPABILITIES and os.environ.get(ISA_LIMIT, "").upper() in ISAS_WITHOUT_HALF:
+        return False
     capabilities = openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     return precision not in CAPABILITIES or CAPABILITIES[precision] in capabilities
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +21,14 @@ from mplug.inputs.tokenizer import Tokenizer
 
 GOLDEN = Path(__file__).parents[2] / "parity" / "data" / "caption"
 SIZES = PRESETS["quick"].sizes
-LIMITS = Limits(read_bandwidth=10e9, copy_bandwidth=8e9, triad_bandwidth=9e9, matmul_fp32=100e9, matmul_bf16=1e12)
+LIMITS = Limits(
+    read_bandwidth=10e9,
+    copy_bandwidth=80e9,
+    triad_bandwidth=90e9,
+    matmul_fp32=100e9,
+    matmul_bf16=1e12,
+    matmul_int8=2e12,
+)
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +78,7 @@ def test_floor_is_the_longer_of_two_times() -> None:
     memory, arithmetic = floors.Work(bytes=10e9, operations=1e9), floors.Work(bytes=1e9, operations=2e12)
     assert memory.seconds(LIMITS, "bf16") == 1.0 and memory.bound_by(LIMITS, "bf16") == "memory"
     assert arithmetic.seconds(LIMITS, "bf16") == 2.0 and arithmetic.bound_by(LIMITS, "bf16") == "arithmetic"
-    assert arithmetic.seconds(LIMITS, "fp32") == 20.0
+    assert arithmetic.seconds(LIMITS, "fp32") == 20.0 and arithmetic.seconds(LIMITS, "int8") == 1.0
     assert (memory + arithmetic).bytes == 11e9 and memory.scaled(2).operations == 2e9
 
 
@@ -97,7 +104,28 @@ def test_work_of_the_encoders_grows_with_images_and_states() -> None:
 
 def test_limits_are_measured() -> None:
     limits = measure_limits(matrix_side=64, array_mib=1)
-    assert limits.bandwidth >= limits.read_bandwidth > 0 and limits.arithmetic("bf16") >= limits.matmul_fp32 > 0
+    assert all(limit > 0 for limit in asdict(limits).values())
+    assert limits.arithmetic("int8") >= limits.arithmetic("bf16") >= limits.arithmetic("fp32")
+
+
+def test_floor_of_a_caption_is_that_of_its_stages() -> None:
+    sizes = PRESETS["base"].sizes
+    works = floors.caption_work(sizes, "int8", beams=5, tokens=20)
+    single = floors.step_work(sizes, "int8", sequences=1, beams=5, position=0)
+    assert 20 * single.bytes < works["step"].bytes < 20.5 * single.bytes
+    seconds = floors.caption_seconds(sizes, "int8", LIMITS, beams=5, tokens=20)
+    assert seconds == pytest.approx(sum(work.seconds(LIMITS, "int8") for work in works.values()))
+    alone = floors.captions_per_second(sizes, "int8", LIMITS, beams=5, tokens=20, sequences=1)
+    shared = floors.captions_per_second(sizes, "int8", LIMITS, beams=5, tokens=20, sequences=16)
+    assert alone == pytest.approx(1 / seconds, rel=0.01) and shared > 1.5 * alone
+
+
+def test_baseline_computes_in_the_quicker_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    blip = pytest.importorskip("benchmarks.contenders.blip")
+    seconds = iter([3.0, 2.0])
+    monkeypatch.setattr(blip, "best_seconds", lambda run, tries: next(seconds))
+    assert list(blip.PRECISIONS.values()) == ["bf16", "fp32"]
+    assert blip.best_blip(SIZES).precision == "fp32"
 
 
 def test_machine_is_named() -> None:

@@ -10,7 +10,7 @@ import pytest
 from openvino import opset13
 
 from mplug.runtime.interface import RuntimeUnavailable, StageInfo
-from mplug.runtime.openvino import open_decoder
+from mplug.runtime.openvino import best_precision, open_decoder, supported
 
 
 def test_graphs_of_another_version_are_refused_in_words(tmp_path: Path) -> None:
@@ -23,3 +23,10 @@ def test_graphs_of_another_version_are_refused_in_words(tmp_path: Path) -> None:
         RuntimeUnavailable, match=r"text_decoder_prefill was built by another version.*build the repository"
     ):
         open_decoder(StageInfo(tmp_path, "openvino", "fp32", sizes, {}))
+
+
+@pytest.mark.parametrize("isa", ["AVX2", "avx512_core_vnni"])
+def test_auto_heeds_what_onednn_is_limited_to(isa: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stages in bf16 fail to compile under such a limit, though the CPU has it."""
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", isa)
+    assert best_precision() == "fp32" and supported("fp32") and supported("int8") and not supported("bf16")
