@@ -26,6 +26,8 @@ AVX2_ALONE = {
     "MKL_ENABLE_INSTRUCTIONS": "AVX2",
     "NPY_DISABLE_CPU_FEATURES": "AVX512F AVX512CD AVX512_SKX",
 }
+#: Operations per second of a small product below which no larger one is tried, and its side.
+TOO_SLOW, SMALL_SIDE = 3e9, 256
 #: A limit is the best of so many tries: others on the machine only ever make it look lower.
 TRIES = 7
 
@@ -103,17 +105,33 @@ def measure_limits(matrix_side: int, array_mib: int) -> Limits:
         vector = torch.ones(columns, dtype=dtype)
         return matrix.numel() * matrix.element_size() / best_seconds(lambda: torch.mv(matrix, vector))
 
-    square = torch.randn(matrix_side, matrix_side)
-    half, whole = square.to(torch.bfloat16), (square * 32).to(torch.int8)
-    operations = 2 * matrix_side**3
     return Limits(
         read_bandwidth=max(read(torch.float32), read(torch.bfloat16)),
         copy_bandwidth=2 * array_bytes / best_seconds(lambda: two.copy_(one)),
         triad_bandwidth=3 * array_bytes / best_seconds(lambda: torch.add(one, two, alpha=3.0, out=three)),
-        matmul_fp32=operations / best_seconds(lambda: square @ square),
-        matmul_bf16=operations / best_seconds(lambda: half @ half),
-        matmul_int8=operations / best_seconds(lambda: torch._int_mm(whole, whole)),
+        matmul_fp32=product_rate("fp32", matrix_side),
+        matmul_bf16=product_rate("bf16", matrix_side),
+        matmul_int8=product_rate("int8", matrix_side),
     )
+
+
+def product_rate(precision: str, side: int) -> float:
+    """Return the operations per second of products of square matrices.
+
+    Without instructions for a precision, products of it can take a thousand times as long: a small one tells.
+    """
+    import torch
+
+    def rate(side: int) -> float:
+        square = torch.randn(side, side)
+        if precision == "int8":
+            whole = (square * 32).to(torch.int8)
+            return 2 * side**3 / best_seconds(lambda: torch._int_mm(whole, whole))
+        square = square.to({"fp32": torch.float32, "bf16": torch.bfloat16}[precision])
+        return 2 * side**3 / best_seconds(lambda: square @ square)
+
+    small = rate(min(side, SMALL_SIDE))
+    return small if small < TOO_SLOW else max(small, rate(side))
 
 
 def best_seconds(run: Callable[[], object], tries: int = TRIES) -> float:

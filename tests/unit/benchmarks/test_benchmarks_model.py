@@ -123,9 +123,13 @@ def test_floor_of_a_caption_is_that_of_its_stages() -> None:
 def test_baseline_computes_in_the_quicker_precision(monkeypatch: pytest.MonkeyPatch) -> None:
     blip = pytest.importorskip("benchmarks.contenders.blip")
     seconds = iter([3.0, 2.0])
+    rates = {"bf16": 1e12, "fp32": 1e11}
     monkeypatch.setattr(blip, "best_seconds", lambda run, tries: next(seconds))
+    monkeypatch.setattr(blip, "product_rate", lambda precision, side: rates[precision])
     assert list(blip.PRECISIONS.values()) == ["bf16", "fp32"]
     assert blip.best_blip(SIZES).precision == "fp32"
+    seconds, rates["bf16"] = iter([5.0]), 1e8  # emulated: not even tried
+    assert blip.best_blip(SIZES).precision == "fp32" and next(seconds, None) is None
 
 
 def test_machine_is_named() -> None:
