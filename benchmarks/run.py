@@ -22,7 +22,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from benchmarks import report
-from benchmarks.parts.part import PARTS, add_common
+from benchmarks.parts.part import PARTS, add_common, precision_of
 from benchmarks.presets import PRESETS
 from benchmarks.workspace import ROOT, Workspace
 
@@ -38,8 +38,9 @@ BUSY_LOAD = 0.5
 def main() -> int:
     options = _parse()
     preset = PRESETS[options.preset]
-    scratch = options.workspace / preset.name / "results"
-    results = options.results or (RESULTS if preset.name == "base" else scratch)
+    options.precision = precision_of(options)
+    scratch = options.workspace / preset.name / ("results-avx2" if options.as_avx2 else "results")
+    results = options.results or (RESULTS if preset.name == "base" and not options.as_avx2 else scratch)
     page = report.PAGE if results == RESULTS else results / "benchmarks.md"  # a rehearsal leaves the page alone
     failed = [] if options.report_only else _run_parts(options, results)
     drawn = _report(results, page)
@@ -63,7 +64,7 @@ def _parse() -> argparse.Namespace:
         "--results",
         type=Path,
         metavar="DIR",
-        help="where result files and plots go (default: benchmarks/results; quick: the workspace)",
+        help="where result files and plots go (default: benchmarks/results; of a rehearsal, or as AVX2: the workspace)",
     )
     parser.add_argument(
         "--limit",

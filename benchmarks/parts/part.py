@@ -42,6 +42,15 @@ def add_common(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def precision_of(options: argparse.Namespace) -> str:
+    """Return the precision that was asked for; limits this process and those that it starts to AVX2 where asked to."""
+    if not options.as_avx2:
+        return options.precision
+    os.environ.update(machine.AVX2_ALONE)  # read by the libraries at their first product
+    # What `auto` is with other instructions is another precision, and another repository.
+    return "fp32" if options.precision == "auto" else options.precision
+
+
 def main(
     name: str,
     measure: Callable[[Workspace], dict[str, Any]],
@@ -71,8 +80,6 @@ def main(
         help="throughput alone: measure these, and keep the others that FILE of --result has",
     )
     options = parser.parse_args()
-    if options.as_avx2:
-        os.environ.update(machine.AVX2_ALONE)  # the libraries read it at their first product; processes inherit it
     # Ended by the runner: leave through the `with`s, so that no server is left behind.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     preset = PRESETS[options.preset]
@@ -80,12 +87,10 @@ def main(
         preset = replace(preset, limits=preset.limits | {name: options.limit})
     if options.requests:
         preset = replace(preset, requests=options.requests)
-    # `auto` of another instruction set is another precision, and another repository.
-    precision = "fp32" if options.as_avx2 and options.precision == "auto" else options.precision
     workspace = Workspace(
         options.workspace,
         preset,
-        precision,
+        precision_of(options),
         options.repository,
         series=tuple(options.series),
         earlier=options.result if options.series else None,

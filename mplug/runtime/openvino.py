@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 import os
+import threading
 from collections.abc import Mapping
 
 import numpy as np
 import openvino
 
 from mplug.contract import GraphSpec, decoder_prefill, decoder_step
+from mplug.runtime import huge_pages
 from mplug.runtime.host_decoder import HostDecoder
 from mplug.runtime.interface import RuntimeUnavailable, StageInfo, threads
 
@@ -20,6 +22,8 @@ CAPABILITIES = {"bf16": "BF16", "fp16": "FP16"}
 #: Limits the instructions of oneDNN, which computes the products; OpenVINO names the CPU's capabilities regardless.
 ISA_LIMIT = "ONEDNN_MAX_CPU_ISA"
 ISAS_WITHOUT_HALF = {"SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX512_CORE", "AVX512_CORE_VNNI"}
+#: Bytes of a graph's weights from which putting them on huge pages pays.
+LARGE_WEIGHTS = 32 << 20
 #: With int8 weights activations are rounded to int8 too, at most so many neighbours with one scale: the products
 #: are those of integers. Fewer are slower, and a row of the matrix must be a multiple.
 QUANTISED_TOGETHER = 128
@@ -74,15 +78,31 @@ def _compile(model: openvino.Model, info: StageInfo) -> openvino.CompiledModel:
     )
 
 
+class LargeWeights:
+    """Puts a graph's weights on huge pages after its first run, for only then they lie where they are read."""
+
+    def __init__(self, info: StageInfo, name: str) -> None:
+        weights = info.folder / f"{name}.bin"
+        self._pending = weights.exists() and weights.stat().st_size >= LARGE_WEIGHTS
+
+    def after_run(self) -> None:
+        """Do it in a thread of its own, once: half a second that no request waits for."""
+        if self._pending:
+            self._pending = False
+            threading.Thread(target=huge_pages.collapse, name="huge-pages", daemon=True).start()
+
+
 class OpenVinoGraph:
     """One compiled graph; calls must not overlap."""
 
     def __init__(self, info: StageInfo, name: str) -> None:
+        self._weights = LargeWeights(info, name)
         self._request = _compile(openvino.Core().read_model(info.folder / f"{name}.xml"), info).create_infer_request()
         self._names = [output.any_name for output in self._request.model_outputs]
 
     def __call__(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         results = self._request.infer(dict(inputs), share_inputs=True, share_outputs=False)
+        self._weights.after_run()
         return {name: results[index] for index, name in enumerate(self._names)}
 
 
@@ -102,6 +122,7 @@ class OpenVinoDecoder(HostDecoder):
         self._prefill_spec, self._step_spec = decoder_prefill(sizes["layers"]), decoder_step(sizes["layers"])
         self._prefill_request = self._open(info, self._prefill_spec)
         self._step_request = self._open(info, self._step_spec)
+        self._step_weights = LargeWeights(info, self._step_spec.name)
         self._bound: list[tuple[str, np.ndarray]] = []
         self._bound_slots = 0
 
@@ -151,6 +172,7 @@ class OpenVinoDecoder(HostDecoder):
                 self._step_request.set_tensor(name, self._tensor(array[:slots]))
             self._bound_slots = slots
         self._step_request.infer()
+        self._step_weights.after_run()
         outputs = {name: self._step_request.get_tensor(name) for name in self._step_spec.output_names}
         written = self._bits(outputs.pop("WRITTEN"))
         return {name: tensor.data for name, tensor in outputs.items()} | {"WRITTEN": written}

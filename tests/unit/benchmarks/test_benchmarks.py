@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import itertools
 import json
@@ -30,7 +31,7 @@ from benchmarks.measure.mixed_requests import BAD, KINDS, OK, draw, good_options
 from benchmarks.measure.pictures import Pictures, picture
 from benchmarks.measure.server_metrics import Metrics, mean_batch
 from benchmarks.parts import decode_steps, one_caption, soak, tasks, throughput
-from benchmarks.parts.part import PARTS
+from benchmarks.parts.part import PARTS, add_common, precision_of
 from benchmarks.presets import PRESETS
 from benchmarks.run import run_limited
 from benchmarks.workspace import ROOT, Workspace, with_parameter
@@ -339,6 +340,16 @@ def test_emulated_instruction_sets_are_told(monkeypatch: pytest.MonkeyPatch) -> 
     assert machine.describe()["emulated"] == "AVX2" and machine.environment().items() >= machine.AVX2_ALONE.items()
     document = caption_document()
     assert "products limited to AVX2" in report.provenance(document | {"machine": MACHINE | {"emulated": "AVX2"}})
+
+
+def test_runs_as_avx2_are_in_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
+    parser = argparse.ArgumentParser()
+    add_common(parser)
+    for name in machine.AVX2_ALONE:
+        monkeypatch.setenv(name, "")  # restored afterwards, for precision_of sets it
+    assert precision_of(parser.parse_args([])) == "auto" and not machine.limited_to_avx2()
+    assert precision_of(parser.parse_args(["--as-avx2"])) == "fp32" and machine.limited_to_avx2()
+    assert precision_of(parser.parse_args(["--as-avx2", "--precision", "int8"])) == "int8"
 
 
 def test_series_that_are_not_measured_again_are_kept(tmp_path) -> None:
