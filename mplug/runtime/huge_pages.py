@@ -34,7 +34,7 @@ def collapse() -> int:
 
 
 def _large_arrays(smaps: str) -> Iterator[tuple[int, int]]:
-    """Yield the whole huge pages of anonymous, writable mappings that are in memory: first address, one past the last."""
+    """Yield first and end address of the whole huge pages of anonymous, writable mappings that are in memory."""
     begin = end = 0
     for line in smaps.splitlines():
         mapping = _MAPPING.match(line)
