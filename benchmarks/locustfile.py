@@ -35,9 +35,11 @@ if str(ROOT) not in sys.path:  # locust puts the folder of this file on the path
 from benchmarks.measure.mixed_requests import BAD, PROMPTS, good_options  # noqa: E402
 from benchmarks.measure.pictures import picture  # noqa: E402
 from clients.client import (  # noqa: E402
+    API_KEY_VARIABLE,
     Client,
     ClientError,
     calls,
+    read_api_key,
 )
 
 PICTURE_SUFFIXES = (".jpg", ".png", ".webp")
@@ -53,14 +55,22 @@ def add_arguments(parser: LocustArgumentParser) -> None:
     parser.add_argument("--grpc-url", default="localhost:8001", metavar="HOST:PORT", help="the server's gRPC port")
     parser.add_argument("--http-url", default="localhost:8000", metavar="HOST:PORT", help="the server's HTTP port")
     parser.add_argument("--pictures", default=str(ROOT / "examples"), metavar="DIR", help="pictures to send")
+    parser.add_argument(
+        "--api-key-file",
+        metavar="FILE",
+        include_in_web_ui=False,
+        help=f"the file with the API key that a gateway asks for; default: the key in ${API_KEY_VARIABLE}, if set",
+    )
     parser.add_argument("--rate", type=float, default=0.0, help="captions/s per user; 0: as fast as they come")
 
 
 @events.init.add_listener
-def load_pictures(environment: Environment, **_: object) -> None:
-    """Read the pictures once, before any user needs one."""
+def prepare(environment: Environment, **_: object) -> None:
+    """Read the pictures and the API key once, before any user needs them."""
     folder = Path(environment.parsed_options.pictures)
     found = sorted(path for path in folder.glob("*") if path.suffix.lower() in PICTURE_SUFFIXES)
+    file = environment.parsed_options.api_key_file
+    environment.api_key = read_api_key(file) if file else None
     environment.pictures = [path.read_bytes() for path in found] + [picture(seed) for seed in range(DRAWN_PICTURES)]
     # A gRPC call that is killed half-way never lets go of its channel under gevent, and locust would hang at its
     # end: users finish their last request instead.
@@ -90,7 +100,7 @@ class CaptionUser(User):
     def on_start(self) -> None:
         options = self.environment.parsed_options
         url = options.grpc_url if self.protocol == "grpc" else options.http_url
-        self._client = Client(url, self.protocol, timeout=REQUEST_SECONDS)
+        self._client = Client(url, self.protocol, timeout=REQUEST_SECONDS, api_key=self.environment.api_key)
         self._chance = random.Random()
 
     def on_stop(self) -> None:

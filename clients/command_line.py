@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable
 from typing import Any, NoReturn, TypeVar
 
-from clients.client import DEFAULT_TIMEOUT, DEFAULT_URL, Client, ClientError
+from clients.client import API_KEY_VARIABLE, DEFAULT_TIMEOUT, DEFAULT_URL, Client, ClientError, read_api_key
 
 T = TypeVar("T")
 
@@ -73,6 +73,21 @@ def add_server(parser: argparse.ArgumentParser, *, timeout_of: str = "one answer
         help="the file with the server's key to it; default: $MPLUG_SHARED_MEMORY_KEY_FILE, or the one that a server "
         "of this user writes for its port",
     )
+    add_api_key(group)
+
+
+def add_api_key(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
+    """Add the option that names the file of the API key; the key itself is never on a command line."""
+    parser.add_argument(
+        "--api-key-file",
+        metavar="FILE",
+        help=f"the file with the API key that a gateway asks for; default: the key in ${API_KEY_VARIABLE}, if set",
+    )
+
+
+def api_key(options: argparse.Namespace) -> str | None:
+    """Return the key in the file that `add_api_key` read the name of; None without one. Raises ClientError."""
+    return None if options.api_key_file is None else read_api_key(options.api_key_file)
 
 
 def add_json(parser: argparse.ArgumentParser, what: str) -> None:
@@ -133,7 +148,7 @@ def visual_subjects(
 
 
 def connection_arguments(options: argparse.Namespace) -> dict[str, Any]:
-    """Return the arguments of `Client` and `AsyncClient`, from `add_server`."""
+    """Return the arguments of `Client` and `AsyncClient`, from `add_server`. Raises ClientError."""
     return {
         "url": options.url,
         "protocol": options.protocol,
@@ -141,6 +156,7 @@ def connection_arguments(options: argparse.Namespace) -> dict[str, Any]:
         "shared_memory": options.shared_memory_key or options.shared_memory,
         "retries": options.retries,
         "checkpoint": options.checkpoint,
+        "api_key": api_key(options),
     }
 
 

@@ -15,8 +15,8 @@ import socket
 import sys
 import tempfile
 import threading
-import time
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ if not __package__:  # run as a script: Python looks beside this file, our packa
 # Read by Gradio when it is imported: nothing is reported to anybody.
 os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_OFFLINE": "1"}
 
-from clients.client import DEFAULT_TIMEOUT, DEFAULT_URL, Client, ClientError
+from clients.client import API_KEY_VARIABLE, DEFAULT_TIMEOUT, DEFAULT_URL, Client, ClientError, read_api_key
 
 HOST, PORT = "127.0.0.1", 7860
 #: A server that is just starting is waited for so long, seconds.
@@ -43,15 +43,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: ended.set())
     try:
-        wait_for_server(options.url, options.wait, ended)
-        _check_port(options.host, options.port)
-        models = served_models(options.url, options.checkpoint)
+        connect = _connector(options)
+        with connect() as client:
+            client.wait_ready(options.wait, ended)
+            _check_port(options.host, options.port)
+            models = served_models(client, options)
     except (ClientError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     with tempfile.TemporaryDirectory(prefix="mplug-page-") as uploads:
         os.environ["GRADIO_TEMP_DIR"] = uploads
-        page = _launch(options, models)
+        page = _launch(options, connect, models)
         print(f"ready: open {page.local_url} in a browser (Ctrl-C ends it)", flush=True)
         ended.wait()
         for number in (signal.SIGTERM, signal.SIGINT):  # who ended us may say so again, while we go
@@ -84,27 +86,29 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         metavar="SECONDS",
         help="for a server that is starting (default: %(default)g)",
     )
+    parser.add_argument(
+        "--api-key-file",
+        metavar="FILE",
+        help="the file with the API key that a gateway in front of the server asks for; "
+        f"default: the key in {API_KEY_VARIABLE}, if set",
+    )
     return parser.parse_args(arguments)
 
 
-def wait_for_server(url: str, seconds: float, ended: threading.Event) -> None:
-    """Wait until the server is ready. Raises ClientError when it is not in time, or when the page is stopped."""
-    deadline = time.monotonic() + seconds
-    with Client(url) as client:
-        while not client.is_ready():
-            if time.monotonic() > deadline or ended.wait(0.5):
-                raise ClientError(f"no server is ready at {url}; `make serve` starts one", "UNREACHABLE")
+def _connector(options: argparse.Namespace) -> Callable[[], Client]:
+    """Return what makes a client of the server. Raises ClientError for an API key file that cannot be read."""
+    key = None if options.api_key_file is None else read_api_key(options.api_key_file)
+    return partial(Client, options.url, timeout=options.timeout, checkpoint=options.checkpoint, api_key=key)
 
 
-def served_models(url: str, checkpoint: str) -> frozenset[str]:
+def served_models(client: Client, options: argparse.Namespace) -> frozenset[str]:
     """The public models of a checkpoint that are ready. Raises ClientError where none has a tab."""
     from webpage.tabs import MODELS, TABS
 
-    with Client(url, checkpoint=checkpoint) as client:
-        models = frozenset(name for name in MODELS if client.is_ready(name))
+    models = frozenset(name for name in MODELS if client.is_ready(name))
     if not any(tab.is_served(models) for tab in TABS):
-        of = f" of the checkpoint {checkpoint}" if checkpoint else ""
-        raise ClientError(f"the server at {url} serves none of {', '.join(MODELS)}{of}", "NOT_FOUND")
+        of = f" of the checkpoint {options.checkpoint}" if options.checkpoint else ""
+        raise ClientError(f"the server at {options.url} serves none of {', '.join(MODELS)}{of}", "NOT_FOUND")
     return models
 
 
@@ -119,7 +123,7 @@ def _check_port(host: str, port: int) -> None:
             raise OSError(f"the page cannot listen on {host}:{port}: {reason}; choose another --port") from error
 
 
-def _launch(options: argparse.Namespace, models: frozenset[str]) -> Any:
+def _launch(options: argparse.Namespace, connect: Callable[[], Client], models: frozenset[str]) -> Any:
     """Lay the page out and serve it from a thread; returns Gradio's Blocks."""
     import gradio as gr
     from starlette.middleware import Middleware
@@ -127,7 +131,7 @@ def _launch(options: argparse.Namespace, models: frozenset[str]) -> Any:
     from webpage.looks import SCRIPT, STYLE, theme
     from webpage.tabs import TABS, Ask
 
-    ask = Ask(options.url, options.timeout, options.checkpoint, models)
+    ask = Ask(connect, models)
     with gr.Blocks(title="mPLUG", analytics_enabled=False) as page:
         gr.Markdown(f"# mPLUG on Triton\nAsk the server at `{options.url}` about pictures: drop, paste or choose one.")
         with gr.Tabs():

@@ -37,17 +37,15 @@ ERROR_SECONDS = 20
 
 @dataclass(frozen=True)
 class Ask:
-    """Where the server is, and what it serves."""
+    """How the server is reached, and what it serves."""
 
-    url: str
-    timeout: float  # seconds
-    checkpoint: str  # its name, where the repository holds several
+    connect: Callable[[], Client]
     models: frozenset[str]
 
     def __call__(self, question: Callable[[Client], T]) -> T:
         """Put one question with a client of its own; what the server refuses becomes one line on the page."""
         try:
-            with Client(self.url, timeout=self.timeout, checkpoint=self.checkpoint) as client:
+            with self.connect() as client:
                 return question(client)
         except ClientError as error:
             # The page would show the message as HTML, and it may quote what was typed or a file's name.

@@ -10,11 +10,13 @@ line, for anything that goes wrong.
 """
 
 from .answers import ENTAILMENT_LABELS, Answer, Caption, Entailment, Grounding, Match, Verdict
+from .api_key import API_KEY_VARIABLE, read_api_key
 from .clients import AsyncClient, Client
 from .connection import DEFAULT_TIMEOUT, DEFAULT_URL
 from .errors import ClientError
 
 __all__ = [
+    "API_KEY_VARIABLE",
     "DEFAULT_TIMEOUT",
     "DEFAULT_URL",
     "ENTAILMENT_LABELS",
@@ -27,4 +29,5 @@ __all__ = [
     "Grounding",
     "Match",
     "Verdict",
+    "read_api_key",
 ]

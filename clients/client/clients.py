@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import os
+import threading
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any, Concatenate, ParamSpec, TypeVar, get_args, get_type_hints
@@ -14,6 +15,8 @@ from .calls import Call
 from .connection import DEFAULT_TIMEOUT, AsyncConnection, Connection, Endpoint, Protocol
 from .errors import ClientError
 from .retries import RetryPolicy
+
+READY_PAUSE = 0.5  # seconds between questions whether a server is ready
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -62,6 +65,7 @@ class _Settings:
         shared_memory: bool | str | os.PathLike[str] = False,
         checkpoint: str = "",
         retries: int | None = None,
+        api_key: str | None = None,
     ) -> None:
         """`url` is HOST:PORT, by default localhost with the protocol's port.
 
@@ -69,14 +73,18 @@ class _Settings:
         host through memory that both map; a path names the file with the server's key. `checkpoint`: the name that
         builders/build.py was given for it, in a repository of several (`NAME_caption` is asked in place of
         `caption`). `retries`: how often a request that is safe to send again is sent again; by default up to 5 times.
+        `api_key`: what a gateway asks for in the header x-api-key; by default the environment's MPLUG_API_KEY, if set.
         """
-        self._endpoint = Endpoint(url, protocol, timeout, shared_memory)
+        self._endpoint = Endpoint(url, protocol, timeout, shared_memory, api_key)
         self._retries = RetryPolicy(retries)
         self._prefix = f"{checkpoint}_" if checkpoint else ""
         self._answered: set[str] = set()  # models that have answered this client
 
     def _model(self, name: str) -> str:
         return self._prefix + name
+
+    def _never_ready(self) -> ClientError:
+        return ClientError(f"no server is ready at {self._endpoint.url}; `make serve` starts one", "UNREACHABLE")
 
 
 class Client(_Settings):
@@ -125,6 +133,18 @@ class Client(_Settings):
     def is_ready(self, model: str | None = None) -> bool:
         """Return whether the server, or one of its models, takes requests now; False where nobody answers."""
         return self._connection.is_ready(self._model(model) if model else None)
+
+    def wait_ready(self, seconds: float, stop: threading.Event | None = None) -> None:
+        """Wait until the server takes requests.
+
+        Raises ClientError when it does not within `seconds`, or until `stop` is set, and at once when a gateway refuses
+        the API key.
+        """
+        stop, deadline = stop or threading.Event(), time.monotonic() + seconds
+        while not self.is_ready():
+            self._connection.check_admitted()
+            if time.monotonic() > deadline or stop.wait(READY_PAUSE):
+                raise self._never_ready()
 
     caption = _blocking(calls.caption)
     vqa = _blocking(calls.vqa)
@@ -178,6 +198,18 @@ class AsyncClient(_Settings):
     async def is_ready(self, model: str | None = None) -> bool:
         """Return whether the server, or one of its models, takes requests now; False where nobody answers."""
         return await self._connection.is_ready(self._model(model) if model else None)
+
+    async def wait_ready(self, seconds: float) -> None:
+        """Wait until the server takes requests.
+
+        Raises ClientError when it does not within `seconds`, and at once when a gateway refuses the API key.
+        """
+        deadline = time.monotonic() + seconds
+        while not await self.is_ready():
+            await self._connection.check_admitted()
+            if time.monotonic() > deadline:
+                raise self._never_ready()
+            await asyncio.sleep(READY_PAUSE)
 
     caption = _awaited(calls.caption)
     vqa = _awaited(calls.vqa)

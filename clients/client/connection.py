@@ -20,6 +20,7 @@ import numpy as np
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
 from . import shared_memory_key
+from .api_key import API_KEY_VARIABLE, api_key_headers
 from .errors import ClientError
 from .retries import FIRST_PAUSE
 from .shared_memory import PATIENCE, PAUSE, SHARED_FROM, Region, Regions, size_of
@@ -61,7 +62,12 @@ class Endpoint:
     """Where a server is and how it is reached: what the blocking and the asyncio connection share."""
 
     def __init__(
-        self, url: str | None, protocol: Protocol, timeout: float, shared_memory: SharedMemory = False
+        self,
+        url: str | None,
+        protocol: Protocol,
+        timeout: float,
+        shared_memory: SharedMemory = False,
+        api_key: str | None = None,
     ) -> None:
         if protocol not in DEFAULT_URL:
             raise ClientError(f"protocol is {protocol!r}, it must be one of {', '.join(DEFAULT_URL)}")
@@ -73,6 +79,7 @@ class Endpoint:
             raise ClientError(f"timeout is {timeout} s, it must be positive")
         self.url, self.protocol, self.timeout = url, protocol, timeout
         self.shared_memory = bool(shared_memory)
+        self._key_headers = api_key_headers(api_key)
         self._is_local = found[1].startswith(_LOOPBACK)
         self._port, self._key_file = int(found[2]), None if isinstance(shared_memory, bool) else shared_memory
 
@@ -94,13 +101,17 @@ class Endpoint:
             ("grpc.enable_http_proxy", 0 if self._is_local else 1),
         ]
 
-    def call_options(self, timeout: float) -> dict[str, float]:
-        """Return the time limit of one call, seconds; HTTP clients take theirs once, when they are made."""
-        return {"client_timeout": timeout} if self.protocol == "grpc" else {}
+    def call_options(self, timeout: float) -> dict[str, Any]:
+        """Return the options of one call: the API key, and its time limit in seconds.
+
+        HTTP clients take their time limit once, when they are made.
+        """
+        limit = {"client_timeout": timeout} if self.protocol == "grpc" else {}
+        return {**limit, "headers": self._key_headers or None}
 
     def infer_options(self, timeout: float) -> dict[str, Any]:
-        """Return the options of one inference: its time limit, and the headers of the trace that it belongs to."""
-        return {**self.call_options(timeout), "headers": trace_headers()}
+        """Return the options of one inference: those of every call, and the headers of the trace that it belongs to."""
+        return {**self.call_options(timeout), "headers": {**self._key_headers, **(trace_headers() or {})} or None}
 
     def shared_memory_headers(self) -> dict[str, str]:
         """Return what opens the server's shared-memory API; read anew each time, since a restarted server has another.
@@ -123,6 +134,8 @@ class Endpoint:
                 return self._timed_out()
             if status == "UNAVAILABLE" and self.protocol == "grpc" and _NO_CONNECTION.search(said):
                 return self._unreachable(said)
+            if status == "PERMISSION_DENIED" and _RESTRICTED not in said:
+                said += f" ({self._key_advice()})"
             return ClientError(f"{model} at {self} answered {status}: {said}", status)
         if isinstance(error, ClientError):
             return error
@@ -130,11 +143,22 @@ class Endpoint:
             return self._timed_out()
         return self._unreachable(" ".join(str(error).split())[:_LONGEST_MESSAGE] or type(error).__name__)
 
+    def _key_advice(self) -> str:
+        if self._key_headers:
+            return "is this API key among the gateway's?"
+        return f"a gateway with API keys wants one: set {API_KEY_VARIABLE}, or name a file with --api-key-file"
+
     def _unreachable(self, detail: str) -> ClientError:
         return ClientError(
             f"no Triton server answers at {self}: is it running, and is that its {self.protocol} port? ({detail})",
             "UNREACHABLE",
         )
+
+    def raise_refusal(self, error: Exception) -> None:
+        """Raise the ClientError that a refused API key is; return for any other failure."""
+        found = self.error(error, "the server")
+        if found.status == "PERMISSION_DENIED":
+            raise found from error
 
     def not_shared(self, error: Exception) -> ClientError:
         """Return what to say when the server did not map this process's memory."""
@@ -238,6 +262,13 @@ class Connection:
         except Exception:  # whatever kept it from saying so, it is not ready
             return False
 
+    def check_admitted(self) -> None:
+        """Raise ClientError when a gateway refuses this client's API key, or that it has none."""
+        try:
+            self._client.get_server_metadata(**self._endpoint.call_options(self._endpoint.timeout))
+        except Exception as error:
+            self._endpoint.raise_refusal(error)
+
     def close(self) -> None:
         self._finalizer()
 
@@ -313,6 +344,12 @@ class AsyncConnection:
             return await self._client.is_server_ready(**options)
         except Exception:
             return False
+
+    async def check_admitted(self) -> None:
+        try:
+            await self._client.get_server_metadata(**self._endpoint.call_options(self._endpoint.timeout))
+        except Exception as error:
+            self._endpoint.raise_refusal(error)
 
     async def close(self) -> None:
         self._regions.give_up_all()

@@ -5,7 +5,8 @@
 Answers /v1/chat/completions, /v1/embeddings and /v1/models at http://127.0.0.1:8080, as docs/openai.md describes,
 until SIGTERM or Ctrl-C; requests in flight are answered first. It asks the server over gRPC, and fetches nothing from
 elsewhere.
-Environment: MPLUG_OPENAI_API_KEY, the key that requests must carry.
+Environment: MPLUG_OPENAI_API_KEY, the key that requests to it must carry; MPLUG_API_KEY, the key that it sends to a
+gateway in front of the server.
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ import os
 import signal
 import socket
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import uvicorn
 
-from clients.client import DEFAULT_URL, AsyncClient, ClientError
+from clients.client import API_KEY_VARIABLE, DEFAULT_URL, AsyncClient, ClientError, read_api_key
 from deploy.openai.admission import Limits
 from deploy.openai.app import Endpoint, application
 from deploy.openai.catalogue import Catalogue
@@ -77,6 +77,12 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         default=[],
         metavar="KEY",
         help=f"a key that requests may carry; every user of this machine can read it here, so rather set {KEY}",
+    )
+    parser.add_argument(
+        "--api-key-file",
+        metavar="FILE",
+        help="the file with the API key that a gateway in front of the server asks for; "
+        f"default: the key in {API_KEY_VARIABLE}, if set",
     )
     parser.add_argument(
         "--ignore-system",
@@ -138,8 +144,9 @@ def _listen(host: str, port: int) -> socket.socket:
 
 async def _serve(options: argparse.Namespace, listener: socket.socket) -> int:
     names = {options.model_name: "", **{name: name for name in options.checkpoint}}
+    upstream_key = None if options.api_key_file is None else read_api_key(options.api_key_file)
     clients = {
-        name: AsyncClient(options.url, timeout=options.timeout, checkpoint=checkpoint)
+        name: AsyncClient(options.url, timeout=options.timeout, checkpoint=checkpoint, api_key=upstream_key)
         for name, checkpoint in names.items()
     }
     endpoint = Endpoint(
@@ -153,7 +160,8 @@ async def _serve(options: argparse.Namespace, listener: socket.socket) -> int:
         api_keys=[key for key in (*options.api_key, os.environ.get(KEY, "")) if key],
         ignore_system=options.ignore_system,
     )
-    offered = await _offered(endpoint.catalogue, options)
+    await next(iter(clients.values())).wait_ready(options.wait)
+    offered = await _offered(endpoint.catalogue, options.url)
     server = uvicorn.Server(
         uvicorn.Config(
             application(endpoint),
@@ -172,16 +180,11 @@ async def _serve(options: argparse.Namespace, listener: socket.socket) -> int:
     return 0
 
 
-async def _offered(catalogue: Catalogue, options: argparse.Namespace) -> list[str]:
-    """Wait for the server and return the models that it has. Raises ClientError when there is none in time."""
-    deadline = time.monotonic() + options.wait
-    while not await catalogue.is_ready():
-        if time.monotonic() > deadline:
-            raise ClientError(f"no server is ready at {options.url}; `make serve` starts one", "UNREACHABLE")
-        await asyncio.sleep(0.5)
+async def _offered(catalogue: Catalogue, url: str) -> list[str]:
+    """Return the models that the server has. Raises ClientError when there is none."""
     names = [each["id"] for each in (await catalogue.listed(0))["data"]]
     if not names:
-        raise ClientError(f"the server at {options.url} neither captions nor answers nor embeds", "NOT_FOUND")
+        raise ClientError(f"the server at {url} neither captions nor answers nor embeds", "NOT_FOUND")
     return names
 
 
