@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import importlib.metadata
 import io
 import sys
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from bulk import ray_settings
 from bulk.errors import BulkError
 
 INTERRUPTED = 130
+NUMPY = 2  # the oldest major version that Ray Data's PyArrow imports
 _SEARCH = ("num_beams", "min_length", "max_length", "length_penalty")
 
 
@@ -79,17 +81,32 @@ def positive(text: str) -> int:
 
 
 def load(module: str) -> object:
-    """Import a module of ours that needs the environment of bulk work. Raises BulkError outside of it."""
+    """Import a module of ours that needs the environment of bulk work.
+
+    Raises BulkError outside of it, and ModuleNotFoundError under the command `mplug`, which names the extra to install.
+    """
     ray_settings.prepare()
+    is_script = sys.argv[0].endswith(".py")
     try:
+        _check_numpy(importlib.metadata.version("numpy"))
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
-        if (error.name or "").split(".")[0] in ("bulk", "mplug"):
+        if not is_script or (error.name or "").split(".")[0] in ("bulk", "mplug"):
             raise
         raise BulkError(
-            f"{error.name} is not installed here: `make bulk` makes an environment for bulk work, .venv/bulk; run "
-            f".venv/bulk/bin/python {sys.argv[0]}"
+            f"{error.name or 'numpy'} is not installed here: `make bulk` makes an environment for bulk work, "
+            f".venv/bulk; run .venv/bulk/bin/python {sys.argv[0]}"
         ) from None
+
+
+def _check_numpy(version: str) -> None:
+    """Raise BulkError for the NumPy of a server: pip lets Ray Data's PyArrow in beside it, and neither then works."""
+    if int(version.partition(".")[0]) < NUMPY:
+        raise BulkError(
+            f"bulk work needs NumPy {NUMPY}, and this environment has NumPy {version}, as nvidia-pytriton wants it: "
+            "`make bulk` makes an environment for bulk work, .venv/bulk; of a wheel, install the extra `bulk` in an "
+            "environment without the other extras"
+        )
 
 
 def fail(message: str) -> int:

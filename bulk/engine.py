@@ -15,11 +15,14 @@ from pathlib import Path
 import ray
 from ray.data import DataContext
 
+import bulk
+import mplug
 from bulk.errors import BulkError
 from bulk.location import one_line
 from mplug.runtime.interface import THREADS_VARIABLE
 
-ROOT = Path(__file__).resolve().parents[1]
+#: What workers import, each beside nothing else of ours: in a checkout one folder has both, in a wheel two.
+PACKAGES = [Path(package.__file__).resolve().parent for package in (bulk, mplug)]
 #: CPUs beside the workers': for the tasks that read and those that write. Without them Ray Data waits for ever.
 SPARE_CPUS = 2
 BLOCK_BYTES = 512 << 10  # a small block keeps all workers busy with a single file; batches gather several
@@ -68,13 +71,15 @@ def _started(address: str | None, workers: int, threads: int, gpus: float) -> It
     quiet = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
     try:
         if address is None:
-            environment = {"env_vars": {**variables, "PYTHONPATH": str(ROOT)}}
+            environment = {
+                "env_vars": {**variables, "PYTHONPATH": os.pathsep.join(str(path.parent) for path in PACKAGES)}
+            }
             ray.init(
                 num_cpus=needed, include_dashboard=False, _node_ip_address="127.0.0.1", runtime_env=environment, **quiet
             )
         else:
             _check_reachable(address)
-            environment = {"env_vars": variables, "py_modules": [str(ROOT / "mplug"), str(ROOT / "bulk")]}
+            environment = {"env_vars": variables, "py_modules": [str(path) for path in PACKAGES]}
             ray.init(address=address, runtime_env=environment, **quiet)
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         where = f"no Ray cluster answers at {address}" if address else "Ray cannot be started here"

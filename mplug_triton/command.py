@@ -58,9 +58,9 @@ def overview() -> str:
     groups: dict[str, list[str]] = {}
     for command in COMMANDS.values():
         needs = f"  [{command.extra}]" if command.extra else ""
-        groups.setdefault(command.group, []).append(f"  {command.name:12s}{command.summary}{needs}")
+        groups.setdefault(command.group, []).append(f"  {command.name:14s}{command.summary}{needs}")
     lists = "\n\n".join(f"{title}:\n" + "\n".join(lines) for title, lines in groups.items())
-    others = "\n".join(f"  {name:12s}{summary}" for name, summary in _OTHERS.items())
+    others = "\n".join(f"  {name:14s}{summary}" for name, summary in _OTHERS.items())
     extras = "[NAME]: needs an extra of the package, pip install 'mplug-triton[NAME]'."
     return f"{_INTRODUCTION}\n{lists}\n\nOther:\n{others}\n\n{_EXAMPLE}\n{extras}"
 

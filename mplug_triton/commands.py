@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-ASK, SERVE, TRAIN = "Ask a running server", "Build and serve", "Train and evaluate"
+ASK, SERVE, BULK, TRAIN = (
+    "Ask a running server",
+    "Build and serve",
+    "Whole corpora, without a server",
+    "Train and evaluate",
+)
 #: The extra of a command that needs no more than the package itself.
 NO_EXTRA = ""
 
@@ -50,6 +55,9 @@ COMMANDS = {
             "openai", "deploy/openai/run.py", SERVE, "an OpenAI-compatible endpoint in front of a server", "openai"
         ),
         Command("page", "webpage/app.py", SERVE, "a page to try a server in the browser", "page"),
+        Command("bulk-caption", "bulk/caption.py", BULK, "caption a corpus: a folder, parquet, WebDataset", "bulk"),
+        Command("bulk-ask", "bulk/ask.py", BULK, "ask about every picture of a corpus", "bulk"),
+        Command("bulk-embed", "bulk/embed.py", BULK, "every picture of a corpus as a vector", "bulk"),
         Command("evaluate", "builders/evaluate.py", TRAIN, "score a checkpoint or a server on a data set", "train"),
         Command("finetune", "builders/train/finetune.py", TRAIN, "fine-tune a checkpoint for one task", "train"),
         Command("train", "builders/train/pretrain.py", TRAIN, "pre-train with the paper's objectives", "train"),

@@ -17,7 +17,7 @@ _LONGEST_KEY = 4096  # characters
 def read_api_key(file: str | os.PathLike[str]) -> str:
     """Return the key that a file holds, and nothing beside it.
 
-    Raises ClientError when it cannot be read, when everybody may read it, and when it does not hold one key.
+    Raises ClientError when it cannot be read, is open to every user of the machine, or does not hold one key.
     """
     path = Path(file)
     try:
@@ -27,7 +27,9 @@ def read_api_key(file: str | os.PathLike[str]) -> str:
     except OSError as error:
         raise ClientError(f"the API key file {path} cannot be read: {error.strerror}", "UNREADABLE") from error
     if stat.S_ISREG(mode) and mode & stat.S_IRWXO:
-        raise ClientError(f"the API key file {path} can be read by everybody: chmod o= {path}", "UNREADABLE")
+        raise ClientError(
+            f"the API key file {path} is open to every user of this machine: chmod o= {path}", "UNREADABLE"
+        )
     return _checked(content.decode("latin-1").strip(), f"the API key file {path}")
 
 

@@ -20,8 +20,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import pytest
+from wheel_environment import environment_with
 
 from mplug.pipeline import Pipeline
 
@@ -246,6 +248,20 @@ def await_files(output: Path, count: int, process: subprocess.Popen[bytes]) -> N
         time.sleep(0.05)
 
 
+def test_the_wheel_embeds_a_corpus(
+    cluster: list[str], wheel: Path, built: Callable[..., Path], folder: Path, tmp_path: Path
+) -> None:
+    """With what the extra `bulk` brings and nothing of the checkout; each worker gets the code with the job."""
+    packages = next(PYTHON.parents[1].glob("lib/python*/site-packages"))
+    environment = environment_with(wheel, packages, tmp_path / "environment")
+    options = ("--repository", built("retrieval"), *cluster)
+    assert "10 rows, 4 of them" in environment.run("mplug", "bulk-embed", folder, tmp_path / "out", *options).stdout
+    found = rows(tmp_path / "out")
+    with Pipeline.open(built("retrieval")) as mplug:
+        for scene in SCENES[1:]:
+            np.testing.assert_allclose(found[scene.name]["feature"], mplug.embed_image(scene), rtol=0, atol=1e-4)
+
+
 def test_too_few_cpus_are_told_at_once(cluster: list[str], built: Callable[..., Path], tmp_path: Path) -> None:
     """Ray Data itself would wait for ever: workers take a CPU each, reading and writing two."""
     many = ("--workers", CPUS - 1)
@@ -283,7 +299,3 @@ def test_what_is_refused(built: Callable[..., Path], tmp_path: Path) -> None:
     )
     assert "is not a built repository" in refused(examples, tmp_path / "out", "--repository", tmp_path)
     assert "give --question" in bulk("ask", examples, tmp_path / "out").stderr
-    outside = subprocess.run(
-        [sys.executable, "bulk/caption.py", "a", "b"], cwd=CHECKOUT, capture_output=True, text=True
-    )
-    assert outside.returncode == 1 and "`make bulk` makes an environment" in outside.stderr

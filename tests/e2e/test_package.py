@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import sysconfig
 import zipfile
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from wheel_environment import Environment, environment_with
 
 from mplug.server.command import TritonServer
 from mplug_triton.commands import COMMANDS
@@ -20,52 +19,6 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 PICTURE = CHECKOUT / "examples" / "scene-01.png"
 #: What `make test` installs of tests/client-requirements.txt.
 CLIENT_PACKAGES = Path(sys.prefix) / "client" / "lib" / f"python{sys.version_info[0]}.{sys.version_info[1]}"
-
-
-@dataclass(frozen=True)
-class Environment:
-    """A virtual environment with the wheel; its working directory is outside the checkout."""
-
-    folder: Path
-
-    def run(self, program: str, *arguments: str | Path, code: int = 0) -> subprocess.CompletedProcess[str]:
-        """Run a program of the environment, such as `mplug`, and return what it printed."""
-        environment = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "VIRTUAL_ENV")}
-        environment["PATH"] = f"{self.folder / 'bin'}{os.pathsep}{environment['PATH']}"
-        done = subprocess.run(
-            [self.folder / "bin" / program, *map(str, arguments)],
-            cwd=self.folder,
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=240,
-        )
-        assert done.returncode == code, done.stderr
-        return done
-
-
-@pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel of this checkout, built without the network."""
-    folder = tmp_path_factory.mktemp("wheel")
-    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
-    command = [*pip, "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir", folder, CHECKOUT]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return next(folder.glob("*.whl"))
-
-
-def environment_with(wheel: Path, packages: Path, folder: Path) -> Environment:
-    """Return a fresh environment with the wheel alone installed, which reads all else from another's site-packages."""
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
-    own = next(folder.glob("lib/python*/site-packages"))
-    (own / "other_packages.pth").write_text(f"{packages}\n")
-    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--python", folder / "bin" / "python"]
-    done = subprocess.run(
-        [*pip, "install", "--quiet", "--no-deps", "--ignore-installed", wheel], capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    return Environment(folder)
 
 
 @pytest.fixture(scope="module")
@@ -136,6 +89,10 @@ def test_what_an_extra_would_bring_is_named(client_alone: Environment) -> None:
         assert complaint.endswith(f"pip install 'mplug-triton[{COMMANDS[name].extra}]'\n")
     assert "iic/mplug_image-captioning_coco_base_en" in client_alone.run("mplug", "fetch").stdout  # needs no extra
     assert "retrieve" in client_alone.run("mplug", "completion", "bash").stdout
+    assert "INPUT OUTPUT" in client_alone.run("mplug", "bulk-embed", "--help").stdout  # its help needs nothing
+    complaint = client_alone.run("mplug", "bulk-embed", "photos", "features", code=1).stderr
+    assert complaint.startswith("error: mplug bulk-embed needs the package ") and complaint.count("\n") == 1
+    assert complaint.endswith("pip install 'mplug-triton[bulk]'\n")
 
 
 def test_what_the_package_asks_for_is_there(client_alone: Environment) -> None:

@@ -19,6 +19,7 @@ from clients.client.errors import ClientError
 from clients.client.tracing import forwarding, trace_headers
 from deploy.tracing.collector import Collector, Span, tree
 
+KEY = "correct-horse-battery-staple"
 PARENT = "b7ad6b7169203331"
 SECONDS = 20.0  # for spans to arrive: they are sent twice a second
 
@@ -71,8 +72,12 @@ def test_a_trace_goes_from_the_client_to_each_stage(server: Launched, collector:
     assert not any(span.failed for span in spans)
 
 
-def test_an_error_marks_its_trace_and_the_log_names_it(server: Launched, collector: Collector) -> None:
+def test_an_error_marks_its_trace_and_the_log_names_it(
+    server: Launched, collector: Collector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And neither holds the API key that the request carried."""
     trace_id = "2af7651916cd43dd8448eb211c80319c"
+    monkeypatch.setenv("MPLUG_API_KEY", KEY)
     with pytest.raises(ClientError, match="-1 is refused by the stage"):
         ask(server, "grpc", {"traceparent": f"00-{trace_id}-{PARENT}-01"}, x=-1)
     spans = {span.name: span for span in spans_of(collector, trace_id, 4)}
@@ -80,6 +85,7 @@ def test_an_error_marks_its_trace_and_the_log_names_it(server: Launched, collect
         assert spans[name].failed and spans[name].attributes["mplug.error_code"] == "INVALID_ARG"
     assert not spans["parse"].failed
     assert any("-1 is refused" in line and f"trace_id={trace_id}" in line for line in server.errors)
+    assert KEY not in repr(collector.spans) + "".join(server.errors)
 
 
 @pytest.mark.parametrize("header", ["00-short-1-01", "ff-" + "a" * 32 + "-" + "b" * 16 + "-01", "é" * 9, "0" * 5000])

@@ -77,6 +77,17 @@ def test_bulk_work_has_the_same_pins() -> None:
     assert {"openvino", "tokenizers", "pillow", "av"} <= set(bulk) & set(serving)
 
 
+def test_what_goes_together_with_bulk_work_is_said() -> None:
+    """docs/install.md names the extras that hold no other NumPy."""
+    document = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    extras = document["tool"]["hatch"]["metadata"]["hooks"]["requirements_txt"]["optional-dependencies"]
+    pins = {name: {key: pin for file in files for key, pin in pinned(file).items()} for name, files in extras.items()}
+    bulk = pins.pop("bulk")
+    together = [name for name, other in pins.items() if all(bulk.get(key, pin) == pin for key, pin in other.items())]
+    said = re.search(r"`bulk` goes together with ([^:]+):", (ROOT / "docs" / "install.md").read_text())[1]
+    assert together == re.findall(r"`(\w+)`", said)
+
+
 def package_ranges() -> dict[str, SpecifierSet]:
     """What the package asks for without an extra."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
