@@ -8,6 +8,7 @@ import importlib.metadata
 import io
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import NoReturn
 
 from bulk import ray_settings
@@ -15,6 +16,7 @@ from bulk.errors import BulkError
 
 INTERRUPTED = 130
 NUMPY = 2  # the oldest major version that Ray Data's PyArrow imports
+_MAKEFILE = Path(__file__).resolve().parents[1] / "Makefile"  # in a checkout
 _SEARCH = ("num_beams", "min_length", "max_length", "length_penalty")
 
 
@@ -83,15 +85,14 @@ def positive(text: str) -> int:
 def load(module: str) -> object:
     """Import a module of ours that needs the environment of bulk work.
 
-    Raises BulkError outside of it, and ModuleNotFoundError under the command `mplug`, which names the extra to install.
+    Raises BulkError outside of it; in a wheel, ModuleNotFoundError, to which `mplug` says what extra to install.
     """
     ray_settings.prepare()
-    is_script = sys.argv[0].endswith(".py")
     try:
         _check_numpy(importlib.metadata.version("numpy"))
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
-        if not is_script or (error.name or "").split(".")[0] in ("bulk", "mplug"):
+        if not _MAKEFILE.is_file() or (error.name or "").split(".")[0] in ("bulk", "mplug"):
             raise
         raise BulkError(
             f"{error.name or 'numpy'} is not installed here: `make bulk` makes an environment for bulk work, "

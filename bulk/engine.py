@@ -122,9 +122,19 @@ def reason(error: BaseException) -> str:
     causes = [error]
     while (inner := getattr(causes[-1], "cause", None) or causes[-1].__cause__) is not None and inner not in causes:
         causes.append(inner)
+    for each in causes:
+        if isinstance(each, ray.exceptions.RayActorError) and each.actor_init_failed:
+            raised = [line for line in str(each).splitlines() if line.strip()][-1]  # of a traceback as text
+            return f"a worker cannot start: {one_line(raised)}"[:500]
     if any(isinstance(each, died) for each in causes):
         return (
             "a worker process died again and again on the same inputs, as it does for want of memory: give fewer "
-            "--workers; Ray's logs (/tmp/ray/session_latest/logs) have the rest"
+            f"--workers; Ray's logs (/tmp/ray/session_latest/logs) have the rest{_exit_detail(causes)}"
         )
     return _WRAPPED.sub("", one_line(causes[-1]))[:500]
+
+
+def _exit_detail(causes: list[BaseException]) -> str:
+    """Return what Ray knows of how a worker ended, in brackets; nothing where it does not say."""
+    found = re.search(r"Worker exit type: (.{1,300})", " ".join(map(one_line, causes)))
+    return f" ({found[1]})" if found else ""

@@ -48,6 +48,18 @@ pq.write_table(pa.Table.from_pylist(rows), sys.argv[1], row_group_size=2)
 """
 
 
+_FAILED = """
+import ray.exceptions as errors
+from bulk.engine import reason
+text = "Traceback (most recent call last):\\n  File x\\nmplug.pipeline.RepositoryError: there are no stages\\n"
+failed = errors.ActorDiedError(errors.RayTaskError("__init__", text, None))
+print(reason(failed))
+died = errors.RayActorError(None, "The actor died. Worker exit type: SYSTEM_ERROR Worker exit detail: killed\\n")
+died.__cause__ = None
+print(reason(died))
+"""
+
+
 def bulk(script: str, *arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
     command = [PYTHON, CHECKOUT / "bulk" / f"{script}.py", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=120, **options)
@@ -260,6 +272,14 @@ def test_the_wheel_embeds_a_corpus(
     with Pipeline.open(built("retrieval")) as mplug:
         for scene in SCENES[1:]:
             np.testing.assert_allclose(found[scene.name]["feature"], mplug.embed_image(scene), rtol=0, atol=1e-4)
+
+
+def test_why_workers_end_is_told() -> None:
+    """One that cannot start gives its reason, one that died what Ray knows of it."""
+    done = subprocess.run([PYTHON, "-c", _FAILED], cwd=CHECKOUT, capture_output=True, text=True, check=True)
+    failed, died = done.stdout.splitlines()
+    assert failed == "a worker cannot start: mplug.pipeline.RepositoryError: there are no stages"
+    assert "give fewer --workers" in died and died.endswith("(SYSTEM_ERROR Worker exit detail: killed)")
 
 
 def test_too_few_cpus_are_told_at_once(cluster: list[str], built: Callable[..., Path], tmp_path: Path) -> None:
