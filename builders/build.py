@@ -39,12 +39,14 @@ from tqdm import tqdm
 
 from builders.compile import openvino as openvino_builder
 from builders.compile import tensorrt as tensorrt_builder
-from builders.compile.compare import TOLERANCES, ArtefactError, compare_decoder, compare_graph
+from builders.compile import torch as torch_builder
+from builders.compile.compare import TOLERANCES, ArtefactError, compare_decoders, compare_graph
 from builders.compile.export import example_inputs, export
 from builders.plan import Checkpoint, Plan, PlanError, Source, Stage, plan
 from mplug.checkpoint import CheckpointError, CheckpointFiles
 from mplug.config import TASKS, ConfigError, MPlugConfig
 from mplug.contract import DECODER_SCORE, MAX_FRAMES, STAGES_FILE, GraphSpec
+from mplug.runtime import open_decoder, open_graph
 from mplug.runtime.interface import RuntimeUnavailable, StageInfo
 from mplug.tasks.checkpoint_files import SERVED_FILE, Head
 from mplug.tasks.table import PUBLIC_MODELS
@@ -136,7 +138,7 @@ def build_repository(
         elif target == "openvino":
             precision = openvino_builder.resolve_precision(precision)
         else:
-            precision = _torch_precision(precision)
+            precision = torch_builder.resolve_precision(precision)
     except ValueError as error:
         raise BuildError(str(error)) from None
     job = Build(plan([Checkpoint.read(source) for source in sources]), target, precision, options)
@@ -152,12 +154,6 @@ def build_repository(
             output.rename(Path(scratch) / "previous")
         repository.rename(output)
     return errors
-
-
-def _torch_precision(precision: str) -> str:
-    if precision not in ("auto", "fp32"):
-        raise ValueError(f"the torch target is the fp32 reference; --precision {precision} needs another target")
-    return "fp32"
 
 
 def _copy_model(model: str, repository: Path, name: str) -> Path:
@@ -207,20 +203,21 @@ def _graph_builder(job: Build, stage: Stage) -> GraphBuilder:
 def _build_graph(
     job: Build, stage: Stage, spec: GraphSpec, graph: nn.Module, folder: Path, scratch: Path
 ) -> dict[str, float]:
-    if job.target == "openvino":
-        onnx = scratch / f"{spec.name}.onnx"
-        # Weights beside the file, which the compiler maps: inside, they would be in memory three times on the way.
-        export(spec, graph, example_inputs(spec, stage.network), onnx, external_data=True)
-        openvino_builder.compile_graph(onnx, folder, job.precision)
-        for written in scratch.glob(f"{onnx.name}*"):
-            written.unlink()
-    else:
+    end_id = stage.readers[0].tokenizer.sep_id
+    if job.target == "torch":
         _write_weights(stage, folder)
+        return torch_builder.compare(folder, spec, graph, stage.network, end_id)
+    onnx = scratch / f"{spec.name}.onnx"
+    # Weights beside the file, which the compiler maps: inside, they would be in memory three times on the way.
+    export(spec, graph, example_inputs(spec, stage.network), onnx, external_data=True)
+    openvino_builder.compile_graph(onnx, folder, job.precision)
+    for written in scratch.glob(f"{onnx.name}*"):
+        written.unlink()
     if spec.name.endswith("prefill"):
         return {}  # compared with the step, through which alone it acts
     if spec.name.endswith("step"):
-        return compare_decoder(folder, stage.network, stage.readers[0].tokenizer.sep_id)
-    return compare_graph(folder, spec, graph, stage.network)
+        return compare_decoders(open_decoder(folder), stage.network, end_id)
+    return compare_graph(open_graph(folder, spec.name), spec, graph, stage.network)
 
 
 def _check(errors: dict[str, float], precision: str) -> None:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import torch
 
 from builders.compile.export import example_inputs
 from mplug.contract import MAX_BEAMS, GraphSpec
 from mplug.network import MPlug
-from mplug.runtime import Decoder, open_decoder, open_graph
+from mplug.runtime import Decoder, Graph
 from mplug.runtime.room import Room
 from mplug.runtime.search_state import new_search
 from mplug.runtime.torch import eager_decoder
@@ -33,20 +31,15 @@ def relative_error(actual: np.ndarray, reference: np.ndarray) -> float:
 
 
 @torch.inference_mode()
-def compare_graph(folder: Path, spec: GraphSpec, graph: torch.nn.Module, network: MPlug) -> dict[str, float]:
-    """Return the relative error per output of an encoder that was built into `folder`."""
+def compare_graph(compiled: Graph, spec: GraphSpec, graph: torch.nn.Module, network: MPlug) -> dict[str, float]:
+    """Return the relative error per output of a compiled graph beside its PyTorch module."""
     inputs = example_inputs(spec, network, seed=1)
     references = graph(*inputs.values())
-    outputs = open_graph(folder, spec.name)({name: tensor.numpy() for name, tensor in inputs.items()})
+    outputs = compiled({name: tensor.numpy() for name, tensor in inputs.items()})
     return {
         name: relative_error(outputs[name], reference.numpy())
         for name, reference in zip(spec.output_names, references, strict=True)
     }
-
-
-def compare_decoder(folder: Path, network: MPlug, end_id: int) -> dict[str, float]:
-    """Compare the decoder that was built into `folder` with PyTorch; see `compare_decoders`."""
-    return compare_decoders(open_decoder(folder), network, end_id)
 
 
 def compare_decoders(compiled: Decoder, network: MPlug, end_id: int) -> dict[str, float]:

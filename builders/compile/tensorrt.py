@@ -32,6 +32,9 @@ PRECISIONS = ("fp16", "bf16", "fp32")
 RTX_CAPABILITIES = ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")
 #: Longest requests that the decoder steps many at once, in tokens; and how many it steps at once of longer ones.
 MANY_POSITIONS, FEW_SLOTS = 64, 4
+#: Batches that full TensorRT chooses kernels for, besides the largest. TensorRT-RTX does so for the shapes that it meets
+#: when it runs, and needs no profile for it.
+TUNED_BATCHES = (1, 8)
 #: Most texts that the decoder scores in one run, tokens of each, and given tokens that are scored in one place. The
 #: logits of all tokens of all texts are in memory at once.
 SCORED = (ROWS_PER_PIECE, MAX_CANDIDATE_TOKENS, MAX_CANDIDATES)
@@ -133,12 +136,28 @@ class Limits:
     frames: int = 1  #: images whose states the fusion encoder reads side by side: more than 1 for video
 
 
-def profiles(spec: GraphSpec, network: MPlug, limits: Limits) -> list[dict[str, Range]]:
+def profiles(
+    spec: GraphSpec, network: MPlug, limits: Limits, tuned_batches: Sequence[int] = ()
+) -> list[dict[str, Range]]:
     """Return ranges of a graph's dynamic axes by their letters in `mplug.contract`; an engine runs what one holds.
 
     TensorRT sets memory aside for a profile's largest shapes all at once, so the decoder's step has two: many
-    requests of the usual length, and few of any length.
+    requests of the usual length, and few of any length. `tuned_batches` have a profile each besides, of the usual
+    lengths, in which kernels are chosen for that batch; the first profile is then for the largest.
     """
+    found = _profiles(spec, network, limits)
+    first = found[0]
+    letter = next((axis for axis in ("S", "B") if axis in first), None)
+    if letter is None or first[letter].most == 1:
+        return found
+    most = first[letter].most
+    tuned = [first | {letter: Range(1, batch, batch)} for batch in tuned_batches if batch < most]
+    if tuned:
+        found[0] = first | {letter: Range(1, most, most)}
+    return found + tuned
+
+
+def _profiles(spec: GraphSpec, network: MPlug, limits: Limits) -> list[dict[str, Range]]:
     config = network.config
     if spec.name == "text_decoder_score":
         texts, length, given = SCORED
@@ -277,6 +296,9 @@ class Compiler:
         config = self._builder.create_builder_config()
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace_mib << 20)
         config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # names of layers for the engine inspector
+        if options.target == "tensorrt-rtx":
+            # Else an engine may allocate while it runs, and a stream in which it does cannot be recorded.
+            config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
         if options.precision == "fp32":
             config.clear_flag(trt.BuilderFlag.TF32)  # is on by default and keeps ten bits of the products' inputs
         if options.hardware_compatible:
@@ -373,7 +395,8 @@ def write_engine(
 ) -> dict[str, Any]:
     """Compile an ONNX file into `folder` and write beside it what was built; returns that, too."""
     options = compiler.options
-    shapes = [input_shapes(spec, network, ranges) for ranges in profiles(spec, network, limits)]
+    tuned_batches = TUNED_BATCHES if options.target == "tensorrt" else ()
+    shapes = [input_shapes(spec, network, ranges) for ranges in profiles(spec, network, limits, tuned_batches)]
     started = time.monotonic()
     plan, report = compiler.compile(onnx, spec, shapes)
     path = folder / engine_name(spec.name, options.target)

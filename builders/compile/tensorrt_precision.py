@@ -8,8 +8,9 @@ every tensor its type. All is fp16 or bf16, except
   tokens, and a blocked end token, −1e20, is no fp16 number;
 - inputs and outputs of `mplug.contract`, which stay fp32, the caches apart: these never leave the device.
 
-`LayerNormalization` keeps half-precision tensors and computes in fp32 (its `stash_type`), and so do the
-accumulators of matrix products and softmax on a GPU. `rounded_emulation` turns such a graph into one that
+`LayerNormalization` keeps half-precision tensors and computes in fp32 (its `stash_type`). An fp16 product would be summed
+in fp16 on a GPU; with casts around it, from half-precision factors to fp32 and back, the compiler takes a kernel that
+reads halves and sums in fp32. Products in bf16 are summed in fp32 anyway. `rounded_emulation` turns such a graph into one that
 ONNX Runtime's CPU provider computes with the same roundings, which it does for neither type by itself.
 """
 
@@ -28,6 +29,8 @@ CACHES = ("PAST_", "CROSS_", "WRITTEN")
 SINGLE_OPERATORS = frozenset({"LogSoftmax", "TopK", "Pad", "Exp"})
 #: Operators that may join what they lead to in fp32: each output element comes from one element of each input.
 ELEMENTWISE = frozenset({"Add", "Sub", "Mul", "Div", "Where", "Cast", "Unsqueeze", "Squeeze", "Identity"})
+#: Operators whose sums are long.
+PRODUCTS = frozenset({"MatMul", "Gemm", "Conv"})
 #: Largest finite fp16 number.
 LARGEST_FP16 = 65504.0
 #: ONNX lets Conv and others have bf16 from this version on; else it differs from the exporter's in nothing used here.
@@ -38,25 +41,34 @@ class PrecisionError(ValueError):
     """A graph cannot be converted; the message names the tensor."""
 
 
-def to_half(model: ModelProto, precision: str, single_operators: Iterable[str] = SINGLE_OPERATORS) -> ModelProto:
+def to_half(
+    model: ModelProto,
+    precision: str,
+    single_operators: Iterable[str] = SINGLE_OPERATORS,
+    *,
+    single_sums: bool = True,
+) -> ModelProto:
     """Return a copy of `model`, an fp32 graph, in `fp16` or `bf16`.
 
-    `single_operators` are kept in fp32. Raises PrecisionError for a constant that fp16 cannot hold.
+    `single_operators` are kept in fp32. `single_sums`: sum fp16 products in fp32. Raises PrecisionError for a constant
+    that fp16 cannot hold.
     """
-    return _Converter(model, HALF_TYPES[precision], frozenset(single_operators)).run()
+    casts = single_sums and precision == "fp16"
+    return _Converter(model, HALF_TYPES[precision], frozenset(single_operators), PRODUCTS if casts else ()).run()
 
 
 class _Converter:
-    def __init__(self, model: ModelProto, half: int, single_operators: frozenset[str]) -> None:
+    def __init__(self, model: ModelProto, half: int, single_operators: frozenset[str], products: Iterable[str]) -> None:
         self._model = ModelProto()
         self._model.CopyFrom(model)
         self._graph = self._model.graph
-        self._half = half
+        self._half, self._products = half, frozenset(products)
         self._single = _single_nodes(self._graph.node, single_operators)
         self._types = _element_types(self._model)
         self._constants = {tensor.name: tensor for tensor in self._graph.initializer}
         self._have: dict[str, int] = {}  # float tensor → the type that its producer gives it
         self._casts: dict[tuple[str, int], str] = {}
+        self._factors: set[str] = set()  # half-precision tensors that are cast for a product
         self._nodes: list[NodeProto] = []
 
     def run(self) -> ModelProto:
@@ -98,7 +110,27 @@ class _Converter:
         for name in node.output:
             if self._is_float(name):
                 self._have[name] = wanted
+        if node.op_type in self._products and wanted == self._half:
+            self._accumulate_in_single(node)
+        else:
+            self._nodes.append(node)
+
+    def _accumulate_in_single(self, node: NodeProto) -> None:
+        """Add a product with casts around it: half-precision factors, a sum in fp32, rounded once."""
+        (answer,) = node.output
+        for index, name in enumerate(node.input):
+            if not name:
+                continue
+            wide = f"{name}.factor"
+            if name not in self._factors:
+                self._factors.add(name)
+                self._nodes.append(helper.make_node("Cast", [name], [wide], name=f"cast.{wide}", to=TensorProto.FLOAT))
+            node.input[index] = wide
+        node.output[0] = f"{answer}.sum"
         self._nodes.append(node)
+        self._nodes.append(
+            helper.make_node("Cast", [f"{answer}.sum"], [answer], name=f"cast.{answer}.sum", to=self._half)
+        )
 
     def _convert_value(self, node: NodeProto, wanted: int) -> None:
         for attribute in node.attribute:

@@ -13,13 +13,14 @@ from typing import Any
 import onnx
 import torch
 
-from builders.compile.compare import compare_decoder, compare_decoders, compare_graph
+from builders.compile.compare import compare_decoders, compare_graph
 from builders.compile.export import example_inputs, export
-from builders.compile.tensorrt import Compiler, EngineOptions, Limits, write_engine
+from builders.compile.tensorrt import TURING, Compiler, EngineOptions, Limits, write_engine
 from builders.compile.tensorrt_check import OnnxGraph, compare_onnx, onnx_decoder
 from builders.compile.tensorrt_precision import HALF_TYPES, to_half
 from mplug.contract import OPTIONAL_OUTPUTS, GraphSpec
 from mplug.network import MPlug
+from mplug.runtime import open_decoder, open_graph
 from mplug.runtime.gpu.engine import can_run
 
 #: Config of a stage for Triton's own TensorRT backend.
@@ -54,7 +55,7 @@ class TensorRTStages:
     def build(self, spec: GraphSpec, graph: torch.nn.Module, folder: Path, scratch: Path) -> dict[str, float]:
         """Compile one graph into a stage's version folder; relative error per output that was compared."""
         path = scratch / f"{spec.name}.onnx"
-        export_graph(spec, graph, self._network, path, self._options.precision)
+        export_graph(spec, graph, self._network, path, self._options)
         checked = OnnxGraph(path, self._options.precision)
         if spec.name in ("text_decoder_prefill", "text_decoder_step"):
             errors = self._check_decoder(spec, checked)
@@ -84,15 +85,16 @@ class TensorRTStages:
         if not can_run(self._options.target) or spec.name.endswith("prefill"):
             return {}
         if spec.name.endswith("step"):
-            return compare_decoder(folder, self._network, self._end_id)
-        return compare_graph(folder, spec, graph, self._network)
+            return compare_decoders(open_decoder(folder), self._network, self._end_id)
+        return compare_graph(open_graph(folder, spec.name), spec, graph, self._network)
 
 
-def export_graph(spec: GraphSpec, graph: torch.nn.Module, network: MPlug, path: Path, precision: str) -> None:
-    """Write a graph as ONNX in any of TensorRT's precisions."""
+def export_graph(spec: GraphSpec, graph: torch.nn.Module, network: MPlug, path: Path, options: EngineOptions) -> None:
+    """Write a graph as ONNX in the precision of an engine's options."""
     export(spec, graph, example_inputs(spec, network), path)
-    if precision in HALF_TYPES:
-        onnx.save(to_half(onnx.load(path), precision), path)
+    if options.precision in HALF_TYPES:
+        single_sums = TURING not in options.compute_capabilities  # its compiler takes no product in fp32
+        onnx.save(to_half(onnx.load(path), options.precision, single_sums=single_sums), path)
 
 
 def drop_absent_outputs(config: Path, spec: GraphSpec) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 from mplug.contract import DECODER_SCORE
 from mplug.decoding.loop import NOT_A_NUMBER
 from mplug.errors import StageError
-from mplug.runtime.interface import Graph, StageInfo, open_graph
+from mplug.runtime.interface import ANY_DEVICE, Graph, StageInfo, open_graph
 
 #: Candidates that are scored to their end, as published.
 MAX_RANKED = 128
@@ -27,11 +27,11 @@ ROWS_PER_PIECE = 16
 NOT_RANKED = -np.inf
 
 
-def open_score_graph(folder: Path) -> Graph | None:
+def open_score_graph(folder: Path, device: str = ANY_DEVICE) -> Graph | None:
     """The graph that scores candidates, of a stage's version folder; None where it was not built."""
     if not StageInfo.read(folder).sizes.get("ranks_candidates"):
         return None
-    return open_graph(folder, DECODER_SCORE.name)
+    return open_graph(folder, DECODER_SCORE.name, device)
 
 
 @dataclass

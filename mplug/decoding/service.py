@@ -21,6 +21,7 @@ from mplug.decoding.loop import DecodeLoop, DecodeRequest
 from mplug.decoding.request import DecodeRequestParser, to_outputs
 from mplug.errors import InvalidRequest
 from mplug.runtime import Decoder, Graph, open_decoder
+from mplug.runtime.interface import ANY_DEVICE
 
 #: Asking Triton whether a client has gone is a round trip between processes, too long for the decode thread.
 POLL_SECONDS = 0.05
@@ -47,16 +48,17 @@ class DecoderService:
         cls,
         folder: Path,
         *,
+        device: str = ANY_DEVICE,
         max_cache_mb: int = 4096,
         wrap: Callable[[Decoder], Decoder] = lambda decoder: decoder,
         **options: Any,
     ) -> DecoderService:
-        """Open a built stage's version folder; other options are those of `DecodeLoop`.
+        """Open a built stage's version folder on a device; other options are those of `DecodeLoop`.
 
-        `wrap` may replace the decoder, to time it for example.
+        `device`: see `mplug.runtime.open_graph`. `wrap` may replace the decoder, to time it for example.
         """
-        loop = DecodeLoop(wrap(open_decoder(folder)), max_cache_bytes=max_cache_mb << 20, **options)
-        return cls(DecodeRequestParser.of_stage(folder), loop, open_score_graph(folder))
+        loop = DecodeLoop(wrap(open_decoder(folder, device)), max_cache_bytes=max_cache_mb << 20, **options)
+        return cls(DecodeRequestParser.of_stage(folder), loop, open_score_graph(folder, device))
 
     def submit(
         self,

@@ -116,7 +116,7 @@ class DecoderScoreGraph(nn.Module):
     def forward(self, tokens: Tensor, targets: Tensor, encoder_states: Tensor, encoder_mask: Tensor) -> tuple[Tensor]:
         # Padding stands behind the text, where causal attention does not look.
         logits = self.decoder(tokens, encoder_states, encoder_mask).float()  # [P, L, V]
-        # Log-softmax written out, as in the step: compilers make softmax and logarithm of it.
+        # Written out: compilers make softmax and logarithm of log-softmax, which turns small probabilities into −inf.
         largest = logits.amax(-1, keepdim=True)
         log_sum = torch.log(torch.exp(logits - largest).sum(-1, keepdim=True))
         return (logits.gather(-1, targets.long()) - largest - log_sum,)

@@ -127,5 +127,6 @@ def _beam_attention(
     query = query * (1.0 / math.sqrt(query.shape[-1]))
     past = query @ past_key.transpose(-1, -2) + past_mask  # [S, H, B, T*C]
     itself = (query * key).sum(-1, keepdim=True)  # [S, H, B, 1]
-    weights = torch.softmax(torch.cat([past, itself], dim=-1), dim=-1)
+    # The mask is fp32, and with it the softmax, whatever the products are in.
+    weights = torch.softmax(torch.cat([past, itself], dim=-1), dim=-1).to(value.dtype)
     return weights[..., :-1] @ past_value + weights[..., -1:] * value

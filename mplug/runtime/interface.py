@@ -30,6 +30,10 @@ RUNTIMES = {
 #: Targets whose stages are engines on a GPU.
 GPU_TARGETS = ("tensorrt", "tensorrt-rtx")
 
+#: The device that a runtime chooses itself: the CPU for OpenVINO, the first GPU for TensorRT, for PyTorch the first GPU
+#: or else the CPU.
+ANY_DEVICE = "auto"
+
 STAGE_FILE = "stage.json"
 #: Threads that one stage may use; unset, the runtime takes every core that this process may run on.
 THREADS_VARIABLE = "MPLUG_THREADS"
@@ -119,9 +123,9 @@ class Decoder(Protocol):
 class Runtime(Protocol):
     """One kind of artefact."""
 
-    def open_graph(self, info: StageInfo, name: str) -> Graph: ...
+    def open_graph(self, info: StageInfo, name: str, device: str) -> Graph: ...
 
-    def open_decoder(self, info: StageInfo) -> Decoder: ...
+    def open_decoder(self, info: StageInfo, device: str) -> Decoder: ...
 
 
 def open_runtime(target: str) -> Runtime:
@@ -134,16 +138,29 @@ def open_runtime(target: str) -> Runtime:
         raise RuntimeUnavailable(f"the runtime {target!r} needs a package that is not installed: {error}") from error
 
 
-def open_graph(folder: Path, name: str) -> Graph:
-    """Open the graph `name` of a stage's version folder with the runtime it was built for."""
+def open_graph(folder: Path, name: str, device: str = ANY_DEVICE) -> Graph:
+    """Open the graph `name` of a stage's version folder with the runtime it was built for.
+
+    `device`: `auto`, `cpu` or `cuda:N`. Raises RuntimeUnavailable for one that the runtime does not run on.
+    """
     info = StageInfo.read(folder)
-    return open_runtime(info.target).open_graph(info, name)
+    return open_runtime(info.target).open_graph(info, name, device)
 
 
-def open_decoder(folder: Path) -> Decoder:
-    """Open the decoder of a stage's version folder with the runtime it was built for."""
+def open_decoder(folder: Path, device: str = ANY_DEVICE) -> Decoder:
+    """Open the decoder of a stage's version folder with the runtime it was built for; see `open_graph`."""
     info = StageInfo.read(folder)
-    return open_runtime(info.target).open_decoder(info)
+    return open_runtime(info.target).open_decoder(info, device)
+
+
+def gpu_index(device: str) -> int:
+    """Return the number of the GPU that `auto` (the first) or `cuda:N` names. Raises RuntimeUnavailable for others."""
+    if device == ANY_DEVICE:
+        return 0
+    name, _, number = device.partition(":")
+    if name != "cuda" or not number.isdecimal():
+        raise RuntimeUnavailable(f"device {device!r} is not a GPU: name one as cuda:N, or use {ANY_DEVICE}")
+    return int(number)
 
 
 def threads() -> int:

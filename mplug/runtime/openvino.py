@@ -13,7 +13,7 @@ import openvino
 from mplug.contract import GraphSpec, decoder_prefill, decoder_step
 from mplug.runtime import huge_pages
 from mplug.runtime.host_decoder import HostDecoder
-from mplug.runtime.interface import RuntimeUnavailable, StageInfo, threads
+from mplug.runtime.interface import ANY_DEVICE, RuntimeUnavailable, StageInfo, threads
 
 #: Precision of a stage → OpenVINO's name of what is computed in; int8 weights are computed with in `auto`'s.
 PRECISIONS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16", "int8": ""}
@@ -47,14 +47,23 @@ def computed_in(precision: str) -> str:
     return best_precision() if precision == "int8" else precision
 
 
-def open_graph(info: StageInfo, name: str) -> OpenVinoGraph:
-    """Compile `name`.xml of a stage."""
+def open_graph(info: StageInfo, name: str, device: str = ANY_DEVICE) -> OpenVinoGraph:
+    """Compile `name`.xml of a stage. Raises RuntimeUnavailable for a device that is not the CPU."""
+    _require_cpu(device)
     return OpenVinoGraph(info, name)
 
 
-def open_decoder(info: StageInfo) -> OpenVinoDecoder:
-    """Compile the decoder's two graphs."""
+def open_decoder(info: StageInfo, device: str = ANY_DEVICE) -> OpenVinoDecoder:
+    """Compile the decoder's two graphs. Raises RuntimeUnavailable for a device that is not the CPU."""
+    _require_cpu(device)
     return OpenVinoDecoder(info)
+
+
+def _require_cpu(device: str) -> None:
+    if device not in (ANY_DEVICE, "cpu"):
+        raise RuntimeUnavailable(
+            f"OpenVINO stages run on the CPU, not on {device}: build with --target torch or tensorrt for a GPU"
+        )
 
 
 def _compile(model: openvino.Model, info: StageInfo) -> openvino.CompiledModel:

@@ -7,6 +7,8 @@ from dataclasses import astuple, dataclass
 #: Positions and encoder states are reserved in these multiples, so that the step's shapes, which the runtime plans
 #: for, are few. With 64 values per head, each slot then begins at an address that TensorRT accepts.
 POSITION_MULTIPLE, STATE_MULTIPLE = 8, 32
+#: Recorded steps run a multiple of so many slots.
+SLOT_MULTIPLE = 4
 #: Room up to this many times what is needed is kept; beyond that it is given back.
 SPARE_FACTOR = 2
 
@@ -52,6 +54,14 @@ class Room:
             max(self.columns, past.columns),
             held.states if self.states <= held.states <= SPARE_FACTOR * self.states else self.states,
         )
+
+
+def step_slots(slots: int, most: int) -> int:
+    """Return how many slots a recorded step runs for so many in use: 1, 2 or a multiple of four, at most `most`.
+
+    Every size is a recording of its own, and every slot above those in use is computed in vain.
+    """
+    return min(slots if slots <= 2 else round_up(slots, SLOT_MULTIPLE), most)
 
 
 def round_up(value: int, multiple: int) -> int:

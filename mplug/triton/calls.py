@@ -21,10 +21,10 @@ async def call_stage(
     inputs: Mapping[str, Value],
     outputs: Sequence[str],
     *,
-    on_gpu: bool = False,
+    gpu: int | None = None,
     headers: Mapping[str, str] | None = None,
 ) -> Values:
-    """Run another model of this server on `inputs` and return the named outputs, with `on_gpu` in GPU memory.
+    """Run another model of this server on `inputs` and return the named outputs, in the memory of `gpu` if given.
 
     `headers` are those of a trace; the called model finds them among the request's parameters, as it finds a client's.
     Raises the stage's error with its code; the message starts with the stage's name.
@@ -46,7 +46,7 @@ async def call_stage(
             inputs=[*tensors, *retry],
             **carried,
             preferred_memory=pb_utils.PreferredMemory(
-                pb_utils.TRITONSERVER_MEMORY_GPU if on_gpu else pb_utils.TRITONSERVER_MEMORY_CPU, 0
+                pb_utils.TRITONSERVER_MEMORY_CPU if gpu is None else pb_utils.TRITONSERVER_MEMORY_GPU, gpu or 0
             ),
         )
         response = await request.async_exec()

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mplug.contract import STAGES_FILE, read_stages
-from mplug.runtime.interface import GPU_TARGETS, STAGE_FILE
+from mplug.runtime.gpu.cuda import device_count
+from mplug.runtime.interface import ANY_DEVICE, GPU_TARGETS, STAGE_FILE
 
 
 @dataclass(frozen=True)
@@ -19,14 +21,21 @@ class ModelContext:
     name: str
     folder: Path  # of this version, where the artefacts are: DIR/NAME/1
     config: dict[str, Any]  # config.pbtxt as Triton completed it
+    device: str = ANY_DEVICE  # of this instance, as `mplug.runtime.open_graph` takes it
 
     @classmethod
     def of_arguments(cls, args: Mapping[str, str]) -> ModelContext:
-        """Read what the Python backend passes to `initialize`."""
+        """Read what the Python backend passes to `initialize`.
+
+        An instance of KIND_GPU runs on the GPU that Triton gives it, from `gpus` of its instance group; one of KIND_CPU
+        leaves the choice to the runtime.
+        """
+        on_gpu = args.get("model_instance_kind", "").removeprefix("KIND_") == "GPU"
         return cls(
             name=args["model_name"],
             folder=Path(args["model_repository"]) / args["model_version"],
             config=json.loads(args["model_config"]),
+            device=f"cuda:{args['model_instance_device_id']}" if on_gpu else ANY_DEVICE,
         )
 
     @property
@@ -39,10 +48,17 @@ class ModelContext:
         """Return stage names → models that hold this checkpoint's stages; a stage that is absent has its own name."""
         return read_stages(self.folder / STAGES_FILE)
 
-    def on_gpu(self, stage: str) -> bool:
-        """Return whether a stage that this model calls was built for a GPU."""
-        path = self.folder.parents[1] / self.stages.get(stage, stage) / self.folder.name / STAGE_FILE
-        return path.exists() and json.loads(path.read_text())["target"] in GPU_TARGETS
+    def gpu_of(self, stage: str) -> int | None:
+        """Return the number of the GPU that a stage called by this model runs on, None for one on the CPU."""
+        model = self.folder.parents[1] / self.stages.get(stage, stage)
+        path = model / self.folder.name / STAGE_FILE
+        if not path.exists():
+            return None
+        target = json.loads(path.read_text())["target"]
+        if target not in GPU_TARGETS and not (target == "torch" and device_count()):
+            return None
+        listed = re.search(r"\bgpus\s*:\s*\[\s*(\d+)", (model / "config.pbtxt").read_text())
+        return int(listed[1]) if listed else 0
 
     @property
     def parameters(self) -> dict[str, str]:

@@ -178,7 +178,7 @@ class TaskModel(DeferredModel):
     def open(self, context: ModelContext) -> None:
         self._task = self.create(context)
         self._stages = context.stages
-        self._on_gpu = {stage for stage in self._stages if context.on_gpu(stage)}
+        self._gpus = {stage: context.gpu_of(stage) for stage in self._stages}
         self._parsers = ThreadPoolExecutor(PARSE_THREADS, thread_name_prefix="parse")
         self._loop = asyncio.new_event_loop()
         self._loop.set_default_executor(ThreadPoolExecutor(BLS_THREADS, thread_name_prefix="bls"))
@@ -228,10 +228,10 @@ class TaskModel(DeferredModel):
 
     async def _call_stage(self, span: NoSpan, name: str, inputs: Mapping[str, Value], outputs: Sequence[str]) -> Values:
         """Call the model that holds this checkpoint's stage `name`."""
-        on_gpu = isinstance(outputs, Forwarded) and name in self._on_gpu
+        gpu = self._gpus.get(name) if isinstance(outputs, Forwarded) else None
         model = self._stages.get(name, name)
         with span.child(f"call {model}") as call:
-            return await call_stage(model, inputs, outputs, on_gpu=on_gpu, headers=call.headers())
+            return await call_stage(model, inputs, outputs, gpu=gpu, headers=call.headers())
 
     async def _watch(self) -> None:
         """End tasks whose client has gone, and all tasks when the server stops waiting for them.
@@ -335,7 +335,7 @@ class EncoderModel(StageModel):
     def create(self, context: ModelContext) -> Stage:
         """Open the stage's compiled graph."""
         self._inputs = StageInputs.of_stage(context.folder, self.stage)
-        return open_graph(context.folder, self.stage)
+        return open_graph(context.folder, self.stage, context.device)
 
     def check(self, inputs: dict[str, np.ndarray]) -> None:
         """Raise InvalidRequest for wrong shapes, values or token ids; see `StageInputs.check`."""

@@ -15,7 +15,7 @@ import triton_python_backend_utils as pb_utils
 from mplug.contract import Value, Values
 from mplug.errors import InvalidRequest, ServingError
 from mplug.runtime.gpu.array import DeviceArray
-from mplug.runtime.gpu.cuda import DeviceLost
+from mplug.runtime.gpu.cuda import DeviceLost, raise_if_lost
 from mplug.triton.context import ModelContext
 
 LOST_DEVICE_EXIT_CODE = 86  # of a model's process; any would do, the launcher reads what was printed
@@ -84,8 +84,10 @@ def to_error_response(error: BaseException, lead_with_code: bool = False) -> Any
 
     A lost device ends the process: it would answer this error for ever. The launcher notices and ends the server.
     """
-    if isinstance(error, DeviceLost):
-        print(f"error: the device is lost, the process ends: {one_line(error)}", file=sys.stderr, flush=True)
+    try:
+        raise_if_lost(error)
+    except DeviceLost as lost:
+        print(f"error: the device is lost, the process ends: {one_line(lost)}", file=sys.stderr, flush=True)
         os._exit(LOST_DEVICE_EXIT_CODE)
     if isinstance(error, ServingError):
         code, message = error.code, str(error)

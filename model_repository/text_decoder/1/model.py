@@ -12,7 +12,7 @@ class TritonPythonModel(DeferredModel):
     def open(self, context):
         limits = {name: int(context.parameters[name]) for name in ("max_slots", "max_queue", "max_cache_mb")}
         observer = DecodeMetrics(Metric, {"model": context.name}).update
-        self.service = DecoderService.open(context.folder, observer=observer, **limits)
+        self.service = DecoderService.open(context.folder, device=context.device, observer=observer, **limits)
 
     def admit(self, pending):
         inputs, pending.inputs = pending.inputs, {}

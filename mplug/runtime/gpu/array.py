@@ -17,9 +17,9 @@ from mplug.runtime.gpu.dlpack import CUDA, borrow, capsule, on_gpu
 
 
 @cache
-def own_device() -> Device:
-    """Return the device of a process without an engine of its own. Raises RuntimeUnavailable without a GPU."""
-    return Device()
+def own_device(index: int = 0) -> Device:
+    """Return a device of a process without an engine of its own. Raises RuntimeUnavailable without that GPU."""
+    return Device(index)
 
 
 class DeviceArray:
@@ -45,7 +45,7 @@ class DeviceArray:
         Raises ValueError for memory that is not contiguous, or of a type that numpy has not.
         """
         with borrow(tensor) as borrowed:
-            return cls.copied(own_device(), borrowed.address, borrowed.shape, np.dtype(borrowed.dtype))
+            return cls.copied(own_device(borrowed.index), borrowed.address, borrowed.shape, np.dtype(borrowed.dtype))
 
     @property
     def address(self) -> int:
@@ -95,11 +95,11 @@ class DeviceArray:
         return array if dtype is None else array.astype(dtype)
 
     def __dlpack_device__(self) -> tuple[int, int]:
-        return CUDA, 0
+        return CUDA, self._device.index
 
     def __dlpack__(self, stream: Any = None) -> Any:
         """Return a capsule, which keeps the memory alive for as long as the consumer holds it."""
-        return capsule(self.address, self.shape, self.dtype.name, keep=self._memory)
+        return capsule(self.address, self.shape, self.dtype.name, keep=self._memory, index=self._device.index)
 
 
 def concatenated(arrays: Sequence[np.ndarray | DeviceArray]) -> np.ndarray | DeviceArray:

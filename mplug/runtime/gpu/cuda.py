@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib
+import threading
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
@@ -74,6 +75,24 @@ LOST_DEVICE_CODES = frozenset(
 )
 
 
+def raise_if_lost(error: BaseException) -> None:
+    """Raise DeviceLost if an error says that the device is lost, whoever found that out.
+
+    PyTorch's AcceleratorError carries CUDA's code as `error_code`.
+    """
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, DeviceLost):
+            raise seen
+        if getattr(seen, "error_code", None) in LOST_DEVICE_CODES:
+            raise DeviceLost(str(seen).partition("\n")[0]) from error
+        seen = seen.__cause__ or seen.__context__
+
+
+#: The device that CUDA has selected, by thread: it is a setting of each thread's own.
+_selected = threading.local()
+
+
 class Buffer:
     """Memory of the device; freed with the object, or by `free`."""
 
@@ -114,15 +133,18 @@ class Graph:
 
 
 class Device:
-    """The first GPU that this process sees (`CUDA_VISIBLE_DEVICES` says which that is)."""
+    """One of the GPUs that this process sees (`CUDA_VISIBLE_DEVICES` says which those are), for all its threads."""
 
-    def __init__(self) -> None:
-        """Open the device. Raises RuntimeUnavailable without `cuda-python`, a driver or a GPU."""
+    def __init__(self, index: int = 0) -> None:
+        """Open the device. Raises RuntimeUnavailable without `cuda-python`, a driver or a GPU of that number."""
         self._runtime, self._driver = _load("runtime"), _load("driver")
         count = self._runtime.cudaGetDeviceCount()
         if int(count[0]) != 0 or not count[1]:
             raise RuntimeUnavailable(f"no GPU can be used here: {count[0]}")
-        self.check("cudaSetDevice", 0)
+        if index >= int(count[1]):
+            raise RuntimeUnavailable(f"there is no GPU {index}: this process sees {count[1]}, counted from 0")
+        self.index = index
+        _selected.index = None
         self._stream = self.check("cudaStreamCreateWithFlags", self._runtime.cudaStreamNonBlocking)
         self._copy_rows: Any = None
         self._pinned: list[int] = []
@@ -142,11 +164,21 @@ class Device:
 
         Raises DeviceLost for an error of `LOST_DEVICE_CODES` and DeviceError for any other.
         """
+        self._select()
         error, *results = getattr(self._runtime, function)(*arguments)
-        if int(error) != 0:
-            kind = DeviceLost if int(error) in LOST_DEVICE_CODES else DeviceError
-            raise kind(f"{function}: {error}")
+        _require_success(function, error)
         return results[0] if len(results) == 1 else None
+
+    def _select(self) -> None:
+        if getattr(_selected, "index", None) != self.index:
+            _require_success("cudaSetDevice", *self._runtime.cudaSetDevice(self.index))
+            _selected.index = self.index
+
+    def raise_if_lost(self) -> None:
+        """Raise DeviceLost if an earlier call has left the device useless; any other error is forgotten."""
+        (error,) = self._runtime.cudaGetLastError()
+        if int(error) in LOST_DEVICE_CODES:
+            raise DeviceLost(f"cudaGetLastError: {error}")
 
     def allocate(self, size: int) -> Buffer:
         """Allocate `size` bytes of zeros."""
@@ -202,12 +234,17 @@ class Device:
         try:
             work()
         except BaseException:
-            self._runtime.cudaStreamEndCapture(self._stream)  # the error that counts is on its way
+            # The stream must leave the capture, or nothing runs on it again; the error that counts is on its way.
+            error, graph = self._runtime.cudaStreamEndCapture(self._stream)
+            if int(error) == 0 and graph:
+                self._runtime.cudaGraphDestroy(graph)
+            self.raise_if_lost()
             raise
         graph = self.check("cudaStreamEndCapture", self._stream)
-        executable = self.check("cudaGraphInstantiate", graph, 0)
-        self.check("cudaGraphDestroy", graph)
-        return Graph(self, executable)
+        try:
+            return Graph(self, self.check("cudaGraphInstantiate", graph, 0))
+        finally:
+            self._runtime.cudaGraphDestroy(graph)
 
     def copy_rows(
         self,
@@ -229,6 +266,7 @@ class Device:
         sizes = (position_bytes, row_bytes, *target_strides, *source_strides)
         if any(size % WORD_BYTES for size in (target, source, *sizes)):
             raise ValueError(f"addresses and sizes are not multiples of {WORD_BYTES}: {target}, {source}, {sizes}")
+        self._select()
         if self._copy_rows is None:
             self._copy_rows = self._load_kernel("copy_rows", COPY_ROWS)
         shift, words, *strides = (size // WORD_BYTES for size in sizes)
@@ -238,21 +276,25 @@ class Device:
         (error,) = self._driver.cuLaunchKernel(
             self._copy_rows, blocks, 1, 1, THREADS_PER_BLOCK, 1, 1, 0, self._stream, (values, types), 0
         )
-        if int(error) != 0:
-            raise DeviceError(f"cuLaunchKernel: {error}")
+        _require_success("cuLaunchKernel", error)
 
     def _load_kernel(self, name: str, source: str) -> Any:
         """Compile a kernel for this GPU and load it."""
         attributes = self._runtime.cudaDeviceAttr
-        major = self.check("cudaDeviceGetAttribute", attributes.cudaDevAttrComputeCapabilityMajor, 0)
-        minor = self.check("cudaDeviceGetAttribute", attributes.cudaDevAttrComputeCapabilityMinor, 0)
+        major = self.check("cudaDeviceGetAttribute", attributes.cudaDevAttrComputeCapabilityMajor, self.index)
+        minor = self.check("cudaDeviceGetAttribute", attributes.cudaDevAttrComputeCapabilityMinor, self.index)
         binary = compile_kernel(source, f"sm_{major}{minor}")
         error, module = self._driver.cuModuleLoadData(binary)
-        if int(error) == 0:
-            error, function = self._driver.cuModuleGetFunction(module, name.encode())
-        if int(error) != 0:
-            raise DeviceError(f"kernel {name} cannot be loaded: {error}")
+        _require_success(f"cuModuleLoadData of {name}", error)
+        error, function = self._driver.cuModuleGetFunction(module, name.encode())
+        _require_success(f"cuModuleGetFunction of {name}", error)
         return function
+
+
+def _require_success(function: str, error: Any) -> None:
+    """Raise DeviceLost or DeviceError for an error of the CUDA runtime or driver, whose numbers are the same."""
+    if int(error) != 0:
+        raise (DeviceLost if int(error) in LOST_DEVICE_CODES else DeviceError)(f"{function}: {error}")
 
 
 def compile_kernel(source: str, architecture: str) -> bytes:

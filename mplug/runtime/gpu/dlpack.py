@@ -56,6 +56,7 @@ class Borrowed:
     shape: tuple[int, ...]
     dtype: str
     device: int  #: CPU, CUDA or another of DLPack's kinds
+    index: int  #: which of that kind
 
     @property
     def size(self) -> int:
@@ -116,11 +117,11 @@ def _forget(capsule: int) -> None:
         _given.pop(_pointer_in(capsule, FRESH), None)
 
 
-def capsule(address: int, shape: tuple[int, ...], dtype: str, keep: Any) -> Any:
-    """Return a DLPack capsule over memory of the GPU; `keep` lives until the consumer of the capsule releases it."""
+def capsule(address: int, shape: tuple[int, ...], dtype: str, keep: Any, index: int = 0) -> Any:
+    """Return a DLPack capsule over memory of GPU `index`; `keep` lives until the consumer of the capsule releases it."""
     code, bits = next(kind for kind, name in TYPES.items() if name == dtype)
     lengths = (ctypes.c_int64 * len(shape))(*shape)
-    tensor = _Tensor(address, _Device(CUDA, 0), len(shape), _DataType(code, bits, 1), lengths, None, 0)
+    tensor = _Tensor(address, _Device(CUDA, index), len(shape), _DataType(code, bits, 1), lengths, None, 0)
     managed = _Managed(tensor, None, _release)
     _given[ctypes.addressof(managed)] = (managed, lengths, keep)
     return _new_capsule(ctypes.addressof(managed), FRESH, _forget)
@@ -137,4 +138,4 @@ def _read(tensor: _Tensor) -> Borrowed:
             if shape[index] != 1 and tensor.strides[index] != expected:
                 raise ValueError(f"a tensor of shape {shape} is not contiguous")
             expected *= shape[index]
-    return Borrowed((tensor.data or 0) + tensor.offset, shape, dtype, tensor.device.type)
+    return Borrowed((tensor.data or 0) + tensor.offset, shape, dtype, tensor.device.type, tensor.device.id)

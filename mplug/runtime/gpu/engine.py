@@ -6,6 +6,7 @@ import importlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -19,6 +20,10 @@ from mplug.runtime.interface import RuntimeUnavailable, StageInfo
 PACKAGES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 #: Element types as TensorRT calls them.
 ITEM_BYTES = {"FLOAT": 4, "HALF": 2, "BF16": 2, "INT32": 4, "INT64": 8, "BOOL": 1}
+
+
+class EngineRefused(RuntimeError):
+    """TensorRT does not run an engine as it was asked to; its log says why."""
 
 
 def can_run(target: str) -> bool:
@@ -94,7 +99,8 @@ class Engine:
         return tuple(self._engine.get_tensor_profile_shape(name, 0)[2])
 
     def profile_of(self, shapes: Mapping[str, tuple[int, ...]]) -> int | None:
-        """Return the first profile that holds these inputs, or None."""
+        """Return the narrowest profile that holds these inputs, whose kernels were chosen for the like; or None."""
+        found: dict[int, int] = {}
         for profile in range(self._engine.num_optimization_profiles):
             ranges = {name: self._engine.get_tensor_profile_shape(name, profile) for name in shapes}
             if all(
@@ -102,8 +108,8 @@ class Engine:
                 for name, shape in shapes.items()
                 for low, length, high in zip(ranges[name][0], shape, ranges[name][2], strict=True)
             ):
-                return profile
-        return None
+                found[profile] = sum(prod(most) for _, _, most in ranges.values())
+        return min(found, key=lambda profile: found[profile], default=None)
 
     def context(self, profile: int = 0) -> Context:
         """Create an execution context for runs of this engine within one of its profiles."""
@@ -142,9 +148,11 @@ class Context:
             raise ValueError(f"{self._engine.name}: TensorRT rejects address {address:#x} for {name}")
 
     def run(self) -> None:
-        """Enqueue one run on the device's stream. Raises RuntimeError if TensorRT refuses."""
-        if not self._context.execute_async_v3(self._engine.device.stream_handle):
-            raise RuntimeError(f"{self._engine.name}: TensorRT refuses to run; its log says why")
+        """Enqueue one run on the device's stream. Raises EngineRefused if TensorRT refuses, or DeviceLost."""
+        device = self._engine.device
+        if not self._context.execute_async_v3(device.stream_handle):
+            device.raise_if_lost()  # TensorRT gives no reason, and every later run would be refused as well
+            raise EngineRefused(f"{self._engine.name}: TensorRT refuses to run; its log says why")
 
     @property
     def recordable(self) -> bool:

@@ -19,19 +19,19 @@ from mplug.runtime.gpu.cuda import Buffer, Device
 from mplug.runtime.gpu.decoder import TensorRTDecoder
 from mplug.runtime.gpu.dlpack import Borrowed, borrow, on_gpu
 from mplug.runtime.gpu.engine import Engine, TensorType
-from mplug.runtime.interface import Decoder, StageInfo
+from mplug.runtime.interface import ANY_DEVICE, Decoder, StageInfo, gpu_index
 
 
-def open_graph(info: StageInfo, name: str) -> TensorRTGraph:
-    """Load the engine of an encoder onto the GPU."""
-    return TensorRTGraph(Engine(Device(), info, name), stay=FORWARDED_OUTPUTS)
+def open_graph(info: StageInfo, name: str, device: str = ANY_DEVICE) -> TensorRTGraph:
+    """Load the engine of an encoder onto a GPU, `cuda:N` or the first one."""
+    return TensorRTGraph(Engine(Device(gpu_index(device)), info, name), stay=FORWARDED_OUTPUTS)
 
 
-def open_decoder(info: StageInfo) -> Decoder:
-    """Load the decoder's two engines onto the GPU."""
-    device = Device()
-    engines = (Engine(device, info, "text_decoder_prefill"), Engine(device, info, "text_decoder_step"))
-    return TensorRTDecoder(device, *engines, info.sizes)
+def open_decoder(info: StageInfo, device: str = ANY_DEVICE) -> Decoder:
+    """Load the decoder's two engines onto a GPU, `cuda:N` or the first one."""
+    gpu = Device(gpu_index(device))
+    engines = (Engine(gpu, info, "text_decoder_prefill"), Engine(gpu, info, "text_decoder_step"))
+    return TensorRTDecoder(gpu, *engines, info.sizes)
 
 
 class TensorRTGraph:
@@ -43,7 +43,8 @@ class TensorRTGraph:
 
     def __init__(self, engine: Engine, stay: Sequence[str] = ()) -> None:
         """Return outputs named in `stay` as a `DeviceArray`, the others as numpy arrays."""
-        self._engine, self._context = engine, engine.context()
+        self._engine, self._contexts = engine, {0: engine.context()}  # by profile
+        self._context = self._contexts[0]
         self._stay = frozenset(stay)
         self._buffers: dict[str, Buffer] = {}
         self._staging: dict[str, np.ndarray] = {}
@@ -64,6 +65,7 @@ class TensorRTGraph:
 
     def _run(self, inputs: Mapping[str, Any]) -> dict[str, np.ndarray | DeviceArray]:
         device = self._engine.device
+        self._choose_context({tensor.name: tuple(inputs[tensor.name].shape) for tensor in self._engine.inputs})
         for tensor in self._engine.inputs:
             value = inputs[tensor.name]
             if on_gpu(value):
@@ -89,6 +91,13 @@ class TensorRTGraph:
         }
         device.synchronize()
         return {name: view.copy() for name, view in views.items()} | staying
+
+    def _choose_context(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """Take the context of the profile for these inputs; the first, which says what is too large, if there is none."""
+        profile = self._engine.profile_of(shapes) or 0
+        if profile not in self._contexts:
+            self._contexts[profile] = self._engine.context(profile)
+        self._context = self._contexts[profile]
 
     def _upload(self, tensor: TensorType, value: np.ndarray) -> None:
         self._context.set_shape(tensor.name, value.shape)

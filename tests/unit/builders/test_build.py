@@ -161,7 +161,7 @@ def test_a_spoilt_checkpoint_is_one_line_and_nothing_is_touched(
         (["--image-size", "-64"], "image_size is -64"),
         (["--image-size", "8"], "image size 8 is smaller than one patch of 16 pixels"),
         (["--image-size", "1000000"], "image size 1000000 exceeds the limit"),
-        (["--precision", "bf16"], "the torch target is the fp32 reference"),
+        (["--precision", "int8"], "PyTorch stages are built in fp32, fp16, bf16, not int8"),
     ],
 )
 def test_options_that_cannot_be(

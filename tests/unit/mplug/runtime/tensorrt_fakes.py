@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import subprocess
+import threading
 from collections.abc import Callable
 from math import prod
 from pathlib import Path
@@ -70,18 +71,25 @@ class FakeCuda:
         self.stream: list[Callable[[], None]] = []
         self.recording: list[Callable[[], None]] | None = None
         self.graphs: dict[int, list[Callable[[], None]]] = {}
-        self.launches = self.recordings = self.kernels = 0
+        self.captured: dict[int, list[Callable[[], None]]] = {}
+        self.launches = self.captures = self.recordings = self.kernels = 0
         self.uploaded = self.downloaded = 0  # bytes that crossed the bus
         self.fail_capture = False
+        self.count, self.selected = 1, {}  # GPUs; the one that each thread has selected
+        self.last_error = OK
 
     def enqueue(self, work: Callable[[], None]) -> None:
         (self.stream if self.recording is None else self.recording).append(work)
 
     def cudaGetDeviceCount(self):
-        return OK, 1
+        return OK, self.count
 
     def cudaSetDevice(self, device):
+        self.selected[threading.get_ident()] = device
         return (OK,)
+
+    def cudaGetLastError(self):
+        return (self.last_error,)
 
     def cudaDeviceGetAttribute(self, attribute, device):
         return OK, {75: 8, 76: 6}[attribute]
@@ -140,14 +148,17 @@ class FakeCuda:
         recorded, self.recording = self.recording, None
         if self.fail_capture:
             return INVALID, None
-        self.recordings += 1
-        self.graphs[self.recordings] = recorded
-        return OK, self.recordings
+        self.captures += 1
+        self.captured[self.captures] = recorded
+        return OK, self.captures
 
     def cudaGraphInstantiate(self, graph, flags):
-        return OK, graph
+        self.recordings += 1
+        self.graphs[self.recordings] = self.captured[graph]
+        return OK, self.recordings
 
     def cudaGraphDestroy(self, graph):
+        del self.captured[graph]
         return (OK,)
 
     def cudaGraphExecDestroy(self, executable):
@@ -237,6 +248,8 @@ class FakeDataType(SimpleNamespace):
 
 #: Largest lengths of an engine's second profile, where they are not those of the first.
 FEW = {"S": 2, "T": 64, "A": 640}
+#: Of the third, for single requests of the usual length.
+ONE = {"S": 1, "B": 1}
 TYPES = {"FLOAT": np.float32, "HALF": np.float16, "INT32": np.int32}
 
 
@@ -258,6 +271,8 @@ class FakeTensorRT:
         """`most` and `sizes`: largest lengths of dynamic axes and lengths of the others, by letter."""
         self.cuda, self.graphs, self.most, self.sizes, self.caches = cuda, graphs, most, sizes, caches
         self.contexts = 0
+        self.profiles: list[int] = []  # in which engines ran
+        self.refuses_capture = self.refuses = False
 
     class Logger:
         WARNING = 2
@@ -277,7 +292,7 @@ class FakeEngine:
     """`tensorrt.ICudaEngine` over a PyTorch module."""
 
     device_memory_size_v2 = 512
-    num_optimization_profiles = 2
+    num_optimization_profiles = 3
 
     def __init__(self, trt: FakeTensorRT, spec: GraphSpec, module: torch.nn.Module) -> None:
         self.trt, self.spec, self.module = trt, spec, module
@@ -303,8 +318,7 @@ class FakeEngine:
 
     def get_tensor_profile_shape(self, name: str, profile: int):
         lengths = self.trt.sizes | self.trt.most
-        if profile == 1:
-            lengths |= FEW
+        lengths |= ({}, FEW, ONE)[profile]
         most = tuple(axis if isinstance(axis, int) else lengths[axis] for axis in self.tensors[name].axes)
         least = tuple(
             1 if isinstance(axis, str) and axis in self.trt.most else length
@@ -359,6 +373,9 @@ class FakeContext:
 
     def execute_async_v3(self, stream: int) -> bool:
         assert stream == 1234 and self.scratch in self.cuda.device.pieces
+        if self.engine.trt.refuses or (self.engine.trt.refuses_capture and self.cuda.recording is not None):
+            return False
+        self.engine.trt.profiles.append(self.profile)
         key = tuple(sorted(self.shapes.items()))
         assert self.cuda.recording is None or key in self.has_run, "the first run of a shape cannot be recorded"
         self.has_run.add(key)

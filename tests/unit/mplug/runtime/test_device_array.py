@@ -137,6 +137,16 @@ def test_a_model_knows_which_of_its_stages_are_on_a_gpu(tmp_path, target: str, t
     stage = tmp_path / "fusion_encoder_2" / "1"
     stage.mkdir(parents=True)
     interface.StageInfo(stage, target, "fp16", {}, {}).write()
+    (stage.parent / "config.pbtxt").write_text("instance_group [ { count: 1, kind: KIND_CPU } ]\n")
     context = ModelContext("vqa", folder, {})
-    assert context.on_gpu("fusion_encoder") is there
-    assert not context.on_gpu("text_decoder")  # is not there
+    assert context.gpu_of("fusion_encoder") == (0 if there else None)
+    assert context.gpu_of("text_decoder") is None  # is not there
+    (stage.parent / "config.pbtxt").write_text("instance_group [ { count: 1, kind: KIND_GPU, gpus: [ 2 ] } ]\n")
+    assert context.gpu_of("fusion_encoder") == (2 if there else None)
+
+
+def test_an_instance_runs_on_the_gpu_that_triton_gives_it() -> None:
+    arguments = {"model_name": "m", "model_repository": "/r/m", "model_version": "1", "model_config": "{}"}
+    for kind, device in (("GPU", "cuda:3"), ("KIND_GPU", "cuda:3"), ("CPU", "auto")):
+        given = arguments | {"model_instance_kind": kind, "model_instance_device_id": "3"}
+        assert ModelContext.of_arguments(given).device == device

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import threading
-from functools import cache
-from pathlib import Path
 from shutil import which
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from decoder_requests import (
+    CLS,
+    SEP,
+    SLOTS,
+    assert_same_choices,
+    begin,
+    golden,
+    mixed_requests,
+    network_of,
+    search,
+)
 from tensorrt_fakes import FakeCuda, FakeTensorRT, Memory, compiled_copy_rows, copy_rows
 
-from mplug.checkpoint import load_checkpoint
-from mplug.decoding.beam_search import SearchOptions
-from mplug.decoding.loop import DecodeLoop, DecodeRequest
 from mplug.network.graphs import graphs_of
 from mplug.runtime.gpu import cuda as device_cuda
 from mplug.runtime.gpu import engine, tensorrt
@@ -26,18 +32,7 @@ from mplug.runtime.room import Room
 from mplug.runtime.search_state import new_search
 from mplug.runtime.torch import eager_decoder
 
-DATA = Path(__file__).parents[3] / "parity" / "data"
-CLS, SEP = 101, 102
-MOST = {"B": 4, "L": 40, "S": 16, "M": 16, "T": 40, "C": 16, "A": 128}
-
-
-@cache
-def network_of(case: str):
-    return load_checkpoint(DATA / case)[0]
-
-
-def golden(case: str):
-    return np.load(DATA / case / "tensors.npz")
+MOST = {"B": 4, "L": 40, "S": SLOTS, "M": 16, "T": 40, "C": 16, "A": 128}
 
 
 @pytest.fixture
@@ -70,53 +65,6 @@ def open_fake(monkeypatch, tmp_path):
         return cuda, trt, StageInfo(tmp_path, "tensorrt", "fp16", sizes, {})
 
     return open_case
-
-
-def search(decoder, network, requests):
-    """All requests through one loop, the first half before the second; best hypotheses as ids and scores."""
-    loop = DecodeLoop(decoder, max_slots=MOST["S"])
-    answers, events = [None] * len(requests), [threading.Event() for _ in requests]
-
-    def answer(index, value):
-        answers[index] = value
-        events[index].set()
-
-    try:
-        for index, request in enumerate(requests):
-            if index == len(requests) // 2:
-                events[0].wait(60)
-            loop.submit(
-                DecodeRequest(
-                    encoder_states=request.states,
-                    encoder_mask=np.ones(len(request.states), np.int32),
-                    prefix=request.prefix,
-                    options=SearchOptions(request.beams, 2, request.length, request.beams, 0.6, SEP),
-                    token_range=(0, network.config.text.vocab_size),
-                    done=lambda value, index=index: answer(index, value),
-                    failed=lambda error, index=index: answer(index, error),
-                )
-            )
-        assert all(event.wait(120) for event in events)
-    finally:
-        loop.stop()
-    for value in answers:
-        if isinstance(value, BaseException):
-            raise value
-    return [[(hypothesis.token_ids, hypothesis.score) for hypothesis in value] for value in answers]
-
-
-def mixed_requests():
-    """Requests that differ in beams, lengths, prefixes and encoder states."""
-    states = golden("caption")["image_embeds"]
-    return [
-        SimpleNamespace(
-            states=states[index % len(states)][: 17 - index % 3],
-            beams=1 + index * 2 % 5,
-            length=3 + index % 8,
-            prefix=[CLS, *range(200, 200 + index % 3)],
-        )
-        for index in range(14)
-    ]
 
 
 def test_searches_give_the_tokens_of_the_host_decoder(open_fake):
@@ -163,7 +111,7 @@ def test_half_precision_caches_are_half_the_bytes(open_fake):
     expected = search(eager_decoder(network, SEP), network, mixed_requests()[:6])
     assert [ids for answer in found for ids, _ in answer[:1]] == [ids for answer in expected for ids, _ in answer[:1]]
     room = decoder._room
-    assert decoder._past.size == 2 * 2 * room.slots * 2 * room.positions * room.columns * 64 * 2
+    assert decoder._cross_offset(room) == 2 * 2 * room.slots * 2 * room.positions * room.columns * 64 * 2
     assert cuda.launches
 
 
@@ -176,36 +124,11 @@ def test_a_step_moves_small_tensors_alone_between_host_and_device(open_fake):
     decoder.step(1, 5, 3)
     # Nothing goes up; choices come down, each tensor of a few bytes in a piece of 256.
     assert cuda.uploaded == before[0] and cuda.downloaded - before[1] <= 3 * 4 * 256
-    assert decoder._past.size + decoder._cross.size > 500_000
-
-
-def begin(decoder, slots, beams, room):
-    """Start a search of 20 tokens in each of the first slots."""
-    decoder.reserve(room)
-    for slot in range(slots):
-        decoder.admit(slot, golden("caption")["image_embeds"][slot])
-        search = new_search(
-            prefix=[CLS],
-            encoder_mask=np.ones(17, np.int32),
-            beams=beams,
-            min_length=20,
-            max_length=20,
-            token_range=(0, 900),
-        )
-        decoder.load(slot, search)
-
-
-def assert_same_choices(one, other):
-    """Of a GPU's step, which is as wide as the caches, and the host's."""
-    beams = other.tokens.shape[1]
-    np.testing.assert_array_equal(one.tokens[:, :beams], other.tokens)
-    np.testing.assert_array_equal(one.parents[:, :beams], other.parents)
-    np.testing.assert_allclose(one.scores[:, :beams], other.scores, rtol=1e-4)
-    np.testing.assert_array_equal(one.over, other.over)
+    assert decoder._memory.size > 500_000
 
 
 def test_one_recording_per_size_and_none_after_growth(open_fake):
-    """Slots round up to a power of two; the first run of a size is not recorded, the second is."""
+    """Slots round up to a multiple of four; the first run of a size is not recorded, the second is."""
     cuda, trt, info = open_fake("caption")
     decoder = tensorrt.open_decoder(info)
     begin(decoder, 4, 5, Room(8, 24, 5, 32))
@@ -217,6 +140,36 @@ def test_one_recording_per_size_and_none_after_growth(open_fake):
     assert not cuda.graphs
     decoder.step(4, 5, 1)
     assert trt.contexts == contexts + 1
+
+
+def test_recordings_of_a_room_hold_when_it_comes_again(open_fake):
+    """A shorter request, then one as before: nothing is recorded twice, and the searches go on."""
+    cuda, trt, info = open_fake("caption")
+    decoder, host = tensorrt.open_decoder(info), eager_decoder(network_of("caption"), SEP)
+    large, small = Room(4, 24, 5, 32), Room(2, 16, 5, 32)
+    for one in (decoder, host):
+        begin(one, 2, 5, large)
+        one.step(2, 5, 1)
+        one.step(2, 5, 1)
+    contexts, recordings = trt.contexts, cuda.recordings
+    for room in (small, large, small, large):
+        for one in (decoder, host):
+            one.reserve(room)
+            if room == small:
+                one.load(0, short_search())
+        assert_same_choices(decoder.step(2, 5, 1)[0], host.step(2, 5, 1)[0])
+    assert (trt.contexts, cuda.recordings) == (contexts + 1, recordings + 1)  # those of the small room, once
+    held = cuda.device.held
+    decoder.reserve(Room(8, 24, 5, 32))
+    assert not cuda.graphs and len(decoder._searches) == 1
+    assert cuda.device.held < 3 * held
+
+
+def short_search():
+    """A search of 3 tokens."""
+    return new_search(
+        prefix=[CLS], encoder_mask=np.ones(17, np.int32), beams=5, min_length=3, max_length=3, token_range=(0, 900)
+    )
 
 
 def test_growth_keeps_what_is_held_and_frees_the_rest(open_fake):
@@ -232,7 +185,7 @@ def test_growth_keeps_what_is_held_and_frees_the_rest(open_fake):
         one.move(1, 0)
     for _ in range(2):
         assert_same_choices(decoder.step(2, 3, 1)[0], host.step(2, 3, 1)[0])
-    held = decoder._past.size + decoder._cross.size
+    held = decoder._memory.size
     assert held <= cuda.device.held < 1.5 * held  # the smaller caches are gone
 
 
@@ -263,6 +216,72 @@ def test_a_device_that_cannot_record_runs_every_step_plainly(open_fake):
     assert not cuda.launches
 
 
+def test_an_engine_that_refuses_to_be_recorded_runs_every_step_plainly(open_fake):
+    """The refusal comes inside the capture, which has to end: the next step is another call on the same stream."""
+    cuda, trt, info = open_fake("caption")
+    trt.refuses_capture = True
+    decoder, host = tensorrt.open_decoder(info), eager_decoder(network_of("caption"), SEP)
+    for one in (decoder, host):
+        begin(one, 1, 5, Room(1, 24, 5, 32))
+    assert_same_choices(decoder.step(1, 5, 1)[0], host.step(1, 5, 1)[0])
+    with pytest.warns(UserWarning, match="without a CUDA graph, slower: text_decoder_step: TensorRT refuses"):
+        second = decoder.step(1, 5, 1)[0]
+    assert_same_choices(second, host.step(1, 5, 1)[0])
+    assert_same_choices(decoder.step(1, 5, 1)[0], host.step(1, 5, 1)[0])
+    assert cuda.recording is None and not cuda.captured and not cuda.graphs and not cuda.launches
+
+
+@pytest.mark.parametrize("inside", [True, False], ids=["in a capture", "outside"])
+def test_a_refusal_because_the_device_is_lost_says_so(open_fake, inside):
+    """TensorRT gives no reason; CUDA's last error does. Without it the process would refuse every request for ever."""
+    cuda, trt, info = open_fake("caption")
+    decoder = tensorrt.open_decoder(info)
+    begin(decoder, 1, 5, Room(1, 24, 5, 32))
+    decoder.step(1, 5, 1)
+    trt.refuses_capture, trt.refuses, cuda.last_error = inside, not inside, 719
+    with pytest.raises(device_cuda.DeviceLost, match="719"):
+        decoder.step(1, 5, 1)
+
+
+def test_lost_devices_are_recognised_whoever_reports_them(open_fake):
+    """CUDA's runtime, its driver, and PyTorch, whose errors bear the code."""
+    cuda, _, _ = open_fake("caption")
+    device = device_cuda.Device()
+    for code, kind in ((700, device_cuda.DeviceLost), (214, device_cuda.DeviceLost), (2, device_cuda.DeviceError)):
+        cuda.cudaMalloc = lambda size, code=code: (code, None)
+        with pytest.raises(device_cuda.DeviceError) as found:
+            device.allocate(4)
+        assert type(found.value) is kind
+    device.copy_rows(  # compiles the kernel
+        0, 0, rows=(0, 0, 0), row_bytes=16, target_strides=(0, 0, 0), source_strides=(0, 0, 0)
+    )
+    cuda.cuLaunchKernel = lambda *_: (700,)
+    with pytest.raises(device_cuda.DeviceLost, match="cuLaunchKernel"):
+        device.copy_rows(0, 0, rows=(1, 1, 1), row_bytes=16, target_strides=(0, 0, 0), source_strides=(0, 0, 0))
+    error = RuntimeError("CUDA error: unspecified launch failure\nadvice")
+    error.error_code = 719
+    wrapper = ValueError("a stage failed")
+    wrapper.__cause__ = error
+    with pytest.raises(device_cuda.DeviceLost, match="unspecified launch failure$"):
+        device_cuda.raise_if_lost(wrapper)
+    error.error_code = 2
+    device_cuda.raise_if_lost(wrapper)
+
+
+def test_a_device_of_another_number_is_selected_in_every_thread(open_fake):
+    """CUDA's selection is each thread's own: a model loads on one thread and decodes on another."""
+    cuda, _, info = open_fake("caption")
+    cuda.count = 2
+    decoder = tensorrt.open_decoder(info, "cuda:1")
+    thread = threading.Thread(target=lambda: begin(decoder, 1, 5, Room(1, 24, 5, 32)))
+    thread.start()
+    thread.join()
+    assert list(cuda.selected.values()) == [1, 1]
+    for device, message in (("cuda:2", "no GPU 2: this process sees 2"), ("cpu", "'cpu' is not a GPU")):
+        with pytest.raises(RuntimeUnavailable, match=message):
+            tensorrt.open_decoder(info, device)
+
+
 def test_states_on_the_gpu_are_taken_from_there(open_fake):
     """A tensor that offers DLPack on a GPU crosses the bus neither way."""
     cuda, _, info = open_fake("caption")
@@ -283,13 +302,14 @@ def test_states_on_the_gpu_are_taken_from_there(open_fake):
 
 def test_encoders_run_batches_of_any_size(open_fake):
     """Larger than the engine's batch: in parts; buffers grow and are used again."""
-    _, _, info = open_fake("caption")
+    _, trt, info = open_fake("caption")
     graph, case = tensorrt.open_graph(info, "vision_encoder"), golden("caption")
     pixels, states = np.concatenate([case["pixel_values"]] * 2), np.concatenate([case["image_embeds"]] * 2)
     assert len(pixels) > MOST["B"]
     for count in (1, 3, len(pixels), 2):
         answers = graph({"PIXEL_VALUES": pixels[:count]})
         assert np.abs(answers["IMAGE_STATES"] - states[:count]).max() < 1e-4 * np.abs(states).max()
+    assert trt.profiles[:2] == [2, 0]  # one picture in the profile for one, three in that for many
 
 
 def test_two_inputs_of_an_encoder(open_fake):

@@ -1,0 +1,282 @@
+"""The decoder in PyTorch on one device: caches and searches stay there, a step is one launch.
+
+On a GPU a step of S slots is recorded as a CUDA graph: the network, the search, the caches' new keys and the search's
+next state, on a stream of the decoder's own. Nothing goes in from the host, so several steps are launched one behind
+the other; each is followed by a copy of its choices into page-locked memory. On a CPU the same work is called
+directly.
+
+Caches of every size lie in one piece of memory, from its beginning, so that the recordings of a room hold when the
+room is left and comes again; they are lost only when that memory is replaced. Shapes: `[2·layers, slots, H, T, C, D]`
+and `[2·layers, slots, H, A, D]`, a key before a value. A slot's search is one row of 32-bit numbers.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from math import prod
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from mplug.contract import SEARCH_STATE
+from mplug.runtime.gpu.cuda import raise_if_lost
+from mplug.runtime.gpu.dlpack import on_gpu
+from mplug.runtime.interface import StepChoices
+from mplug.runtime.room import Room, step_slots
+from mplug.runtime.search_state import SEARCH_TENSORS, carry_over, empty_state, search_shapes, write_row
+from mplug.runtime.stage_inputs import check_magnitude
+
+#: Steps that are launched on a GPU before the first one's choices are read.
+CHUNK = 4
+#: On a GPU, memory for caches is kept up to this size: replacing it costs the recordings.
+SPARE_BYTES = 1 << 30
+#: Recordings that are kept; the one used longest ago goes first.
+MOST_RECORDINGS = 40
+
+#: Makes of some work a call that does it again.
+Record = Callable[[Callable[[], None]], Callable[[], None]]
+
+
+class TorchDecoder:
+    """`mplug.runtime.interface.Decoder`; calls come from one thread."""
+
+    def __init__(
+        self,
+        prefill: nn.Module,
+        step: nn.Module,
+        sizes: Mapping[str, int],
+        device: torch.device,
+        *,
+        chunk: int | None = None,
+        record: Record | None = None,
+    ) -> None:
+        """Take the graphs `text_decoder_prefill` and `text_decoder_step`, whose weights lie on `device`.
+
+        `sizes`: layers, heads, head_width. `chunk` and `record` are by default those of the device.
+        """
+        self._prefill, self._step, self._device = prefill, step, device
+        self._dtype = next(step.parameters()).dtype
+        self._arrays, self._heads, self._head_width = 2 * sizes["layers"], sizes["heads"], sizes["head_width"]
+        on_cuda = device.type == "cuda"
+        self.chunk = chunk or (CHUNK if on_cuda else 1)
+        self.spare_bytes = SPARE_BYTES if on_cuda else 0
+        self._stream = torch.cuda.Stream(device) if on_cuda else None
+        self._record = record or (_CudaGraphs(self._stream) if on_cuda else None)
+        self._room = Room()
+        self._memory = torch.zeros(0, dtype=self._dtype, device=device)
+        self._past, self._cross = self._laid_out(self._memory, self._room)
+        self._rows: dict[Room, Tensor] = {}  # searches by room; kept for as long as the recordings that read them
+        self._rows[self._room] = torch.from_numpy(_host_rows(self._room)).to(device)
+        self._steps: dict[tuple[Room, int], _Step] = {}
+
+    def cache_bytes(self, room: Room) -> int:
+        """See `Decoder.cache_bytes`."""
+        return self._numbers(room) * self._dtype.itemsize
+
+    def _numbers(self, room: Room) -> int:
+        return self._arrays * self._heads * self._head_width * room.keys
+
+    def _laid_out(self, memory: Tensor, room: Room) -> tuple[Tensor, Tensor]:
+        """Return the caches of a room as views of memory."""
+        past = (self._arrays, room.slots, self._heads, room.positions, room.columns, self._head_width)
+        cross = (self._arrays, room.slots, self._heads, room.states, self._head_width)
+        return memory[: prod(past)].view(past), memory[prod(past) :][: prod(cross)].view(cross)
+
+    @torch.inference_mode()
+    def reserve(self, room: Room) -> None:
+        """See `Decoder.reserve`."""
+        old = self._room
+        if room == old:
+            return
+        with self._on_stream():
+            kept = old.common(room)
+            past = self._past[:, : kept.slots, :, : kept.positions, : kept.columns]
+            cross = self._cross[:, : kept.slots, :, : kept.states]
+            needed, held = self._numbers(room), self._memory.numel()
+            if needed <= held and held * self._dtype.itemsize <= max(self.spare_bytes, self.cache_bytes(room)):
+                past, cross = past.clone(), cross.clone()  # the new layout lies over the old one
+                self._memory[:needed].zero_()
+            else:
+                self._steps.clear()
+                self._rows = {old: self._rows[old]}
+                # Zeros, not whatever was in memory: a masked place counts 0 × what it holds.
+                self._memory = torch.zeros(needed, dtype=self._dtype, device=self._device)
+            self._past, self._cross = self._laid_out(self._memory, room)
+            self._past[:, : kept.slots, :, : kept.positions, : kept.columns] = past
+            self._cross[:, : kept.slots, :, : kept.states] = cross
+            self._carry_searches(old, room)
+            self._room = room
+
+    def _carry_searches(self, old: Room, room: Room) -> None:
+        rows = _host_rows(room)
+        carry_over(_views(self._rows[old].cpu().numpy(), old), _views(rows, room))
+        if room not in self._rows:
+            self._rows[room] = torch.empty(rows.shape, dtype=torch.int32, device=self._device)
+        self._rows[room].copy_(torch.from_numpy(rows))
+
+    @torch.inference_mode()
+    def admit(self, slot: int, encoder_states: Any) -> None:
+        """See `Decoder.admit`; states are an array `[A, W]`, or lie on the GPU. Raises InvalidRequest for NaN there."""
+        with self._on_stream():
+            if on_gpu(encoder_states):
+                states = torch.from_dlpack(encoder_states.__dlpack__()).to(self._device)
+                check_magnitude("ENCODER_STATES", states.abs().amax().cpu().numpy())
+            else:
+                states = torch.from_numpy(np.ascontiguousarray(encoder_states)).to(self._device)
+            length = len(states)
+            # What the last request left is masked, but a masked place counts 0 × what it holds, and 0 × NaN is NaN.
+            self._past[:, slot] = 0
+            self._cross[:, slot, :, length:] = 0
+            for index, array in enumerate(self._prefill(states[None].to(self._dtype))):
+                self._cross[index, slot, :, :length] = array[0]
+            self._synchronize()  # states from elsewhere are not ours any more after this
+
+    @torch.inference_mode()
+    def load(self, slot: int, search: Mapping[str, np.ndarray]) -> None:
+        """See `Decoder.load`; rows that are not named stay as they are."""
+        with self._on_stream():
+            target = self._rows[self._room][slot : slot + 1]
+            row = target.cpu().numpy()
+            for name, view in _views(row, self._room).items():
+                if name in search:
+                    write_row(name, view, search[name])
+            target.copy_(torch.from_numpy(row))
+
+    @torch.inference_mode()
+    def move(self, source: int, target: int) -> None:
+        """See `Decoder.move`."""
+        with self._on_stream():
+            for tensor in (self._past, self._cross):
+                tensor[:, target] = tensor[:, source]
+            rows = self._rows[self._room]
+            rows[target] = rows[source]
+
+    @torch.inference_mode()
+    def step(self, slots: int, beams: int, count: int = 1) -> list[StepChoices]:
+        """See `Decoder.step`; choices are as wide as the caches."""
+        assert count <= self.chunk, f"{count} steps at once, and there is room for the choices of {self.chunk}"
+        size = slots
+        if self._record is not None:  # rounded up, so that recordings are few
+            size = step_slots(slots, self._room.slots)
+        with self._on_stream():
+            step = self._step_for(size)
+            for index in range(count):
+                step.run()
+                step.host[index].copy_(step.choices, non_blocking=True)
+            self._synchronize()
+        return [_choices(rows[:slots]) for rows in step.host[:count].numpy()]
+
+    def _step_for(self, size: int) -> _Step:
+        key = (self._room, size)
+        if key in self._steps:
+            self._steps[key] = self._steps.pop(key)  # last is the one used last
+            return self._steps[key]
+        if len(self._steps) >= MOST_RECORDINGS:
+            self._drop_oldest()
+        choices = torch.zeros((size, 3 * self._room.columns + 1), dtype=torch.int32, device=self._device)
+        host = torch.zeros((self.chunk, *choices.shape), dtype=torch.int32, pin_memory=self._stream is not None)
+        self._steps[key] = _Step(self._work_of(size, choices), choices, host, self._record)
+        return self._steps[key]
+
+    def _drop_oldest(self) -> None:
+        room, _ = oldest = next(iter(self._steps))
+        del self._steps[oldest]
+        if room != self._room and not any(kept == room for kept, _ in self._steps):
+            del self._rows[room]
+
+    def _work_of(self, size: int, choices: Tensor) -> Callable[[], None]:
+        """Return one step of the first `size` slots of this room, which writes what it chose to `choices`."""
+        past, cross = self._past[:, :size], self._cross[:, :size]
+        search = _views(self._rows[self._room][:size], self._room)
+        inputs = [*(search[tensor.name] for tensor in SEARCH_TENSORS), *past.unbind(), *cross.unbind()]
+        slots = torch.arange(size, device=self._device)
+
+        def work() -> None:
+            *following, parents, written = self._step(*inputs)
+            # Written: `[2·layers, S, H, M, D]` to each slot's own position; indices on both sides of a slice put S first.
+            past[:, slots, :, search["POSITIONS"].long()] = written.transpose(0, 1)
+            state = dict(zip((tensor.name for tensor in SEARCH_STATE), following, strict=True))
+            chosen = (parents.int(), state["TOKENS"], state["SCORES"].view(torch.int32), state["OVER"][:, None])
+            torch.cat(chosen, dim=1, out=choices)
+            for name, value in state.items():
+                search[name].copy_(value)
+
+        return work
+
+    def _on_stream(self) -> AbstractContextManager[Any]:
+        return nullcontext() if self._stream is None else torch.cuda.stream(self._stream)
+
+    def _synchronize(self) -> None:
+        if self._stream is not None:
+            self._stream.synchronize()
+
+
+class _Step:
+    """Steps of one size in one room."""
+
+    def __init__(self, work: Callable[[], None], choices: Tensor, host: Tensor, record: Record | None) -> None:
+        self._work, self._record = work, record
+        self.choices, self.host = choices, host
+        self._replay: Callable[[], None] | None = None
+        self._warm = False
+
+    def run(self) -> None:
+        """Launch one step. The first is not recorded: libraries load their kernels in it."""
+        if self._replay is None and self._warm and self._record is not None:
+            try:
+                self._replay = self._record(self._work)
+            except RuntimeError as error:
+                raise_if_lost(error)
+                warnings.warn(
+                    f"steps of {len(self.choices)} slots run without a CUDA graph, slower: {error}", stacklevel=2
+                )
+                self._record = None
+        (self._replay or self._work)()
+        self._warm = True
+
+
+class _CudaGraphs:
+    """Records work as CUDA graphs that share their scratch memory: they run one after the other."""
+
+    def __init__(self, stream: torch.cuda.Stream) -> None:
+        self._stream, self._pool = stream, torch.cuda.graph_pool_handle()
+
+    def __call__(self, work: Callable[[], None]) -> Callable[[], None]:
+        graph = torch.cuda.CUDAGraph()
+        # Other threads of this process may use the device meanwhile: what they call is not ours to forbid.
+        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
+            work()
+        return graph.replay
+
+
+def _host_rows(room: Room) -> np.ndarray:
+    """Return the searches of a room's slots, which hold no request, one row each: `[slots, n]` int32."""
+    words = sum(prod(shape[1:]) for shape, _ in search_shapes(room).values())
+    rows = np.zeros((room.slots, words), np.int32)
+    for name, view in _views(rows, room).items():
+        view[...] = empty_state(room)[name]
+    return rows
+
+
+def _views(rows: Any, room: Room) -> dict[str, Any]:
+    """Return the search tensors in rows, an array or a tensor `[S, n]`: views, by name."""
+    found, start = {}, 0
+    for name, (shape, dtype) in search_shapes(room).items():
+        width = prod(shape[1:])
+        view = rows[:, start : start + width]
+        if dtype == np.float32:
+            view = view.view(torch.float32 if isinstance(rows, Tensor) else dtype)
+        found[name] = view.reshape(len(rows), *shape[1:])
+        start += width
+    return found
+
+
+def _choices(rows: np.ndarray) -> StepChoices:
+    """Split `[S, 3·M + 1]` into what a step chose; see `TorchDecoder._work_of`."""
+    beams = rows.shape[1] // 3
+    parents, tokens, scores = (rows[:, index * beams : (index + 1) * beams] for index in range(3))
+    return StepChoices(parents, tokens, scores.view(np.float32), rows[:, -1])
