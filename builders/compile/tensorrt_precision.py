@@ -8,10 +8,10 @@ every tensor its type. All is fp16 or bf16, except
   tokens, and a blocked end token, −1e20, is no fp16 number;
 - inputs and outputs of `mplug.contract`, which stay fp32, the caches apart: these never leave the device.
 
-`LayerNormalization` keeps half-precision tensors and computes in fp32 (its `stash_type`). An fp16 product would be summed
-in fp16 on a GPU; with casts around it, from half-precision factors to fp32 and back, the compiler takes a kernel that
-reads halves and sums in fp32. Products in bf16 are summed in fp32 anyway. `rounded_emulation` turns such a graph into one that
-ONNX Runtime's CPU provider computes with the same roundings, which it does for neither type by itself.
+`LayerNormalization` keeps half-precision tensors and computes in fp32 (its `stash_type`). An fp16 product may be summed
+in fp16 on a GPU; casts around it, from half-precision factors to fp32 and back, ask the compiler for a kernel that
+reads halves and sums in fp32. Products in bf16 are summed in fp32 anyway. `rounded_emulation` turns such a graph into
+one that ONNX Runtime's CPU provider computes with the same roundings, which it does for neither type by itself.
 """
 
 from __future__ import annotations

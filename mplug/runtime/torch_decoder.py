@@ -197,7 +197,7 @@ class TorchDecoder:
 
         def work() -> None:
             *following, parents, written = self._step(*inputs)
-            # Written: `[2·layers, S, H, M, D]` to each slot's own position; indices on both sides of a slice put S first.
+            # Written: `[2·layers, S, H, M, D]`, each slot's to its own position. Indices around a slice put S first.
             past[:, slots, :, search["POSITIONS"].long()] = written.transpose(0, 1)
             state = dict(zip((tensor.name for tensor in SEARCH_STATE), following, strict=True))
             chosen = (parents.int(), state["TOKENS"], state["SCORES"].view(torch.int32), state["OVER"][:, None])

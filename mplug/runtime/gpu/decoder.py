@@ -11,7 +11,8 @@ S is rounded up to a multiple of four, so that recordings are few. Slots beyond 
 is there: their choices are not read, a search without a request is over at once or stays within its own
 lengths, and a request that is admitted later overwrites what they wrote before it reads it.
 
-Caches are `[2·layers, slots, H, T, C, D]` and behind them `[2·layers, slots, H, A, D]`, a key before a value. The slots in use are a prefix of each layer's part, which the engine reads in place.
+Caches are `[2·layers, slots, H, T, C, D]` and behind them `[2·layers, slots, H, A, D]`, a key before a value. The
+slots in use are a prefix of each layer's part, which the engine reads in place.
 """
 
 from __future__ import annotations

@@ -118,7 +118,7 @@ def _forget(capsule: int) -> None:
 
 
 def capsule(address: int, shape: tuple[int, ...], dtype: str, keep: Any, index: int = 0) -> Any:
-    """Return a DLPack capsule over memory of GPU `index`; `keep` lives until the consumer of the capsule releases it."""
+    """Return a DLPack capsule over memory of GPU `index`; `keep` lives until its consumer releases it."""
     code, bits = next(kind for kind, name in TYPES.items() if name == dtype)
     lengths = (ctypes.c_int64 * len(shape))(*shape)
     tensor = _Tensor(address, _Device(CUDA, index), len(shape), _DataType(code, bits, 1), lengths, None, 0)

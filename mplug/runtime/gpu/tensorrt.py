@@ -93,7 +93,7 @@ class TensorRTGraph:
         return {name: view.copy() for name, view in views.items()} | staying
 
     def _choose_context(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
-        """Take the context of the profile for these inputs; the first, which says what is too large, if there is none."""
+        """Take the context of the profile for these inputs; without one, the first's, which says what is too large."""
         profile = self._engine.profile_of(shapes) or 0
         if profile not in self._contexts:
             self._contexts[profile] = self._engine.context(profile)

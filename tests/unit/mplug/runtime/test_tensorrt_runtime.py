@@ -262,7 +262,7 @@ def test_lost_devices_are_recognised_whoever_reports_them(open_fake):
     error.error_code = 719
     wrapper = ValueError("a stage failed")
     wrapper.__cause__ = error
-    with pytest.raises(device_cuda.DeviceLost, match="unspecified launch failure$"):
+    with pytest.raises(device_cuda.DeviceLost, match=r"unspecified launch failure$"):
         device_cuda.raise_if_lost(wrapper)
     error.error_code = 2
     device_cuda.raise_if_lost(wrapper)
