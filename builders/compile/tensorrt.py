@@ -32,7 +32,7 @@ PRECISIONS = ("fp16", "bf16", "fp32")
 RTX_CAPABILITIES = ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")
 #: Longest requests that the decoder steps many at once, in tokens; and how many it steps at once of longer ones.
 MANY_POSITIONS, FEW_SLOTS = 64, 4
-#: Batches that full TensorRT chooses kernels for, besides the largest. TensorRT-RTX chooses for the shapes that it meets
+#: Batches that full TensorRT chooses kernels for, besides the largest. TensorRT-RTX chooses for shapes that it meets
 #: and needs no profile for them.
 TUNED_BATCHES = (1, 8)
 #: Most texts that the decoder scores in one run, tokens of each, and given tokens that are scored in one place. The
