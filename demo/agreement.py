@@ -29,6 +29,7 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
+from builders.compile.tensorrt import EngineOptions
 from builders.compile.tensorrt_check import OnnxGraph, onnx_decoder
 from builders.compile.tensorrt_precision import HALF_TYPES
 from builders.compile.tensorrt_stages import export_graph
@@ -155,7 +156,7 @@ def caption_agreement(checkpoint: Path, precisions: Sequence[str], scenes: int, 
         half: dict[str, OnnxGraph] = {}
         for spec, graph in tqdm(graphs, desc=f"exporting {precision}", unit="graph", leave=False, disable=None):
             path = folder / f"{spec.name}.onnx"
-            export_graph(spec, graph, network, path, precision)
+            export_graph(spec, graph, network, path, EngineOptions(precision=precision))
             half[spec.name] = OnnxGraph(path, precision)
         decoder = onnx_decoder(network, half["text_decoder_prefill"], half["text_decoder_step"])
         agreements[precision] = compare_answers(reference, caption(decoder, half))

@@ -187,7 +187,7 @@ def test_stages_that_differ_from_pytorch_are_not_delivered(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for wrong in (0.5, float("nan")):
-        monkeypatch.setattr(builder, "compare_graph", lambda *_, wrong=wrong: {"IMAGE_STATES": wrong})
+        monkeypatch.setattr(builder.torch_builder, "compare_graph", lambda *_, wrong=wrong: {"IMAGE_STATES": wrong})
         code = build(GOLDEN, tmp_path / "new")
         captured = capsys.readouterr()
         assert code == 1
