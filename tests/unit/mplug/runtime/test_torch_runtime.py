@@ -146,9 +146,9 @@ def test_states_on_a_gpu_are_taken_from_there_and_checked() -> None:
 
 @pytest.fixture(scope="module")
 def repositories(tmp_path_factory):
-    """A golden checkpoint in every precision."""
+    """A golden checkpoint in both half precisions."""
     found = {}
-    for precision in ("fp32", "fp16", "bf16"):
+    for precision in ("fp16", "bf16"):
         found[precision] = tmp_path_factory.mktemp("torch") / precision
         arguments = ["--output", str(found[precision]), "--target", "torch", "--precision", precision]
         assert build([str(Path(__file__).parents[3] / "parity" / "data" / "vqa"), *arguments]) == 0
@@ -180,7 +180,7 @@ def test_a_cpu_serves_every_precision_in_fp32(repositories, tmp_path) -> None:
         assert decoder._dtype == torch.float32
         with Pipeline.open(folder) as pipeline:
             answers.append(pipeline.vqa(picture, "what is it?"))
-    assert answers[0] == answers[1] == answers[2] and answers[0][0].token_ids
+    assert answers[0] == answers[1] and answers[0][0].token_ids
 
 
 def golden_picture(folder: Path) -> Path:
@@ -204,7 +204,7 @@ def test_half_precision_decodes_on_the_device_that_is_named(repositories) -> Non
 
 
 def test_a_device_that_is_not_there_is_refused_in_words(repositories) -> None:
-    folder = repositories["fp32"] / "vision_encoder" / "1"
+    folder = repositories["fp16"] / "vision_encoder" / "1"
     count = torch.cuda.device_count()
     with pytest.raises(RuntimeUnavailable, match=f"cuda:{count}: PyTorch .* sees {count} GPUs here"):
         open_graph(folder, "vision_encoder", f"cuda:{count}")
