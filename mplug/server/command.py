@@ -26,6 +26,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from mplug.server.health import READY, READY_PATH, HealthPort
@@ -40,6 +41,7 @@ __all__ = ["Options", "ServerError", "TritonServer", "main"]
 HTTP_PORT, GRPC_PORT, METRICS_PORT, HEALTH_PORT = 8000, 8001, 8002, 8003
 LOOPBACK = "127.0.0.1"
 CHILD_SUBREAPER = 36  # <linux/prctl.h>
+MOST_CLIENTS = 1024  # that --tune-for plays: a thread each
 COMMAND_GRACE_SECONDS = 10.0  # that a command of --run has to end when it is asked to
 
 
@@ -58,6 +60,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             flush=True,
         )
     try:
+        if arguments.tune_for is not None:
+            _tune(arguments, signals)
         health_port = _port(arguments.health_port, HEALTH_PORT, arguments)
         with HealthPort(options.host, health_port) as health:
             if arguments.run:
@@ -74,6 +78,30 @@ def main(argv: Sequence[str] | None = None) -> int:
             return supervisor.serve()
     except ServerError as error:
         return 0 if signals.any() else fail(error)
+
+
+def _tune(arguments: argparse.Namespace, signals: Signals) -> None:
+    """Set the threads of a stage to what serves so many clients best; MPLUG_THREADS bounds what is tried."""
+    from mplug.runtime.interface import (  # here, because a start needs neither numpy nor Pillow
+        THREADS_VARIABLE,
+        threads,
+    )
+    from mplug.server import tune
+
+    load = tune.Load(arguments.tune_for)
+    alone = {"host": LOOPBACK, "http_port": 0, "grpc_port": 0, "metrics_port": 0, "trace_endpoint": None}
+    options = replace(_options(arguments), **alone, allow_shared_memory=False)
+
+    def rate(number: int) -> float:
+        os.environ[THREADS_VARIABLE] = str(number)
+        server = TritonServer(arguments.repository, options)
+        try:
+            server.start(cancelled=signals.any)
+            return tune.answers_per_second(server.http_url, server.models, load, signals.any)
+        finally:
+            server.kill()
+
+    os.environ[THREADS_VARIABLE] = str(tune.tuned_threads(threads(), load, rate))
 
 
 def _serve_for(command: list[str], server: TritonServer, health: HealthPort, signals: Signals) -> int:
@@ -145,6 +173,13 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         help="let clients of this user pass inputs through shared memory, with a key from a file only they can read",
     )
     parser.add_argument(
+        "--tune-for",
+        type=_clients,
+        metavar="CLIENTS",
+        help="first measure with how many threads a stage so many clients at once are answered quickest, and serve "
+        "with that; half a minute for each number that is tried: all cores, half of them, and so on",
+    )
+    parser.add_argument(
         "--model-config-name", metavar="NAME", help="serve configs/NAME.pbtxt of each model that has one"
     )
     parser.add_argument(
@@ -186,6 +221,12 @@ def _endpoint(text: str) -> str:
         return checked_endpoint(text)
     except TracingError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def _clients(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= MOST_CLIENTS:
+        raise argparse.ArgumentTypeError(f"{text} is not a number of clients, 1 to {MOST_CLIENTS}")
+    return int(text)
 
 
 def _seconds(text: str) -> float:
