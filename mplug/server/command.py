@@ -82,12 +82,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _tune(arguments: argparse.Namespace, signals: Signals) -> None:
     """Set the threads of a stage to what serves so many clients best; MPLUG_THREADS bounds what is tried."""
-    from mplug.runtime.interface import (  # here, because a start needs neither numpy nor Pillow
-        THREADS_VARIABLE,
-        threads,
-    )
+    # Here, because a start without it needs neither numpy nor Pillow.
+    from mplug.runtime.interface import THREADS_VARIABLE, RuntimeUnavailable, threads
     from mplug.server import tune
 
+    try:
+        most = threads()
+    except RuntimeUnavailable as error:
+        raise ServerError(str(error)) from error
     load = tune.Load(arguments.tune_for)
     alone = {"host": LOOPBACK, "http_port": 0, "grpc_port": 0, "metrics_port": 0, "trace_endpoint": None}
     options = replace(_options(arguments), **alone, allow_shared_memory=False)
@@ -101,7 +103,7 @@ def _tune(arguments: argparse.Namespace, signals: Signals) -> None:
         finally:
             server.kill()
 
-    os.environ[THREADS_VARIABLE] = str(tune.tuned_threads(threads(), load, rate))
+    os.environ[THREADS_VARIABLE] = str(tune.tuned_threads(most, load, rate))
 
 
 def _serve_for(command: list[str], server: TritonServer, health: HealthPort, signals: Signals) -> int:

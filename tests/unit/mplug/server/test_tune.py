@@ -105,7 +105,7 @@ def test_a_signal_ends_the_tuning() -> None:
 
 
 def test_a_server_that_is_too_slow_is_told() -> None:
-    with answering(seconds=60.0) as (address, _), pytest.raises(ServerError, match="answered 0 times.*too slow"):
+    with answering(seconds=60.0) as (address, _), pytest.raises(ServerError, match=r"answered 0 times.*too slow"):
         tune.answers_per_second(address, ["caption"], LOAD, lambda: False)
 
 
