@@ -28,6 +28,8 @@ MOST_TRIED = 4
 #: Fewer threads must be so many times better, since they make a single request slower.
 LEAST_GAIN = 1.03
 WARM_SECONDS, WINDOW_SECONDS = 8.0, 20.0
+#: The window stays open until so many answers are in it, but not for ever.
+LEAST_ANSWERS, LONGEST_SECONDS = 10, 120.0
 REQUEST_SECONDS = 120.0
 #: What is asked of a public model besides the picture; the first of these that the repository has is measured.
 QUESTIONS: dict[str, dict[str, str]] = {
@@ -45,6 +47,7 @@ class Load:
     clients: int
     warm: float = WARM_SECONDS  #: seconds before answers count
     window: float = WINDOW_SECONDS  #: seconds in which they are counted
+    longest: float = LONGEST_SECONDS  #: seconds after which there must be enough of them
 
 
 def candidates(cores: int) -> list[int]:
@@ -107,14 +110,18 @@ def answers_per_second(address: str, models: list[str], load: Load, stopped: Cal
     began = time.monotonic()
     for each in clients:
         each.start()
-    while time.monotonic() < began + load.warm + load.window and not failures and not stopped():
+    opened = began + load.warm
+    while True:
         time.sleep(0.05)
+        seconds, counted = time.monotonic() - opened, [at for at in answered if at >= opened]
+        if failures or stopped():
+            over.set()
+            raise ServerError(f"tuning: {failures[0]}" if failures else "stopped while tuning")
+        if seconds >= load.window and (len(counted) >= LEAST_ANSWERS or seconds >= load.longest):
+            break
     over.set()
-    counted = [at for at in answered if at >= began + load.warm]
-    if failures or stopped():
-        raise ServerError(f"tuning: {failures[0]}" if failures else "stopped while tuning")
-    if len(counted) < 2:
-        raise ServerError(f"tuning: {model} answered {len(counted)} times in {load.window:.0f} s: too slow to measure")
+    if len(counted) < LEAST_ANSWERS:
+        raise ServerError(f"tuning: {model} answered {len(counted)} times in {seconds:.0f} s: too few to compare")
     return (len(counted) - 1) / (counted[-1] - counted[0])
 
 

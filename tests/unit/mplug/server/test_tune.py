@@ -19,7 +19,7 @@ from mplug.server import command, tune
 from mplug.server.install import ServerError
 from mplug.server.signals import Signals
 
-LOAD = tune.Load(clients=3, warm=0.1, window=0.4)
+LOAD = tune.Load(clients=3, warm=0.05, window=0.2)
 
 
 def test_all_cores_and_halves_of_them_are_tried() -> None:
@@ -105,8 +105,9 @@ def test_a_signal_ends_the_tuning() -> None:
 
 
 def test_a_server_that_is_too_slow_is_told() -> None:
-    with answering(seconds=60.0) as (address, _), pytest.raises(ServerError, match=r"answered 0 times.*too slow"):
-        tune.answers_per_second(address, ["caption"], LOAD, lambda: False)
+    load = tune.Load(clients=1, warm=0.05, window=0.1, longest=0.2)
+    with answering(seconds=60.0) as (address, _), pytest.raises(ServerError, match=r"answered 0 times.*too few"):
+        tune.answers_per_second(address, ["caption"], load, lambda: False)
 
 
 def test_server_is_started_with_each_number_and_the_best_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
