@@ -1,8 +1,12 @@
-"""Emoji art from npm packages → one small sprite atlas per style, committed to the repository.
+"""Artwork from npm and Debian packages → one small sprite atlas per style, committed to the repository.
 
-Run ``python demo/scenes/sprites.py`` to rebuild ``demo/emoji/*.webp`` and
-``index.json`` (needs ``npm``, ``resvg_py`` and about 30 s, most of it download). Everyone else
-only calls ``load_sprites``.
+    python demo/scenes/sprites.py                      # all that is committed: demo/emoji/*.webp and index.json
+    python demo/scenes/sprites.py --styles emojione    # one style
+    python demo/scenes/sprites.py --styles openclipart openclipart-more --packages FOLDER
+
+Needs ``resvg_py``, and about a minute, most of it download: ``npm`` for the emoji, ``apt-get`` and ``dpkg-deb`` for
+Open Clip Art (no root, nothing is installed). Where apt knows no Debian sources, put ``openclipart-svg_*_all.deb`` of
+any Debian mirror into FOLDER. Everyone else only calls ``load_sprites``.
 """
 
 from __future__ import annotations
@@ -11,12 +15,9 @@ import argparse
 import io
 import json
 import re
-import subprocess
 import sys
-import tarfile
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -26,32 +27,27 @@ from tqdm import tqdm
 if __package__ in (None, ""):  # run as a script: make the repository root importable
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from demo.scenes.art_packages import OPENCLIPART, StyleSource
 from demo.scenes.classes import DATA_DIR, Drawing, load_classes
 
 SPRITE_SIDE = 72  # long side of a stored sprite, pixels
 RENDER_SIDE = 288  # SVGs are drawn at four times that, then scaled down, so that edges are smooth
+RENDER_LIMIT = 4000  # widest page that is drawn for the sake of a small drawing on it, pixels
+SVG_DPI = 96  # pixels per inch, of drawings whose size is in millimetres or points; CSS says 96
 ALPHA_VISIBLE = 40  # a pixel counts as part of the sprite above this alpha (of 255)
 ATLAS_COLUMNS = 17
 
 INDEX_FILE = "index.json"
-#: Icons of the sets that know no code points and have names of their own, `{style: {codepoint: icon}}`; chosen by eye.
+#: Drawings of the sets that know no code points and have names of their own, `{style: {codepoint: icon or file}}`;
+#: chosen by eye.
 ICON_NAMES_FILE = "icon_names.json"
 #: What the fixed splits, and all that is compared with them, draw as "training styles". It stays as it is when
 #: training gets more styles: the pictures, and so the figures measured on them, would be others.
 SPLIT_STYLES = ("noto", "noto-v1", "fluent-flat", "fluent-3d", "fxemoji", "streamline")
-#: What training draws. Six hands: both Fluents are one design.
-TRAIN_STYLES = (*SPLIT_STYLES, "emojione")
+#: What training draws. Both Fluents are one design; the two of Open Clip Art are by some sixty artists, and hold 151
+#: and 64 of the 250 classes.
+TRAIN_STYLES = (*SPLIT_STYLES, "emojione", "openclipart", "openclipart-more")
 HELD_OUT_STYLE = "twemoji"  # never trained on
-
-
-@dataclass(frozen=True)
-class StyleSource:
-    """Where the drawings of one style come from. ``vendor`` is its name in ``classes.json``."""
-
-    package: str
-    version: str
-    vendor: str
-    committed: bool = True  # share-alike art may be fetched, but is not redistributed here
 
 
 SOURCES: dict[str, StyleSource] = {
@@ -62,6 +58,8 @@ SOURCES: dict[str, StyleSource] = {
     "fxemoji": StyleSource("@iconify-json/fxemoji", "1.2.2", "fxemoji"),
     "streamline": StyleSource("@iconify-json/streamline-emojis", "1.2.4", "streamline"),
     "emojione": StyleSource("@iconify-json/emojione", "1.2.3", "emojione"),
+    "openclipart": StyleSource("openclipart-svg", "1:0.18+dfsg-19", "openclipart", folder=OPENCLIPART),
+    "openclipart-more": StyleSource("openclipart-svg", "1:0.18+dfsg-19", "openclipart-more", folder=OPENCLIPART),
     "twemoji": StyleSource("@iconify-json/twemoji", "1.2.5", "twemoji"),
     "openmoji": StyleSource("@iconify-json/openmoji", "1.2.29", "openmoji", committed=False),
 }
@@ -127,20 +125,26 @@ def _visible_box(pixels: np.ndarray) -> tuple[int, int, int, int]:
     return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
 
 
-def fetch_package(source: StyleSource, folder: Path) -> dict[str, bytes]:
-    """Download one npm package with ``npm pack`` and return its files, ``{path: content}``.
+def _file_renderer(files: dict[str, bytes], chosen: dict[str, str]) -> Callable[[Drawing], Image.Image | None]:
+    """Renderer of SVG files, of which ``chosen`` names one for each code point that has one."""
 
-    Raises ``RuntimeError`` with npm's message when the download fails.
-    """
-    wanted = f"{source.package}@{source.version}"
-    command = ["npm", "pack", wanted, "--silent", "--pack-destination", str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError(f"`{' '.join(command)}` failed: {done.stderr.strip()}")
-    archive = folder / done.stdout.strip().splitlines()[-1]
-    with tarfile.open(archive) as tar:
-        members = (member for member in tar if member.isfile())
-        return {member.name.removeprefix("package/"): tar.extractfile(member).read() for member in members}
+    def render(drawing: Drawing) -> Image.Image | None:
+        return _drawn_large(files[chosen[drawing.codepoint]]) if drawing.codepoint in chosen else None
+
+    return render
+
+
+def _drawn_large(svg: bytes) -> Image.Image:
+    """Draw an SVG so large that what is visible is about `RENDER_SIDE` long: it may be a small part of a page."""
+    import resvg_py  # only the people who rebuild the atlases need it
+
+    def draw(width: int) -> Image.Image:
+        content = resvg_py.svg_to_bytes(svg_string=svg.decode(), width=width, dpi=SVG_DPI)
+        return Image.open(io.BytesIO(bytes(content))).convert("RGBA")
+
+    page = draw(RENDER_SIDE)
+    left, top, right, bottom = _visible_box(np.asarray(page))
+    return draw(min(RENDER_LIMIT, RENDER_SIDE * RENDER_SIDE // max(right - left, bottom - top)))
 
 
 def _webp_renderer(files: dict[str, bytes]) -> Callable[[Drawing], Image.Image | None]:
@@ -187,9 +191,12 @@ def _iconify_renderer(
 def render_style(style: str, folder: Path) -> dict[str, np.ndarray]:
     """Fetch one style's package into ``folder`` and render all its drawings, ``{codepoint: sprite}``."""
     source = SOURCES[style]
-    files = fetch_package(source, folder)
     chosen = json.loads((DATA_DIR / ICON_NAMES_FILE).read_text(encoding="utf-8")).get(style)
-    render = _iconify_renderer(files, chosen) if "icons.json" in files else _webp_renderer(files)
+    files = source.fetch(folder, set(chosen.values()) if chosen else None)
+    if source.folder:
+        render = _file_renderer(files, chosen)
+    else:
+        render = _iconify_renderer(files, chosen) if "icons.json" in files else _webp_renderer(files)
     sprites: dict[str, np.ndarray] = {}
     for emoji_class in tqdm(load_classes(), desc=style, unit="class"):
         if source.vendor not in emoji_class.vendors:
@@ -217,36 +224,42 @@ def write_atlas(sprites: dict[str, np.ndarray], path: Path) -> dict[str, tuple[i
     return places
 
 
-def build_atlases(styles: Sequence[str], output: Path) -> None:
-    """Render ``styles`` into ``output``: a ``STYLE.webp`` each, and their places into ``index.json``."""
+def build_atlases(styles: Sequence[str], output: Path, packages: Path | None = None) -> None:
+    """Render ``styles`` into ``output``: a ``STYLE.webp`` each, and their places into ``index.json``.
+
+    ``packages``: a folder that keeps the downloaded packages, and where a Debian package may lie already.
+    """
     output.mkdir(parents=True, exist_ok=True)
     index_path = output / INDEX_FILE
     index = json.loads(index_path.read_text(encoding="utf-8"))["styles"] if index_path.exists() else {}
     with tempfile.TemporaryDirectory() as folder:
         for style in styles:
-            index[style] = write_atlas(render_style(style, Path(folder)), output / f"{style}.webp")
+            index[style] = write_atlas(render_style(style, packages or Path(folder)), output / f"{style}.webp")
     lines = [
         f"{json.dumps(style)}: {{\n"
         + ",\n".join(f"{json.dumps(code)}: {json.dumps(list(place))}" for code, place in index[style].items())
         + "\n}"
         for style in sorted(index)
     ]
-    packages = {style: f"{SOURCES[style].package}@{SOURCES[style].version}" for style in sorted(index)}
-    head = f'{{"sprite_side": {SPRITE_SIDE},\n"packages": {json.dumps(packages)},\n"styles": {{\n'
+    sources = {style: f"{SOURCES[style].package}@{SOURCES[style].version}" for style in sorted(index)}
+    head = f'{{"sprite_side": {SPRITE_SIDE},\n"packages": {json.dumps(sources)},\n"styles": {{\n'
     index_path.write_text(head + ",\n".join(lines) + "\n}}\n", encoding="utf-8")
 
 
 def main() -> None:
     """Rebuild the committed atlases, or render chosen styles into another folder."""
     committed = [style for style, source in SOURCES.items() if source.committed]
-    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--styles", nargs="+", choices=sorted(SOURCES), default=committed)
     parser.add_argument("--output", type=Path, default=DATA_DIR)
+    parser.add_argument("--packages", type=Path, help="folder of packages fetched before; new ones are kept there")
     arguments = parser.parse_args()
+    if arguments.packages is not None and not arguments.packages.is_dir():
+        parser.error(f"--packages {arguments.packages}: no such folder")
     for style in arguments.styles:
         if not SOURCES[style].committed and arguments.output.resolve() == DATA_DIR:
             parser.error(f"{style} is share-alike and stays out of the repository: name an --output folder")
-    build_atlases(arguments.styles, arguments.output)
+    build_atlases(arguments.styles, arguments.output, arguments.packages)
 
 
 if __name__ == "__main__":

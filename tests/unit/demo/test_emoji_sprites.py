@@ -43,6 +43,8 @@ def test_every_style_has_every_class_its_vendor_drew(sprites):
         "fxemoji": 177,
         "streamline": 147,
         "emojione": 228,
+        "openclipart": 151,
+        "openclipart-more": 64,
         "twemoji": 289,
     }
 
