@@ -31,6 +31,10 @@ class Source(sources.Source):
             return dict(TITLES)
         if wanted not in SPLITS:
             raise DatasetError(f"--split {wanted!r} is none of: {', '.join(SPLITS)}")
+        try:
+            SPLITS[wanted].check_folder()
+        except FileNotFoundError as error:
+            raise DatasetError(f"--split {wanted}: {error}") from None
         return {wanted: TITLES.get(wanted, wanted)}
 
     def records(self, task: str, split: str | None, limit: int | None = None) -> Sequence[Record]:

@@ -3,11 +3,12 @@
     python demo/splits.py --check    # draws all test splits again and compares
     python demo/splits.py --write    # once, before anything is measured on them
 
-``emoji/test_splits.json`` records what the test splits hold: a hash over all truths of a split (classes, boxes,
-texts, answers), and a short digest of every item. Pictures are not hashed: their last bits differ between
-processors; their mean brightness is compared instead. A background can turn out one level brighter on another
-machine, and once in thousands of times that decides whether a sprite stands out from it: every item is drawn
-from a seed of its own, so that only this one item would be another.
+``emoji/test_splits.json`` records what the test splits hold, but for the one of photographs, whose pictures are
+fetched (`scenes/photographs.py`): a hash over all truths of a split (classes, boxes, texts, answers), and a short
+digest of every item. Pictures are not hashed: their last bits differ between processors; their mean brightness is
+compared instead. A background can turn out one level brighter on another machine, and once in thousands of times that
+decides whether a sprite stands out from it: every item is drawn from a seed of its own, so that only this one item
+would be another.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ from tqdm import tqdm
 from demo.scenes.classes import DATA_DIR
 from demo.scenes.generator import Scene, SceneGenerator
 from demo.scenes.held_out import SEEDS_PER_SPLIT
-from demo.scenes.sprites import HELD_OUT_STYLE, SPLIT_STYLES
+from demo.scenes.photographs import BACKDROPS, PHOTO_STYLES, PHOTOGRAPHS
+from demo.scenes.sprites import HELD_OUT_STYLE, INDEX_FILE, SPLIT_STYLES
 from demo.scenes.videos import SceneVideo, VideoGenerator
 from demo.texts.expressions import Expression, expressions_of
 from demo.texts.negatives import match_negatives
@@ -56,11 +58,26 @@ class Split:
     scenes: int = 1000
     scene_pairs: int = 500
     videos: int = 200
+    folder: Path = DATA_DIR  # of its sprites, and of its backdrops where they are photographs
+    backdrops: Path | None = None
 
     @property
     def is_test(self) -> bool:
         """True for what nothing may be chosen by."""
         return self.name.startswith("test")
+
+    @property
+    def is_recorded(self) -> bool:
+        """True for what stands in the manifest: the test splits whose artwork is committed."""
+        return self.is_test and self.folder == DATA_DIR
+
+    def check_folder(self) -> None:
+        """Raise ``FileNotFoundError`` where the artwork of the split was not fetched yet."""
+        if not (self.folder / INDEX_FILE).exists():
+            raise FileNotFoundError(
+                f"split {self.name!r} draws from {self.folder}, which is not there: "
+                "`python demo/scenes/photographs.py` fetches what it needs"
+            )
 
 
 _FEWER = {"scenes": 500, "scene_pairs": 250, "videos": 100}
@@ -74,6 +91,7 @@ SPLITS = {
         Split("test-pairs", SPLIT_STYLES, 92_000, "held-out", (0, 1)),
         Split("test-pairs-twemoji", (HELD_OUT_STYLE,), 93_000, "held-out", (0, 1)),
         Split("test-crowds", SPLIT_STYLES, 94_000, "seen", (0, 0, 0.6, 0.4)),
+        Split("test-photographs", PHOTO_STYLES, 95_000, folder=PHOTOGRAPHS, backdrops=PHOTOGRAPHS / BACKDROPS),
     )
 }
 
@@ -140,7 +158,15 @@ def pair_items(split: Split, count: int | None = None) -> Iterator[PairItem]:
 
 def video_items(split: Split, count: int | None = None, *, frames: int = 8) -> Iterator[VideoItem]:
     """Draw the first ``count`` videos with questions. The manifest holds those of 8 frames."""
-    generator = VideoGenerator(split.styles, seed=split.seed, frames=frames, pairs=split.pairs)
+    split.check_folder()
+    generator = VideoGenerator(
+        split.styles,
+        seed=split.seed,
+        frames=frames,
+        pairs=split.pairs,
+        folder=split.folder,
+        backdrops=split.backdrops,
+    )
     if split.pairs == "held-out":
         generator.two_groups = 1.0
     for seed in _item_seeds(split, 2, split.videos, count):
@@ -150,7 +176,15 @@ def video_items(split: Split, count: int | None = None, *, frames: int = 8) -> I
 
 
 def _scene_generator(split: Split) -> SceneGenerator:
-    generator = SceneGenerator(split.styles, max_groups=len(split.group_weights), seed=split.seed, pairs=split.pairs)
+    split.check_folder()
+    generator = SceneGenerator(
+        split.styles,
+        max_groups=len(split.group_weights),
+        seed=split.seed,
+        pairs=split.pairs,
+        folder=split.folder,
+        backdrops=split.backdrops,
+    )
     generator.group_weights = list(split.group_weights)
     return generator
 
@@ -220,7 +254,7 @@ def entry_of(split: Split, kind: str) -> dict:
 
 def write_manifest(path: Path = MANIFEST) -> None:
     """Draw the test splits and write the manifest."""
-    tests = [split for split in SPLITS.values() if split.is_test]
+    tests = [split for split in SPLITS.values() if split.is_recorded]
     entries = {
         split.name: {
             "styles": split.styles,
@@ -240,7 +274,7 @@ def check_manifest(path: Path = MANIFEST, count: int | None = None) -> list[str]
     ``count``: look only at so many items of each kind; hashes over all and means are not compared then.
     """
     written = json.loads(path.read_text(encoding="utf-8"))["splits"]
-    tests = {name: split for name, split in SPLITS.items() if split.is_test}
+    tests = {name: split for name, split in SPLITS.items() if split.is_recorded}
     faults = [f"{name}: is in one of manifest and code only" for name in sorted(set(written) ^ set(tests))]
     for name in tqdm([name for name in tests if name in written], desc="test splits", disable=None):
         split, entry = tests[name], written[name]

@@ -137,7 +137,7 @@ def open_source(name: str, options: SourceOptions, task: str | None = None) -> S
     try:
         module = import_module(SOURCES[name].module)
     except ModuleNotFoundError as error:
-        if (error.name or "").split(".")[0] == "demo":  # a wheel does not carry it: 8 MB of drawings
+        if (error.name or "").split(".")[0] == "demo":  # a wheel does not carry it: 10 MB of drawings
             raise DatasetError(
                 f"--data {name} is drawn by the folder demo/, which is in the repository alone"
             ) from None

@@ -21,6 +21,7 @@ from demo.scenes.classes import DATA_DIR, Drawing, EmojiClass, load_classes
 from demo.scenes.grammar import AmbiguousLayout, Box, ObjectGroup, caption_of
 from demo.scenes.held_out import check_training_seed, held_out_pairs, partners
 from demo.scenes.layout import Place, plan_layout
+from demo.scenes.photographs import PhotoBackdrops
 from demo.scenes.reference import hull
 from demo.scenes.sprite_bank import Piece, Sprite, SpriteBank, may_mirror, paste, stand_out, visible_box
 
@@ -87,7 +88,8 @@ class SceneGenerator:
     (chance of 1, 2, 3, 4 groups, and of as many objects in a group), ``max_count`` (1..4), ``coloured``
     (chance that a scene surely shows one of the few classes whose colour is named; without, one in fifty groups).
     ``augment`` breaks the styles apart, for training (seeds of test splits are refused then); ``folder`` holds
-    the sprite atlases. ``pairs`` says which classes may stand together: "seen" leaves out the pairs that are
+    the sprite atlases; ``backdrops`` one of photographs, which stand behind the sprites instead of drawn
+    backgrounds. ``pairs`` says which classes may stand together: "seen" leaves out the pairs that are
     held out for tests (``held_out``), "held-out" puts one of them into every scene of two groups or more, "any"
     leaves it to chance.
     Raises ``ValueError`` for unknown styles, a size that is no multiple of 16, maxima outside 1..4 and
@@ -105,6 +107,7 @@ class SceneGenerator:
         seed: int = 0,
         pairs: str = "seen",
         folder: Path = DATA_DIR,
+        backdrops: Path | None = None,
     ) -> None:
         if size % PATCH or size < 2 * PATCH:
             raise ValueError(f"size must be a multiple of {PATCH} and at least {2 * PATCH}, not {size}")
@@ -122,7 +125,10 @@ class SceneGenerator:
         self.count_weights = [0.7, 0.14, 0.09, 0.07]
         self.coloured = 0.0
         self._random = Random(check_training_seed(seed) if augment else seed)
-        self._backgrounds = Backgrounds(size, self._random)
+        if backdrops is None:
+            self._backgrounds = Backgrounds(size, self._random)
+        else:
+            self._backgrounds = PhotoBackdrops(size, self._random, backdrops)
         self._bank = SpriteBank(styles, self._random, folder)
         self._grain = _grain(self._random, size)
         self._deck: list[EmojiClass] = []

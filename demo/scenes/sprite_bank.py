@@ -15,7 +15,7 @@ from demo.scenes.augmentation import VISIBLE, SpriteAugmenter, crop_visible, pre
 from demo.scenes.classes import DATA_DIR, Drawing, EmojiClass, load_classes
 from demo.scenes.grammar import Box
 from demo.scenes.layout import Place
-from demo.scenes.sprites import SOURCES, load_sprites
+from demo.scenes.sprites import load_sprites
 
 BANK_DEPTH = 6  # augmented renderings kept per drawing
 BANK_REFRESH = 0.2  # chance that a use draws a new rendering once the bank is full
@@ -141,10 +141,9 @@ def _styles_of(
     """Return (style, its drawings of the class) for every loaded style that has the class."""
     options = []
     for style, sprites in base.items():
-        if SOURCES[style].vendor in emoji_class.vendors:
-            drawings = tuple(drawing for drawing in emoji_class.drawings if drawing.codepoint in sprites)
-            if drawings:
-                options.append((style, drawings))
+        drawings = tuple(drawing for drawing in emoji_class.drawings if drawing.codepoint in sprites)
+        if drawings:
+            options.append((style, drawings))
     return options
 
 

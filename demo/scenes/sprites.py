@@ -17,7 +17,7 @@ import json
 import re
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -235,15 +235,20 @@ def build_atlases(styles: Sequence[str], output: Path, packages: Path | None = N
     with tempfile.TemporaryDirectory() as folder:
         for style in styles:
             index[style] = write_atlas(render_style(style, packages or Path(folder)), output / f"{style}.webp")
+    write_index(index_path, index, {style: f"{SOURCES[style].package}@{SOURCES[style].version}" for style in index})
+
+
+def write_index(path: Path, index: Mapping[str, Mapping[str, Sequence[int]]], sources: Mapping[str, str]) -> None:
+    """Write the places of sprites, ``{style: {codepoint: (x, y, width, height)}}``, and the styles' packages."""
     lines = [
         f"{json.dumps(style)}: {{\n"
         + ",\n".join(f"{json.dumps(code)}: {json.dumps(list(place))}" for code, place in index[style].items())
         + "\n}"
         for style in sorted(index)
     ]
-    sources = {style: f"{SOURCES[style].package}@{SOURCES[style].version}" for style in sorted(index)}
-    head = f'{{"sprite_side": {SPRITE_SIDE},\n"packages": {json.dumps(sources)},\n"styles": {{\n'
-    index_path.write_text(head + ",\n".join(lines) + "\n}}\n", encoding="utf-8")
+    packages = {style: sources[style] for style in sorted(index)}
+    head = f'{{"sprite_side": {SPRITE_SIDE},\n"packages": {json.dumps(packages)},\n"styles": {{\n'
+    path.write_text(head + ",\n".join(lines) + "\n}}\n", encoding="utf-8")
 
 
 def main() -> None:

@@ -131,6 +131,7 @@ class VideoGenerator:
         seed: int = 0,
         pairs: str = "seen",
         folder: Path = DATA_DIR,
+        backdrops: Path | None = None,
     ) -> None:
         if frames < FEWEST_FRAMES:
             raise ValueError(f"frames must be {FEWEST_FRAMES} or more, not {frames}")
@@ -147,6 +148,7 @@ class VideoGenerator:
             seed=self._random.getrandbits(32),
             pairs=pairs,
             folder=folder,
+            backdrops=backdrops,
         )
         self._scenes.count_weights = [0.6, 0.25, 0.1, 0.05]
 
