@@ -91,7 +91,7 @@ SPLITS = {
         Split("test-pairs", SPLIT_STYLES, 92_000, "held-out", (0, 1)),
         Split("test-pairs-twemoji", (HELD_OUT_STYLE,), 93_000, "held-out", (0, 1)),
         Split("test-crowds", SPLIT_STYLES, 94_000, "seen", (0, 0, 0.6, 0.4)),
-        Split("test-photographs", PHOTO_STYLES, 95_000, folder=PHOTOGRAPHS, backdrops=PHOTOGRAPHS / BACKDROPS),
+        Split("test-photographs", PHOTO_STYLES, 96_000, folder=PHOTOGRAPHS, backdrops=PHOTOGRAPHS / BACKDROPS),
     )
 }
 
