@@ -8,11 +8,14 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import torch
 
 from mplug.checkpoint import load_checkpoint
 from mplug.decoding.beam_search import SearchOptions
 from mplug.decoding.loop import DecodeLoop, DecodeRequest
+from mplug.network.graphs import graphs_of
 from mplug.runtime.search_state import new_search
+from mplug.runtime.torch_decoder import SPARE_BYTES, Record, TorchDecoder
 
 DATA = Path(__file__).parents[3] / "parity" / "data"
 CLS, SEP = 101, 102
@@ -22,6 +25,21 @@ SLOTS = 16
 @cache
 def network_of(case: str):
     return load_checkpoint(DATA / case)[0]
+
+
+def sizes_of(network) -> dict[str, int]:
+    text = network.config.text
+    return {"layers": text.text_decode_layers, "heads": text.heads, "head_width": text.head_width}
+
+
+def decoder_as_on_a_gpu(record: Record, case: str = "caption") -> TorchDecoder:
+    """PyTorch's decoder on the CPU, as it works on a GPU: recorded by `record`, four steps ahead, caches kept."""
+    network = network_of(case)
+    graphs = {spec.name: graph for spec, graph in graphs_of(network, SEP)}
+    prefill, step = graphs["text_decoder_prefill"], graphs["text_decoder_step"]
+    decoder = TorchDecoder(prefill, step, sizes_of(network), torch.device("cpu"), chunk=4, record=record)
+    decoder.spare_bytes = SPARE_BYTES
+    return decoder
 
 
 def golden(case: str):

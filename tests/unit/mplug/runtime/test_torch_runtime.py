@@ -9,12 +9,22 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from decoder_requests import CLS, SEP, assert_same_choices, begin, golden, mixed_requests, network_of, search
+from decoder_requests import (
+    CLS,
+    SEP,
+    assert_same_choices,
+    begin,
+    decoder_as_on_a_gpu,
+    golden,
+    mixed_requests,
+    network_of,
+    search,
+    sizes_of,
+)
 
 from builders.build import main as build
 from mplug.contract import MAX_MAGNITUDE
 from mplug.errors import InvalidRequest
-from mplug.network.graphs import graphs_of
 from mplug.pipeline import Pipeline
 from mplug.runtime import open_decoder, open_graph
 from mplug.runtime import torch as torch_runtime
@@ -22,7 +32,7 @@ from mplug.runtime.gpu.cuda import DeviceLost
 from mplug.runtime.interface import RuntimeUnavailable, StageInfo
 from mplug.runtime.room import Room, step_slots
 from mplug.runtime.torch import eager_decoder
-from mplug.runtime.torch_decoder import SPARE_BYTES, TorchDecoder
+from mplug.runtime.torch_decoder import TorchDecoder
 
 CPU = torch.device("cpu")
 
@@ -46,21 +56,11 @@ class Recorder:
         return replay
 
 
-def decoder_like_on_a_gpu(recorder: Recorder, case: str = "caption") -> TorchDecoder:
-    network = network_of(case)
-    graphs, text = {spec.name: graph for spec, graph in graphs_of(network, SEP)}, network.config.text
-    sizes = {"layers": text.text_decode_layers, "heads": text.heads, "head_width": text.head_width}
-    prefill, step = graphs["text_decoder_prefill"], graphs["text_decoder_step"]
-    decoder = TorchDecoder(prefill, step, sizes, CPU, chunk=4, record=recorder)
-    decoder.spare_bytes = SPARE_BYTES
-    return decoder
-
-
 @pytest.mark.parametrize("as_on_a_gpu", [True, False], ids=["recorded, four steps ahead", "called"])
 def test_searches_give_the_tokens_of_the_host_decoder(as_on_a_gpu: bool) -> None:
     """In-flight batching, growing room, moves, admissions between chunks: token for token, score for score."""
     network, recorder = network_of("caption"), Recorder()
-    decoder = decoder_like_on_a_gpu(recorder)
+    decoder = decoder_as_on_a_gpu(recorder)
     if not as_on_a_gpu:
         decoder = TorchDecoder(decoder._prefill, decoder._step, sizes_of(network), CPU)
         assert (decoder.chunk, decoder.spare_bytes) == (1, 0)
@@ -72,14 +72,9 @@ def test_searches_give_the_tokens_of_the_host_decoder(as_on_a_gpu: bool) -> None
     assert not as_on_a_gpu or recorder.replayed > recorder.recorded > 0
 
 
-def sizes_of(network):
-    text = network.config.text
-    return {"layers": text.text_decode_layers, "heads": text.heads, "head_width": text.head_width}
-
-
 def test_recordings_of_a_room_hold_when_it_comes_again() -> None:
     recorder = Recorder()
-    decoder, host = decoder_like_on_a_gpu(recorder), eager_decoder(network_of("caption"), SEP)
+    decoder, host = decoder_as_on_a_gpu(recorder), eager_decoder(network_of("caption"), SEP)
     large, small = Room(4, 24, 5, 32), Room(2, 24, 5, 32)
     for one in (decoder, host):
         begin(one, 2, 5, large)
@@ -107,7 +102,7 @@ def test_steps_are_of_few_sizes() -> None:
 
 def test_a_step_that_cannot_be_recorded_runs_plainly() -> None:
     decoder, host = (
-        decoder_like_on_a_gpu(Recorder(RuntimeError("not permitted"))),
+        decoder_as_on_a_gpu(Recorder(RuntimeError("not permitted"))),
         eager_decoder(network_of("caption"), SEP),
     )
     for one in (decoder, host):
@@ -123,7 +118,7 @@ def test_a_lost_device_is_told_as_such() -> None:
     """PyTorch's error bears CUDA's code."""
     error = RuntimeError("CUDA error: an illegal memory access was encountered")
     error.error_code = 700
-    decoder = decoder_like_on_a_gpu(Recorder(error))
+    decoder = decoder_as_on_a_gpu(Recorder(error))
     begin(decoder, 1, 5, Room(1, 24, 5, 32))
     decoder.step(1, 5, 1)
     with pytest.raises(DeviceLost, match="illegal memory access"):
@@ -133,7 +128,7 @@ def test_a_lost_device_is_told_as_such() -> None:
 def test_states_on_a_gpu_are_taken_from_there_and_checked() -> None:
     """A tensor that offers DLPack on a GPU is read in place; those from the host were checked at the door."""
     states = torch.from_numpy(golden("caption")["image_embeds"][0].copy())
-    decoder = decoder_like_on_a_gpu(Recorder())
+    decoder = decoder_as_on_a_gpu(Recorder())
     begin(decoder, 2, 5, Room(2, 24, 5, 32))
     decoder.admit(1, SimpleNamespace(__dlpack__=states.__dlpack__, __dlpack_device__=lambda: (2, 0)))
     choices = decoder.step(2, 5, 1)[0]
