@@ -23,13 +23,13 @@ from benchmarks.measure.figures import goal, summary
 from benchmarks.measure.floors import Work, caption_work, step_work
 from benchmarks.measure.machine import Limits, measure_limits
 from benchmarks.measure.pictures import Pictures
+from benchmarks.measure.searches import search_at
 from benchmarks.parts import part
 from benchmarks.presets import BEAMS, TOKENS, Preset
 from benchmarks.workspace import Workspace, say
 from mplug.runtime import open_decoder
 from mplug.runtime.interface import Decoder, StageInfo
 from mplug.runtime.room import Room
-from mplug.runtime.search_state import new_search
 
 WARM_CAPTIONS, TIMED_CAPTIONS = 3, 8
 WARM_STEPS = 2
@@ -95,24 +95,6 @@ def time_steps(workspace: Workspace) -> list[dict[str, Any]]:
             measured.append({"batch": batch, "position": position, **summary(taken)})
             say(f"batch {batch}, position {position}: {median(taken) * 1000:.1f} ms a step")
     return measured
-
-
-def search_at(past: int, states: int, vocabulary: int, random: np.random.Generator) -> dict[str, np.ndarray]:
-    """Return a search of BEAMS beams at position `past`, for `Decoder.load`; it ends with its next token."""
-    search = new_search(
-        prefix=[0],
-        encoder_mask=np.ones(states, np.int32),
-        beams=BEAMS,
-        min_length=past + 1,
-        max_length=past + 1,
-        token_range=(0, vocabulary),
-    )
-    return search | {
-        "TOKENS": random.integers(0, vocabulary, BEAMS, np.int32),
-        "SCORES": np.zeros(BEAMS, np.float32),
-        "POSITIONS": np.int32(past),
-        "ANCESTRY": random.integers(0, BEAMS, (BEAMS, past), np.int32),
-    }
 
 
 def _steps(decoder: Decoder, batch: int, search: dict[str, np.ndarray], number: int) -> list[float]:

@@ -10,7 +10,8 @@ from builders.compile.compare import compare_decoders, compare_graph
 from mplug.contract import GraphSpec
 from mplug.network import MPlug
 from mplug.runtime.interface import StageInfo
-from mplug.runtime.torch import TYPES, open_decoder, open_graph
+from mplug.runtime.torch import open_decoder, open_graph
+from mplug.runtime.torch_device import TYPES
 
 
 def resolve_precision(precision: str) -> str:

@@ -23,11 +23,9 @@ from mplug.runtime.gpu.array import DeviceArray
 from mplug.runtime.gpu.cuda import device_count
 from mplug.runtime.gpu.dlpack import on_gpu
 from mplug.runtime.graph_decoder import GraphDecoder
-from mplug.runtime.interface import RuntimeUnavailable, StageInfo, gpu_index, threads
+from mplug.runtime.interface import StageInfo, threads
 from mplug.runtime.torch_decoder import TorchDecoder
-
-#: What stages are computed in on a GPU, by precision.
-TYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+from mplug.runtime.torch_device import TYPES, sum_in_fp32, torch_device
 
 
 def open_graph(info: StageInfo, name: str, device: str = "auto", dtype: torch.dtype | None = None) -> TorchGraph:
@@ -64,17 +62,6 @@ def torch_graphs(network: MPlug, end_id: int) -> dict[str, TorchGraph]:
     return {spec.name: TorchGraph(spec, module, cpu) for spec, module in graphs_of(network, end_id)}
 
 
-def torch_device(device: str) -> torch.device:
-    """Return the device that `auto`, `cpu` or `cuda:N` means here. Raises RuntimeUnavailable if it is not there."""
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if device == "cpu" or (device == "auto" and not count):
-        return torch.device("cpu")
-    index = gpu_index(device)
-    if index >= count:
-        raise RuntimeUnavailable(f"{device}: PyTorch {torch.__version__} sees {count} GPUs here")
-    return torch.device("cuda", index)
-
-
 class TorchGraph:
     """One graph, run eagerly: numpy arrays, or tensors on the GPU, in; fp32 out, whatever it computes in."""
 
@@ -103,11 +90,7 @@ class TorchGraph:
 
 def _load(info: StageInfo, device: torch.device, dtype: torch.dtype | None) -> dict[str, tuple[GraphSpec, nn.Module]]:
     """Read the graphs that a stage's folder has weights for."""
-    if device.type == "cuda":
-        # Sums of half-precision products stay in fp32 from end to end, and fp32 is fp32.
-        torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
-        torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
-        torch.backends.cudnn.allow_tf32 = False
+    sum_in_fp32()
     torch.set_num_threads(threads())
     weights = load_file(info.folder / "model.safetensors")
     config = read_config(info.folder / "config.yaml", info.folder / "config_bert.json")
