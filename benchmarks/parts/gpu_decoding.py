@@ -44,7 +44,7 @@ from mplug.network import MPlug
 from mplug.network.graphs import graphs_of
 from mplug.runtime.interface import RuntimeUnavailable, threads
 from mplug.runtime.room import Room
-from mplug.runtime.torch_decoder import TorchDecoder
+from mplug.runtime.torch_decoder import CHUNK, TorchDecoder
 from mplug.runtime.torch_device import TYPES, sum_in_fp32, torch_device
 
 #: Requests in flight, each a row of the tables.
@@ -196,7 +196,11 @@ def contender(name: str, network: MPlug, device: torch.device) -> TorchDecoder:
     text, step = network.config.text, graphs["text_decoder_step"]
     if name.startswith("compiled"):
         step = torch.compile(step, dynamic=False)
-    how: dict[str, Any] = {} if name.endswith("recorded") else {"chunk": 1, "record": called_again}
+    how: dict[str, Any] = {}  # as served
+    if not name.endswith("recorded"):
+        how = {"chunk": 1, "record": called_again}
+    elif device.type == "cpu":  # a rehearsal: as on a GPU, but for the recording
+        how = {"chunk": CHUNK, "record": called_again}
     sizes = {"layers": text.text_decode_layers, "heads": text.heads, "head_width": text.head_width}
     return TorchDecoder(graphs["text_decoder_prefill"], step, sizes, device, **how)
 

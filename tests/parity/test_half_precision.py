@@ -21,7 +21,7 @@ from mplug.runtime.graph_decoder import GraphDecoder
 CLS = 101
 DEMO = Path(__file__).parents[2] / "checkpoints" / "demo"
 #: Captions that the demo checkpoint is to give in fp16 as in fp32. The command line takes more.
-DEMO_SCENES = 24
+DEMO_SCENES = 12
 PRECISIONS = tuple(HALF_TYPES)
 
 
