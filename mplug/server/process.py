@@ -32,6 +32,7 @@ from pathlib import Path
 
 from mplug.server import guardian
 from mplug.server.access import AccessKeys
+from mplug.server.gpu_memory import gpu_arguments
 from mplug.server.install import CHECKOUT, ServerError, TritonInstall, find_triton
 from mplug.server.log import ServerLog
 from mplug.server.model_processes import ModelProcesses
@@ -258,9 +259,7 @@ class TritonServer:
             command += [f"--cache-config=local,size={options.cache_mb << 20}"]
         if options.model_config_name:
             command += [f"--model-config-name={options.model_config_name}"]
-        if not Path("/dev/nvidiactl").exists():
-            command += ["--allow-gpu-metrics=false", "--pinned-memory-pool-byte-size=0"]
-        return [*command, *options.triton_arguments]
+        return [*command, *gpu_arguments(self.repository), *options.triton_arguments]
 
     def _wait_ready(self, install: TritonInstall, cancelled: Callable[[], bool]) -> None:
         began = time.monotonic()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,8 @@ from typing import Any
 
 from mplug.contract import STAGES_FILE, read_stages
 from mplug.runtime.gpu.cuda import device_count
-from mplug.runtime.interface import ANY_DEVICE, GPU_TARGETS, STAGE_FILE
+from mplug.runtime.gpu.placement import gpu_of
+from mplug.runtime.interface import ANY_DEVICE
 
 
 @dataclass(frozen=True)
@@ -51,14 +51,7 @@ class ModelContext:
     def gpu_of(self, stage: str) -> int | None:
         """Return the number of the GPU that a stage called by this model runs on, None for one on the CPU."""
         model = self.folder.parents[1] / self.stages.get(stage, stage)
-        path = model / self.folder.name / STAGE_FILE
-        if not path.exists():
-            return None
-        target = json.loads(path.read_text())["target"]
-        if target not in GPU_TARGETS and not (target == "torch" and device_count()):
-            return None
-        listed = re.search(r"\bgpus\s*:\s*\[\s*(\d+)", (model / "config.pbtxt").read_text())
-        return int(listed[1]) if listed else 0
+        return gpu_of(model, self.folder.name, torch_on_gpu=device_count() > 0)
 
     @property
     def parameters(self) -> dict[str, str]:
