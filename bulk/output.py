@@ -25,9 +25,8 @@ from ray.data import Datasink
 from bulk.corpus import Done
 from bulk.errors import BulkError
 from bulk.location import Location, one_line
+from bulk.manifest import FORMAT, MANIFEST
 
-MANIFEST = "_mplug.json"
-_FORMAT = {"format": "mplug-bulk", "version": 1}
 _FILE = re.compile(r"^([0-9a-f]{8})-\d{6,}\.parquet$")
 
 
@@ -80,7 +79,7 @@ class Output:
         Raises BulkError when it holds anything else, when another process writes it, or when it cannot be written.
         """
         location = Location.of(text)
-        manifest = _FORMAT | manifest
+        manifest = FORMAT | manifest
         with contextlib.ExitStack() as resources:
             try:
                 _check(location, manifest)
@@ -176,7 +175,7 @@ def _check(location: Location, manifest: dict[str, Any]) -> None:
             found = json.loads(file.read())
     except (OSError, ValueError):
         found = None
-    if not isinstance(found, dict) or found.get("format") != _FORMAT["format"]:
+    if not isinstance(found, dict) or found.get("format") != FORMAT["format"]:
         raise BulkError(
             f"{location.name} holds {len(names)} files that bulk work did not write ({names[0]} …): give another "
             "OUTPUT; they are kept"

@@ -59,6 +59,7 @@ class Index:
     pictures: Sequence[Picture]  #: those that have a feature, n of them
     refused: Sequence[Picture]  #: the others
     features: np.ndarray  #: float32 [n, E]
+    probe_text = PROBE
 
     @classmethod
     def read(cls, path: Path) -> Index:

@@ -22,6 +22,7 @@ from tqdm import tqdm
 from clients import command_line, result_page
 from clients.client import AsyncClient, ClientError, Match
 from clients.concurrent_requests import add_concurrency, answers
+from clients.faiss_index import FaissIndex
 from clients.pictures import as_arguments, check_file, in_folder
 from clients.retrieval_index import PROBE, Index, IndexWriter, Picture
 
@@ -77,7 +78,7 @@ def _parse_index(arguments: list[str]) -> Parsed:
 
 def _parse_search(arguments: list[str]) -> Parsed:
     parser = command_line.Parser("Find pictures, or with --texts find texts.", prog="retrieve.py search")
-    parser.add_argument("index", type=Path, metavar="INDEX", help="what `index` wrote")
+    parser.add_argument("index", type=Path, metavar="INDEX", help="what `index` wrote, or bulk/index.py")
     parser.add_argument("words", nargs="?", metavar="WORDS", help="what the pictures should show")
     parser.add_argument("--image", metavar="PICTURE", help="search by this picture, or video")
     parser.add_argument("--texts", type=Path, metavar="FILE", help="with --image: find lines of FILE that fit it")
@@ -91,6 +92,15 @@ def _parse_search(arguments: list[str]) -> Parsed:
     )
     parser.add_argument("--no-rerank", action="store_true", help="rank by similarity alone")
     parser.add_argument("--html", type=Path, metavar="PAGE", help="write a page of thumbnails, in one file")
+    group = parser.add_argument_group("indexes of bulk/index.py")
+    group.add_argument(
+        "--pictures", type=Path, metavar="FOLDER", help="where the pictures are; default: where they were"
+    )
+    group.add_argument(
+        "--search-settings",
+        metavar="STRING",
+        help="nprobe=64 looks into 64 lists of an IVF index; default: what the index says",
+    )
     command_line.add_json(parser, "result")
     add_concurrency(parser)
     command_line.add_server(parser)
@@ -183,10 +193,10 @@ class Result:
 async def _search(options: argparse.Namespace) -> int:
     if options.html is not None:
         result_page.check(options.html)
-    index = Index.read(options.index)
+    index = _opened(options)
     shortlist = max(options.shortlist, options.top)
     async with AsyncClient(**command_line.connection_arguments(options)) as client:
-        index.check_probe(await client.embed_text(PROBE), options.index)
+        index.check_probe(await client.embed_text(index.probe_text), options.index)
         failures: list[str] = []
         if options.texts is not None:
             texts = _lines(options.texts)
@@ -198,12 +208,32 @@ async def _search(options: argparse.Namespace) -> int:
             feature = await client.embed_text(options.words)
             results = [Result(*each) for each in index.nearest(feature, shortlist)]
             if not options.no_rerank:
+                _check_pictures(results, options)
                 results, failures = await reranked(client, options.words, results, options.concurrency)
     results = sorted(results, key=lambda result: -result.rank_key)[: options.top]
     _show(results, options)
     for failure in failures:
         command_line.fail(failure)
     return 1 if failures else 0
+
+
+def _opened(options: argparse.Namespace) -> Index | FaissIndex:
+    """Open an index of either kind. Raises ClientError."""
+    if FaissIndex.is_at(options.index):
+        return FaissIndex.read(options.index, options.search_settings, options.pictures)
+    if options.search_settings is not None or options.pictures is not None:
+        raise ClientError("--pictures and --search-settings are for indexes of bulk/index.py")
+    return Index.read(options.index)
+
+
+def _check_pictures(results: list[Result], options: argparse.Namespace) -> None:
+    """Raise ClientError when none of the results is a file here, as in an index of parquet files or of a bucket."""
+    if FaissIndex.is_at(options.index) and results and not any(Path(result.name).exists() for result in results):
+        raise ClientError(
+            f"the pictures of {options.index} are no files here ({results[0].name}): say where they are with "
+            "--pictures FOLDER, or leave out the matching head with --no-rerank",
+            "UNREADABLE",
+        )
 
 
 async def reranked(
