@@ -83,9 +83,7 @@ def recall(found: FaissIndex, count: int = 10) -> float:
     [
         ("Flat", 1.0),
         ("IVF64,SQ8", 0.9),
-        ("IVF64_HNSW32,SQ8", 0.9),
         ("IVF64,PQ16x4fs,Refine(SQ8)", 0.9),
-        ("HNSW16,Flat", 0.9),
     ],
 )
 def test_neighbours(factory: str, least: float, features: Path, tmp_path: Path, made: Callable[..., str]) -> None:
@@ -312,7 +310,7 @@ def test_a_manifest_that_is_none(tmp_path: Path, made: Callable[..., str]) -> No
 
 
 def test_memory_is_bounded_by_a_shard(tmp_path: Path) -> None:
-    """Six shards of 20 MB take less than two of them more than one shard takes."""
+    """Eight shards of 10 MB take hardly more than two; of all of them, 60 MB more would be in memory."""
     code = """
 import resource, sys, numpy as np
 from pathlib import Path
@@ -320,19 +318,19 @@ from bulk import faiss_index, index_build
 from bulk.features import Features
 features = Features.open(sys.argv[1])
 probe, recipe = np.eye(1, 256, dtype=np.float32)[0], faiss_index.Recipe("Flat", 0, "")
-index_build.build(features, Path(sys.argv[2]), probe, recipe, 20_000)
+index_build.build(features, Path(sys.argv[2]), probe, recipe, 10_000)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
     peaks = []
-    for shards in (1, 6):
-        vectors = RANDOM.normal(size=(20_000, 256)).astype(np.float32)
+    for shards in (2, 8):
+        vectors = RANDOM.normal(size=(10_000, 256)).astype(np.float32)
         vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
         source = tmp_path / f"features-{shards}"
         source.mkdir()
         (source / "_mplug.json").write_text(json.dumps(MANIFEST))
         array = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), 256)
         nothing = pa.nulls(len(vectors), pa.string())
-        table = pa.table({"input": pa.array(NAMES[:20_000]), "error": nothing, "feature": array})
+        table = pa.table({"input": pa.array(NAMES[:10_000]), "error": nothing, "feature": array})
         for number in range(shards):
             pq.write_table(table, source / f"{number}.parquet", compression="none", use_dictionary=False)
         command = [sys.executable, "-c", code, str(source), str(tmp_path / f"index-{shards}")]
