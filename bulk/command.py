@@ -82,14 +82,15 @@ def positive(text: str) -> int:
     return int(text)
 
 
-def load(module: str) -> object:
-    """Import a module of ours that needs the environment of bulk work.
+def load(module: str, *, with_ray: bool = True) -> object:
+    """Import a module of ours that needs the environment of bulk work; what does without Ray runs with any NumPy.
 
     Raises BulkError outside of it; in a wheel, ModuleNotFoundError, to which `mplug` says what extra to install.
     """
-    ray_settings.prepare()
     try:
-        _check_numpy(importlib.metadata.version("numpy"))
+        if with_ray:
+            ray_settings.prepare()
+            _check_numpy(importlib.metadata.version("numpy"))
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
         if not _MAKEFILE.is_file() or (error.name or "").split(".")[0] in ("bulk", "mplug"):

@@ -49,7 +49,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--threads", type=command.positive, metavar="N", help="default: one per core")
     options = parser.parse_args(arguments)
-    return command.load("bulk.index_build").run(options)
+    return command.load("bulk.index_build", with_ray=False).run(options)
 
 
 if __name__ == "__main__":

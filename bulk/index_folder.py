@@ -167,9 +167,7 @@ class IndexFolder:
             and not _is_partial(entry.name)
         ]
         if foreign:
-            raise BulkError(
-                f"{self.path} holds files of others ({min(foreign)} …): give another INDEX; they are kept"
-            )
+            raise BulkError(f"{self.path} holds files of others ({min(foreign)} …): give another INDEX; they are kept")
         for name in (MANIFEST, BUILDING):
             found = _read(self.path / name) or self.plan
             for key, what in (("input", "another corpus"), ("weights_sha256", "another model's features")):

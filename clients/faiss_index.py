@@ -75,15 +75,11 @@ class FaissIndex:
         As exact as the kind of index is. Raises ClientError when the names cannot be read.
         """
         query = np.asarray(feature, np.float32)[None]
-        best: list[tuple[float, int, int]] = []
-        for number, shard in enumerate(self.shards):
+        found: list[tuple[str, float]] = []
+        for shard in self.shards:
             similarities, rows = shard.index.search(query, min(count, shard.index.ntotal))
-            best += [
-                (-float(value), number, int(row))
-                for value, row in zip(similarities[0], rows[0], strict=True)
-                if row >= 0
-            ]
-        return [(self._path(number, row), -value) for value, number, row in sorted(best)[:count]]
+            found += zip(self._paths(shard, rows[rows >= 0].tolist()), similarities[rows >= 0].tolist(), strict=True)
+        return sorted(found, key=lambda each: -each[1])[:count]
 
     def check_probe(self, probe: np.ndarray, path: Path) -> None:
         """Raise ClientError when the server's checkpoint is not the one that made the index."""
@@ -101,14 +97,13 @@ class FaissIndex:
                     f"--search-settings {search}: this index takes no such setting (nprobe=64, for one with lists)"
                 ) from error
 
-    def _path(self, number: int, row: int) -> str:
-        names = self.shards[number].names
+    def _paths(self, shard: Shard, rows: list[int]) -> list[str]:
         try:
-            with contextlib.closing(sqlite3.connect(f"{names.as_uri()}?mode=ro&immutable=1", uri=True)) as database:
-                (name,) = database.execute("SELECT name FROM entries WHERE id = ?", (row,)).fetchone()
+            with contextlib.closing(sqlite3.connect(f"{shard.names.as_uri()}?mode=ro&immutable=1", uri=True)) as names:
+                found = [names.execute("SELECT name FROM entries WHERE id = ?", (row,)).fetchone()[0] for row in rows]
         except (sqlite3.Error, TypeError) as error:
-            raise ClientError(f"{names} is damaged ({error}): run bulk/index.py again", "UNREADABLE") from error
-        return f"{self.folder.rstrip('/')}/{os.fsdecode(name)}"
+            raise ClientError(f"{shard.names} is damaged ({error}): run bulk/index.py again", "UNREADABLE") from error
+        return [f"{self.folder.rstrip('/')}/{os.fsdecode(name)}" for name in found]
 
 
 def _opened(faiss: Any, folder: Path, files: dict[str, Any]) -> Shard:

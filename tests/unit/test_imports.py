@@ -28,12 +28,12 @@ ALLOWED = {
     "mplug_triton": {"mplug_triton", "mplug"},
     "model_repository": {"mplug"},
     "builders": {"builders", "mplug", "clients"},
-    "bulk": {"bulk", "mplug"},
+    "bulk": {"bulk", "mplug", "clients"},
     "demo": {"demo", "builders", "mplug", "clients"},
     "clients": {"clients"},
     "deploy": {"deploy", "clients"},
     "webpage": {"webpage", "clients"},
-    "benchmarks": {"benchmarks", "clients", "deploy", "mplug"},
+    "benchmarks": {"benchmarks", "bulk", "clients", "deploy", "mplug"},
 }
 #: Layers of `mplug`, from the bottom up: each may import those before it, those of its own line, and itself.
 LAYERS = (

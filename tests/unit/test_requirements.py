@@ -75,6 +75,7 @@ def test_bulk_work_has_the_same_pins() -> None:
     bulk, serving = pinned("bulk/requirements.txt"), pinned("requirements-serve.txt")
     assert {name for name, version in bulk.items() if serving.get(name, version) != version} == {"numpy"}
     assert {"openvino", "tokenizers", "pillow", "av"} <= set(bulk) & set(serving)
+    assert bulk["faiss-cpu"] == pinned("requirements.txt")["faiss-cpu"]
 
 
 def test_what_goes_together_with_bulk_work_is_said() -> None:
