@@ -67,7 +67,7 @@ screenshots: $(BUILT) $(INSTALLED) $(PAGE_INSTALLED)  ## photograph that page an
 
 install: $(INSTALLED)  ## all of requirements.txt: training, evaluation, tests; the targets above need less
 
-bulk: $(BULK_INSTALLED) $(BUILT)  ## the environment of bulk work, .venv/bulk: bulk/caption.py, ask.py, embed.py, index.py
+bulk: $(BULK_INSTALLED) $(BUILT)  ## the environment of bulk work, .venv/bulk: bulk/caption.py, ask.py, embed.py, index.py, export.py
 
 test: $(INSTALLED) $(PAGE_INSTALLED) $(GATEWAY_INSTALLED) $(CLIENT_INSTALLED) $(HELM)  ## all tests; those for a GPU skip without one
 	@$(BIN)/python -m pytest $(PYTEST_ARGUMENTS)

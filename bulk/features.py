@@ -79,6 +79,19 @@ class Features:
             raise BulkError(f"{location.name} holds no features: {features.skipped} rows, all with an error")
         return features
 
+    def dimension(self) -> int:
+        """Return the length of the first feature. Raises BulkError when it cannot be read."""
+        file = next(file for file in self.files if file.count)
+        path = f"{self.location.path}/{file.name}"
+        try:
+            with self.location.filesystem.open_input_file(path) as stream:
+                for batch in pq.ParquetFile(stream).iter_batches(BATCH, columns=["feature"]):
+                    if len(features := batch.column("feature").drop_null()):
+                        return len(features[0])
+        except (OSError, pa.ArrowException) as error:
+            raise BulkError(f"{path} cannot be read: {one_line(error)}") from error
+        raise BulkError(f"{path} has rows with neither a feature nor an error")
+
     def batches(self, start: int, stop: int, dimension: int) -> Iterator[tuple[list[str], np.ndarray]]:
         """Yield inputs and features, float32 [n, dimension], of the numbers from `start` to below `stop`.
 

@@ -58,6 +58,7 @@ COMMANDS = {
         Command("bulk-caption", "bulk/caption.py", BULK, "caption a corpus: a folder, parquet, WebDataset", "bulk"),
         Command("bulk-ask", "bulk/ask.py", BULK, "ask about every picture of a corpus", "bulk"),
         Command("bulk-embed", "bulk/embed.py", BULK, "every picture of a corpus as a vector", "bulk"),
+        Command("bulk-export", "bulk/export.py", BULK, "such vectors for Milvus or Qdrant", "bulk"),
         Command("bulk-index", "bulk/index.py", BULK, "a FAISS index of such vectors, for retrieve", "bulk"),
         Command("evaluate", "builders/evaluate.py", TRAIN, "score a checkpoint or a server on a data set", "train"),
         Command("finetune", "builders/train/finetune.py", TRAIN, "fine-tune a checkpoint for one task", "train"),
