@@ -67,7 +67,7 @@ def collection(database: str, dimension: int) -> dict[str, Any]:
     index = {"fieldName": "feature", "indexName": "feature", "metricType": "IP", "indexType": "AUTOINDEX"}
     return {
         "collectionName": "pictures",
-        "schema": {"autoId": False, "enableDynamicField": False, "fields": fields},
+        "schema": {"autoId": False, "fields": fields},
         "indexParams": [index],
     }
 
