@@ -7,7 +7,7 @@ import platform
 import re
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -82,6 +82,10 @@ class Limits:
     matmul_fp32: float  #: a multiply-add counts as two
     matmul_bf16: float
     matmul_int8: float  #: integer products, summed in 32 bits
+
+    def or_better(self, others: Limits) -> Limits:
+        """Return the higher of both for each: other work on the machine only ever makes a limit look lower."""
+        return Limits(*map(max, astuple(self), astuple(others)))
 
     def arithmetic(self, precision: str) -> float:
         """Return the peak for stages of a precision; int8 stages multiply whole numbers where that is quicker."""

@@ -76,7 +76,10 @@ def measure(workspace: Workspace) -> dict[str, Any]:
     say(f"drawing {preset.pictures} pictures")
     pictures = Pictures(preset.pictures)
     asked = workspace.series or tuple(TITLES)
-    results = {name: [] if name in asked else series for name, series in _earlier(workspace.earlier).items()}
+    earlier = _earlier(workspace.earlier)
+    results = {name: [] if name in asked else series for name, series in earlier["series"].items()}
+    if "limits" in earlier:
+        limits = limits.or_better(Limits(**earlier["limits"]))
     errors: list[str] = []
     # A setting that would be begun too late is left out, so that the others are not lost with it.
     last_start = time.monotonic() + preset.limits["throughput"] - SLOWEST_START - preset.longest_window
@@ -117,11 +120,11 @@ def measure(workspace: Workspace) -> dict[str, Any]:
     return outcome(results, errors, preset, precision, limits)
 
 
-def _earlier(path: Path | None) -> dict[str, list[dict[str, Any]]]:
-    """Return the series of a result file; empty ones where it is not there."""
+def _earlier(path: Path | None) -> dict[str, Any]:
+    """Return the results of a file; empty series where it is not there."""
     if path is None or not path.exists():
-        return {name: [] for name in TITLES}
-    return json.loads(path.read_text())["results"]["series"]
+        return {"series": {name: [] for name in TITLES}}
+    return json.loads(path.read_text())["results"]
 
 
 def _ours(server: TritonServer, preset: Preset, clients: int, pictures: Pictures) -> dict[str, Any]:

@@ -354,9 +354,9 @@ def test_runs_as_avx2_are_in_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_series_that_are_not_measured_again_are_kept(tmp_path) -> None:
     path = tmp_path / "throughput.json"
-    assert throughput._earlier(path) == {name: [] for name in throughput.TITLES}
+    assert throughput._earlier(path) == {"series": {name: [] for name in throughput.TITLES}}
     path.write_text(json.dumps(throughput_document()))
-    assert throughput._earlier(path)["ours"] == throughput_document()["results"]["series"]["ours"]
+    assert throughput._earlier(path)["series"]["ours"] == throughput_document()["results"]["series"]["ours"]
     workspace = Workspace(tmp_path, PRESETS["quick"], series=("no_such",))
     with pytest.raises(ValueError, match="no series no_such; there are ours, "):
         throughput.measure(workspace)

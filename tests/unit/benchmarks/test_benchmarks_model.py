@@ -108,6 +108,11 @@ def test_limits_are_measured() -> None:
     assert limits.arithmetic("int8") >= limits.arithmetic("bf16") >= limits.arithmetic("fp32")
 
 
+def test_the_higher_limits_count() -> None:
+    better = replace(LIMITS, read_bandwidth=20e9, matmul_bf16=1e9).or_better(LIMITS)
+    assert better == replace(LIMITS, read_bandwidth=20e9)
+
+
 def test_floor_of_a_caption_is_that_of_its_stages() -> None:
     sizes = PRESETS["base"].sizes
     works = floors.caption_work(sizes, "int8", beams=5, tokens=20)
