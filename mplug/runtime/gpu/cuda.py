@@ -140,7 +140,7 @@ class Device:
         self._runtime, self._driver = _load("runtime"), _load("driver")
         count = self._runtime.cudaGetDeviceCount()
         if int(count[0]) != 0 or not count[1]:
-            raise RuntimeUnavailable(f"no GPU can be used here: {count[0]}")
+            raise RuntimeUnavailable(f"no GPU can be used here: {_in_words(count[0])}")
         if index >= int(count[1]):
             raise RuntimeUnavailable(f"there is no GPU {index}: this process sees {count[1]}, counted from 0")
         self.index = index
@@ -178,7 +178,7 @@ class Device:
         """Raise DeviceLost if an earlier call has left the device useless; any other error is forgotten."""
         (error,) = self._runtime.cudaGetLastError()
         if int(error) in LOST_DEVICE_CODES:
-            raise DeviceLost(f"cudaGetLastError: {error}")
+            raise DeviceLost(f"cudaGetLastError: {_in_words(error)}")
 
     def allocate(self, size: int) -> Buffer:
         """Allocate `size` bytes of zeros."""
@@ -294,7 +294,13 @@ class Device:
 def _require_success(function: str, error: Any) -> None:
     """Raise DeviceLost or DeviceError for an error of the CUDA runtime or driver, whose numbers are the same."""
     if int(error) != 0:
-        raise (DeviceLost if int(error) in LOST_DEVICE_CODES else DeviceError)(f"{function}: {error}")
+        kind = DeviceLost if int(error) in LOST_DEVICE_CODES else DeviceError
+        raise kind(f"{function}: {_in_words(error)}")
+
+
+def _in_words(error: Any) -> str:
+    """Return an error's name and number: formatted by itself, one of `cuda-python`'s is a bare number."""
+    return f"{error.name} ({int(error)})" if hasattr(error, "name") else str(error)
 
 
 def compile_kernel(source: str, architecture: str) -> bytes:
@@ -304,7 +310,7 @@ def compile_kernel(source: str, architecture: str) -> bytes:
     def check(function: str, *arguments: Any) -> Any:
         error, *results = getattr(nvrtc, function)(*arguments)
         if int(error) != 0:
-            raise DeviceError(f"{function}: {error}")
+            raise DeviceError(f"{function}: {_in_words(error)}")
         return results[0] if results else None
 
     program = check("nvrtcCreateProgram", source.encode(), b"kernel.cu", 0, [], [])

@@ -70,5 +70,6 @@ def test_the_dockerfile_copies_what_exists_and_one_release_is_meant_throughout()
     whole = "\n".join(path.read_text() for path in files)
     shared = dict(re.findall(r"^([\w-]+)==([\w.]+)", whole, re.MULTILINE))
     assert pinned["tensorrt-rtx-cu13"] == shared["tensorrt-rtx-cu13"]
+    assert pinned["cuda-python"] == shared["cuda-bindings"]  # which it brings
     for name in "|".join(re.findall(r"\^\(([\w|]+)\)==", text)).split("|"):
         assert name in shared, name
