@@ -6,37 +6,20 @@ import json
 import os
 import subprocess
 import sys
-from importlib.metadata import packages_distributions, requires
 from pathlib import Path
 
 import pytest
-from packaging.requirements import Requirement
 
 from benchmarks.parts import gpu_decoding
+from tests.unit.installed_packages import modules_not_brought_by
 
 ROOT = Path(__file__).parents[3]
-
-
-def brought_by(*names: str) -> set[str]:
-    """Packages and all that they ask for, without extras."""
-    found, left = set(), set(names)
-    while left:
-        name = left.pop()
-        found.add(name)
-        asked = [Requirement(line) for line in requires(name) or ()]
-        left |= {each.name for each in asked if not each.marker or each.marker.evaluate({"extra": ""})} - found
-    return {name.lower().replace("_", "-") for name in found}
 
 
 @pytest.fixture(scope="module")
 def document(tmp_path_factory: pytest.TempPathFactory) -> dict:
     """The result file of a run that cannot import any other package."""
-    installed = brought_by("torch", "numpy", "pyyaml")
-    blocked = sorted(
-        module
-        for module, distributions in packages_distributions().items()
-        if not {name.lower().replace("_", "-") for name in distributions} & installed
-    )
+    blocked = modules_not_brought_by(["torch", "numpy", "pyyaml"])
     assert {"safetensors", "tokenizers", "PIL", "openvino", "onnx"} <= set(blocked)
     result = tmp_path_factory.mktemp("gpu") / "result.json"
     options = ["--device", "cpu", "--preset", "quick", "--precision", "bf16", "--contenders", "recorded", "plain"]

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
+import pytest
 import yaml
 
 from mplug.decoding.metrics import COUNTERS, GAUGES
 from mplug.server.command import METRICS_PORT
+from tests.unit.installed_packages import modules_not_brought_by
 
 ROOT = Path(__file__).parents[3]
 DASHBOARD = ROOT / "deploy" / "grafana" / "dashboards" / "mplug.json"
@@ -73,3 +77,32 @@ def test_the_dockerfile_copies_what_exists_and_one_release_is_meant_throughout()
     assert pinned["cuda-python"] == shared["cuda-bindings"]  # which it brings
     for name in "|".join(re.findall(r"\^\(([\w|]+)\)==", text)).split("|"):
         assert name in shared, name
+
+
+#: What runs in the two images of the GPU path, and the lists of Dockerfile that it finds there.
+IMAGES = {
+    "serve": (1, ["mplug.server.command", "mplug.tasks.table", "mplug.decoding.service", "mplug.runtime.gpu.tensorrt"]),
+    "build": (2, ["builders.build", "builders.compile.tensorrt_stages", "mplug.runtime.torch", "mplug.server.command"]),
+}
+
+
+@pytest.mark.parametrize("image", IMAGES)
+def test_what_an_image_installs_is_enough_for_what_runs_in_it(image):
+    """The lists are short, so that pip meets few of the system's own packages; what is left out is not missed.
+
+    torch asks for a setuptools that is newer than the image's: pip puts it in front of the system's packages.
+    """
+    count, programs = IMAGES[image]
+    text = (ROOT / "Dockerfile").read_text()
+    lists = re.findall(r"\^\(([\w|]+)\)==", text)[:count]
+    files = [ROOT / "requirements-gpu.txt", ROOT / "deploy" / "tracing" / "requirements.txt"]
+    names = [name for each in lists for name in each.split("|")]
+    names += [name for file in files for name in re.findall(r"^([\w-]+)==", file.read_text(), re.MULTILINE)]
+    blocked = modules_not_brought_by(names)
+    assert {"locust", "selenium", "nncf", "tritonclient"} <= set(blocked)
+    code = f"import sys\nfor name in {blocked!r}: sys.modules[name] = None\n"
+    code += "".join(f"import {name}\n" for name in programs)
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    installs = re.findall(r"python3 -m pip install (.*)", text)
+    assert len(installs) == 2 and all(line.startswith("--ignore-installed ") for line in installs)

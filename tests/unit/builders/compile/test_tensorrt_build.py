@@ -4,10 +4,20 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from builders.compile.tensorrt import EngineOptions, Limits, Range, engine_name, input_shapes, profiles
+from builders.compile.tensorrt import (
+    TUNED_BATCHES,
+    Compiler,
+    EngineOptions,
+    Limits,
+    Range,
+    engine_name,
+    input_shapes,
+    profiles,
+)
 from builders.compile.tensorrt_stages import drop_absent_outputs
 from mplug.checkpoint import load_checkpoint
 from mplug.contract import ENCODERS, decoder_step
@@ -64,6 +74,41 @@ def test_the_step_has_room_for_many_and_for_long():
         for ranges in profiles(spec, network, Limits(32, 1000))
     ]
     assert states[0] >= network.config.vision.tokens and states[1] >= 1000
+
+
+@pytest.mark.parametrize("case", ["caption", "vqa", "retrieval"])
+def test_kernels_are_chosen_for_one_for_eight_and_for_the_largest_batch(case):
+    """The first profile, which Triton's own backend takes, still holds every batch."""
+    network = load_checkpoint(DATA / case)[0]
+    for spec, _ in graphs_of(network, 102):
+        plain, tuned = (profiles(spec, network, Limits(32, 1000), batches) for batches in ((), TUNED_BATCHES))
+        letter = "S" if "S" in plain[0] else "B"
+        if letter not in plain[0]:
+            assert tuned == plain  # texts of one request, which are no batch
+            continue
+        most = plain[0][letter].most
+        for_one, for_eight = (Range(1, batch, batch) for batch in (1, 8))
+        wanted = [Range(1, most, most), *(ranges[letter] for ranges in plain[1:])]
+        wanted += [each for each in (for_one, for_eight) if each.most < most]
+        assert [ranges[letter] for ranges in tuned] == wanted
+        assert all(ranges | {letter: None} == plain[0] | {letter: None} for ranges in tuned[len(plain) :])
+
+
+@pytest.mark.parametrize(("target", "asked"), [("tensorrt-rtx", True), ("tensorrt", False)])
+def test_an_rtx_engine_allocates_nothing_while_it_runs(monkeypatch, target, asked):
+    """Or its stream could not be recorded, in silence. Asked of RTX alone, whose documents say so."""
+    flags = []
+    config = SimpleNamespace(set_memory_pool_limit=lambda *_: None, set_flag=flags.append)
+    package = SimpleNamespace(
+        MemoryPoolType=SimpleNamespace(WORKSPACE=0),
+        ProfilingVerbosity=SimpleNamespace(DETAILED=1),
+        BuilderFlag=SimpleNamespace(**({"REQUIRE_USER_ALLOCATION": "user"} if asked else {})),
+        Builder=lambda logger: SimpleNamespace(create_builder_config=lambda: config),
+        ILogger=type("ILogger", (), {}),
+    )
+    monkeypatch.setattr("builders.compile.tensorrt.load_package", lambda _: package)
+    assert Compiler(EngineOptions(target))._configure() is config
+    assert flags == (["user"] if asked else [])
 
 
 @pytest.mark.parametrize("stage", sorted(ENCODERS))
