@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import sqlite3
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ class Shard:
     """A part of the index; its entries have numbers from 0."""
 
     index: Any  #: faiss.Index
-    names: Path  #: SQLite: `entries`, `id` → `name`
+    names: sqlite3.Connection  #: `entries`, `id` → `name`
 
 
 @dataclass(frozen=True)
@@ -52,17 +51,17 @@ class FaissIndex:
                 f"{path} was made by bulk/index.py, and searching it needs FAISS: pip install faiss-cpu", "UNREADABLE"
             ) from error
         try:
-            manifest = read_manifest(path / MANIFEST)
-            if manifest is None:
-                raise ClientError(f"{path}: indexing was interrupted: run bulk/index.py again", "UNREADABLE")
-            shards = tuple(_opened(faiss, path, shard["files"]) for shard in manifest["shards"])
+            try:
+                manifest, shards = _opened(faiss, path)
+            except FileNotFoundError:  # another index may have taken its place in between
+                manifest, shards = _opened(faiss, path)
             probe = np.asarray(manifest["probe"]["feature"], np.float32)
             count = sum(shard.index.ntotal for shard in shards)
             if count != manifest["vectors"] or any(shard.index.d != len(probe) for shard in shards):
                 raise ValueError(f"{count} vectors where {manifest['vectors']} are expected")
             index = cls(str(pictures or manifest["input"]), manifest["probe"]["text"], probe, shards)
             index._set(faiss, manifest["search"] if search is None else search)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, sqlite3.Error) as error:
             reason = getattr(error, "strerror", None) or " ".join(str(error).split())
             raise ClientError(
                 f"{path}: the index is damaged ({reason}): remove it and run bulk/index.py again", "UNREADABLE"
@@ -99,14 +98,21 @@ class FaissIndex:
 
     def _paths(self, shard: Shard, rows: list[int]) -> list[str]:
         try:
-            with contextlib.closing(sqlite3.connect(f"{shard.names.as_uri()}?mode=ro&immutable=1", uri=True)) as names:
-                found = [names.execute("SELECT name FROM entries WHERE id = ?", (row,)).fetchone()[0] for row in rows]
+            found = [shard.names.execute("SELECT name FROM entries WHERE id = ?", (row,)).fetchone()[0] for row in rows]
         except (sqlite3.Error, TypeError) as error:
-            raise ClientError(f"{shard.names} is damaged ({error}): run bulk/index.py again", "UNREADABLE") from error
+            raise ClientError(f"the names in the index are damaged ({error}): run bulk/index.py again") from error
         return [f"{self.folder.rstrip('/')}/{os.fsdecode(name)}" for name in found]
 
 
-def _opened(faiss: Any, folder: Path, files: dict[str, Any]) -> Shard:
+def _opened(faiss: Any, path: Path) -> tuple[dict[str, Any], tuple[Shard, ...]]:
+    """Open the files of an index; they stay open when another index takes its place."""
+    manifest = read_manifest(path / MANIFEST)
+    if manifest is None:
+        raise ClientError(f"{path}: indexing was interrupted: run bulk/index.py again", "UNREADABLE")
+    return manifest, tuple(_shard(faiss, path, shard["files"]) for shard in manifest["shards"])
+
+
+def _shard(faiss: Any, folder: Path, files: dict[str, Any]) -> Shard:
     """Open the two files of a shard. Raises ValueError when one of them has changed, and what FAISS raises."""
     found = {}
     for name, recorded in files.items():
@@ -116,4 +122,7 @@ def _opened(faiss: Any, folder: Path, files: dict[str, Any]) -> Shard:
             raise ValueError(f"{name} is not as it was written")
         found[Path(name).suffix] = folder / name
     index = faiss.read_index(str(found[".faiss"]), faiss.IO_FLAG_MMAP_IFC)
-    return Shard(index, found[".sqlite"].resolve())
+    names = sqlite3.connect(f"{found['.sqlite'].resolve().as_uri()}?mode=ro&immutable=1", uri=True)
+    if (last := names.execute("SELECT max(id) FROM entries").fetchone()[0]) != index.ntotal - 1:
+        raise ValueError(f"{last} is the last name of {index.ntotal} vectors")
+    return Shard(index, names)
