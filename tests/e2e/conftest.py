@@ -4,6 +4,9 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
+import re
 import shutil
 import subprocess
 import sys
@@ -161,24 +164,32 @@ def serve() -> Iterator[Callable[..., TritonServer]]:
 
 
 @pytest.fixture(scope="session")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of the session that the processes of pytest-xdist share."""
+    own = tmp_path_factory.getbasetemp()
+    return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+
+
+@pytest.fixture(scope="session")
+def built(shared_folder: Path) -> Callable[..., Path]:
     """`built(case, *arguments)`: the repository that builders/build.py makes of a golden case, once a session.
 
     In fp32, so that token ids and scores are those of the reference; exporting takes half a minute.
     """
-    repositories: dict[tuple[str, ...], Path] = {}
 
     def build(case: str, *arguments: str) -> Path:
-        key = (case, *arguments)
-        if key not in repositories:
-            output = tmp_path_factory.mktemp(case) / "repository"
-            command = [sys.executable, "builders/build.py", GOLDEN / case, "--output", output]
-            done = subprocess.run(
-                [*command, "--precision", "fp32", *arguments], cwd=CHECKOUT, capture_output=True, text=True
-            )
-            assert done.returncode == 0, done.stderr
-            repositories[key] = output
-        return repositories[key]
+        folder = shared_folder / re.sub(r"\W+", "-", " ".join((case, *arguments)))
+        output = folder / "repository"  # appears when it is whole
+        folder.mkdir(exist_ok=True)
+        with (folder / "lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not output.exists():
+                command = [sys.executable, "builders/build.py", GOLDEN / case, "--output", output]
+                done = subprocess.run(
+                    [*command, "--precision", "fp32", *arguments], cwd=CHECKOUT, capture_output=True, text=True
+                )
+                assert done.returncode == 0, done.stderr
+        return output
 
     return build
 
