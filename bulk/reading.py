@@ -143,16 +143,21 @@ def _parquet(filesystem: fs.FileSystem, folder: str, part: Part, columns: Column
             yield _broken_off(name, number, error)
 
 
-def check_parquet(filesystem: fs.FileSystem, path: str, columns: Columns) -> None:
-    """Raise BulkError when a parquet file lacks a column; one that cannot be read is left for its row to tell."""
+def check_parquet(filesystem: fs.FileSystem, path: str, columns: Columns) -> int:
+    """Return the number of rows that a parquet file gives, by its footer; one that cannot be read gives one, with why.
+
+    Raises BulkError when it lacks a column.
+    """
     try:
-        schema = pq.read_schema(filesystem.open_input_file(path))
+        with filesystem.open_input_file(path) as file:
+            footer = pq.read_metadata(file)
     except _ERRORS:
-        return
+        return 1
     try:
-        _picture_column(schema, columns)
+        _picture_column(footer.schema.to_arrow_schema(), columns)
     except ValueError as error:
         raise BulkError(f"{path} {error}") from None
+    return footer.num_rows
 
 
 def _picture_column(schema: pa.Schema, columns: Columns) -> tuple[str, list[str]]:

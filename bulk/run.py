@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import ray
 from pyarrow import fs
 from ray.data import Datasource, ReadTask
@@ -66,19 +65,23 @@ def run(options: argparse.Namespace, task: Task) -> int:
     _check_repository(repository, task)
     corpus = Corpus.open(options.input)
     columns = Columns(options.picture_column, getattr(options, "question_column", None), options.key_column)
-    if corpus.kind == "parquet":
-        for name in corpus.names:
-            check_parquet(corpus.location.filesystem, f"{corpus.location.path}/{name}", columns)
+    total = _checked(corpus, columns)
     place = Location.of(options.output)
     inside = corpus.location.path and f"{place.path}/".startswith(f"{corpus.location.path}/")
     if inside and place.filesystem.equals(corpus.location.filesystem):
         raise BulkError(f"OUTPUT {place.name} lies inside INPUT: give another one")
     with Output.open(options.output, _manifest(corpus, task, repository, columns)) as output:
-        return _answer(options, task, repository, corpus, columns, output)
+        return _answer(options, task, repository, corpus, total, columns, output)
 
 
 def _answer(
-    options: argparse.Namespace, task: Task, repository: Path, corpus: Corpus, columns: Columns, output: Output
+    options: argparse.Namespace,
+    task: Task,
+    repository: Path,
+    corpus: Corpus,
+    total: int | None,
+    columns: Columns,
+    output: Output,
 ) -> int:
     if options.retry:
         output.forget_failures()
@@ -104,7 +107,7 @@ def _answer(
                 max_task_retries=RETRIES,
             )
             sink = ParquetFiles(output.location, output.run, task.schema, options.rows_per_file)
-            with Progress(output, done.count, _count(corpus)):
+            with Progress(output, done.count, total):
                 try:
                     rows.write_datasink(sink)
                 except Exception as error:
@@ -113,8 +116,8 @@ def _answer(
                         "same command goes on"
                     ) from error
         output.remove_strays()
-    total, failed = output.rows(), output.failed()
-    print(f"{total} rows, {failed} of them with an error: {output.location.name}", flush=True)
+    failed = output.failed()
+    print(f"{output.rows()} rows, {failed} of them with an error: {output.location.name}", flush=True)
     return 0
 
 
@@ -139,17 +142,14 @@ def _manifest(corpus: Corpus, task: Task, repository: Path, columns: Columns) ->
     }
 
 
-def _count(corpus: Corpus) -> int | None:
-    """Return the number of inputs, where it can be told without reading them all."""
+def _checked(corpus: Corpus, columns: Columns) -> int | None:
+    """Return the number of inputs, where it can be told without reading them all.
+
+    Raises BulkError for a parquet file that lacks a column.
+    """
     if corpus.kind == "folder":
         return len(corpus.names)
     if corpus.kind == "shards":
         return None
-    count = 0
-    for name in corpus.names:
-        try:
-            with corpus.location.filesystem.open_input_file(f"{corpus.location.path}/{name}") as file:
-                count += pq.read_metadata(file).num_rows
-        except (OSError, pa.ArrowException):
-            count += 1  # the row that tells of it
-    return count
+    place = corpus.location
+    return sum(check_parquet(place.filesystem, f"{place.path}/{name}", columns) for name in corpus.names)

@@ -175,8 +175,9 @@ def regions(every_task_server: TritonServer) -> Iterator[Callable[[], list[str]]
     client.close()
 
 
-def files() -> list[str]:
-    return [name for name in os.listdir("/dev/shm") if name.startswith("mplug-client-")]
+def files(pid: int | None = None) -> list[str]:
+    """Names of a client's regions, by default of one in this process."""
+    return [name for name in os.listdir("/dev/shm") if name.startswith(f"mplug-client-{pid or os.getpid()}-")]
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
@@ -272,7 +273,7 @@ def test_a_killed_client_leaves_no_file(every_task_server: TritonServer) -> None
         assert process.stdout is not None and process.stdout.readline() == "asked\n"
         process.send_signal(signal.SIGKILL)
         process.wait()
-        assert files() == []
+        assert files(process.pid) == []
         found = admin.get_system_shared_memory_status(headers=key(every_task_server), as_json=True)
         assert len(found["regions"]) == 1  # as the module says
     finally:
