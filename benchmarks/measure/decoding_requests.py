@@ -51,6 +51,8 @@ def _request(states: Any, prefix: list[int], options: SearchOptions, network: MP
 
 def decode(decoder: Decoder, requests: Sequence[DecodeRequest], slots: int) -> list[list[Hypothesis]]:
     """Answer all requests with at most `slots` of them in flight. Raises the error of the first that fails."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()  # the decoder reads states on a stream of its own: they have to be complete
     answers: list[Any] = [None] * len(requests)
     left = threading.Semaphore(0)
 
