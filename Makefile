@@ -8,6 +8,8 @@ REPOSITORY ?= build/demo
 IMAGE      ?= $(firstword $(sort $(wildcard examples/*.jpg examples/*.png examples/*.webp)))
 USERS      ?= 16
 SECONDS    ?= 60
+SEED       ?= 0
+TRAINED    ?= build/train-demo
 
 BIN       := $(VENV)/bin
 SERVE_INSTALLED := $(VENV)/.serve.installed
@@ -34,7 +36,7 @@ N         ?= 2
 SOURCES   := $(shell find builders/*.py builders/compile model_repository $(CHECKPOINT) mplug/network mplug/config.py \
                mplug/checkpoint.py mplug/contract.py -type f ! -name '*.pyc' 2>/dev/null)
 
-.PHONY: docs help caption serve openai gateway cluster build demo screenshots install bulk environments test test-gpu bench-gpu lint bench load soak reproduce clean
+.PHONY: docs help caption serve openai gateway cluster build demo screenshots install bulk environments test test-gpu bench-gpu lint bench load soak reproduce train-demo clean
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
@@ -107,6 +109,10 @@ reproduce: $(INSTALLED)  ## a result of the paper: TASK=caption DATA=DIR CHECKPO
 	@$(BIN)/python builders/reproduce.py $(TASK) --data $(DATA) $(if $(URL),--url $(URL),--checkpoint $(CHECKPOINT)) \
 		$(if $(FINETUNE),--finetune $(if $(filter cider,$(FINETUNE)),cider,yes)) $(if $(ANY_SIZE),--any-size) \
 		$(if $(CHECK_ONLY),--check-only) $(REPRODUCE)
+
+# Begun again, it goes on where it was stopped. A rehearsal: TRAIN_DEMO="--legs sprites:2,tasks:2 --items 10".
+train-demo: $(INSTALLED)  ## the demo checkpoint from nothing: hours; its card and figures too, in TRAINED (build/train-demo); SEED=0
+	@exec $(BIN)/python demo/from_nothing.py --output $(TRAINED) --seed $(SEED) $(TRAIN_DEMO)
 
 clean:  ## remove what was built, and the virtual environment
 	rm -rf build $(VENV) .pytest_cache .ruff_cache

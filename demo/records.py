@@ -20,7 +20,14 @@ from demo.scenes.videos import encode_video
 from demo.splits import SPLITS, SceneItem, pair_items, scene_items, split_of, video_items
 
 #: Splits of the table, and their titles in it; the others can be asked for by name.
-TITLES = {"test": "training styles", "test-twemoji": "Twemoji (held out)", "test-pairs": "held-out pairs"}
+TITLES = {
+    "test": "training styles",
+    "test-twemoji": "Twemoji (held out)",
+    "test-openmoji": "OpenMoji (held out)",
+    "test-photographs": "photographs",
+    "test-pairs": "held-out pairs",
+}
+THREE = 3  # the number that is counted worst
 
 
 @dataclass(frozen=True)
@@ -29,12 +36,20 @@ class _Named:
 
 
 def caption_figures(text: str, record: CaptionRecord) -> dict[str, float]:
-    """Object recall: the share of the scene's groups whose class the text names. Exact: the true caption's words."""
+    """Return what a caption got right, as shares of 1.
+
+    Object recall: of the scene's groups those whose class the text names. Exact: the true caption's words. Threes
+    counted, of scenes with a group of three alone: of those groups the ones for which the text, at their place in it,
+    says three, whatever it calls them.
+    """
     truth = record.captions[0]
-    return {
-        "object recall": object_recall(text, _Named(parse_caption(truth))),
-        "exact": float(exact_match(text, truth)),
-    }
+    groups, said = parse_caption(truth), parse_caption(text)
+    figures = {"object recall": object_recall(text, _Named(groups)), "exact": float(exact_match(text, truth))}
+    threes = [place for place, group in enumerate(groups) if group.count == THREE]
+    if threes:
+        right = [place < len(said) and said[place].count == THREE for place in threes]
+        figures["threes counted"] = sum(right) / len(threes)
+    return figures
 
 
 # Most tasks of a split look at the same scenes; one split of 1,000 takes 50 MB.

@@ -28,7 +28,7 @@ class Source(sources.Source):
     def splits(self, wanted: str | None) -> dict[str | None, str]:
         """See `sources.Source`."""
         if wanted is None:
-            return dict(TITLES)
+            return {name: title for name, title in TITLES.items() if SPLITS[name].is_here}
         if wanted not in SPLITS:
             raise DatasetError(f"--split {wanted!r} is none of: {', '.join(SPLITS)}")
         try:

@@ -40,6 +40,7 @@ from demo.texts.questions import Question, questions_of
 from demo.texts.statements import Hypothesis, Statement, hypotheses_of, pair_statements
 from demo.texts.video_questions import motion_questions, zero_shot_questions
 
+OPENMOJI = DATA_DIR.parents[1] / "build" / "openmoji"  # share-alike: fetched, never committed
 MANIFEST = DATA_DIR / "test_splits.json"
 DIGEST = 4  # hexadecimal digits of an item's digest in the manifest
 MAY_DIFFER = 0.01  # share of items that another processor may draw otherwise
@@ -60,6 +61,12 @@ class Split:
     videos: int = 200
     folder: Path = DATA_DIR  # of its sprites, and of its backdrops where they are photographs
     backdrops: Path | None = None
+    fetched_by: str = ""  #: the command that writes `folder`, where the artwork is not committed
+
+    @property
+    def is_here(self) -> bool:
+        """True where its artwork lies in `folder`."""
+        return (self.folder / INDEX_FILE).exists()
 
     @property
     def is_test(self) -> bool:
@@ -73,10 +80,10 @@ class Split:
 
     def check_folder(self) -> None:
         """Raise ``FileNotFoundError`` where the artwork of the split was not fetched yet."""
-        if not (self.folder / INDEX_FILE).exists():
+        if not self.is_here:
             raise FileNotFoundError(
                 f"split {self.name!r} draws from {self.folder}, which is not there: "
-                "`python demo/scenes/photographs.py` fetches what it needs"
+                f"`{self.fetched_by}` fetches what it needs"
             )
 
 
@@ -91,7 +98,21 @@ SPLITS = {
         Split("test-pairs", SPLIT_STYLES, 92_000, "held-out", (0, 1)),
         Split("test-pairs-twemoji", (HELD_OUT_STYLE,), 93_000, "held-out", (0, 1)),
         Split("test-crowds", SPLIT_STYLES, 94_000, "seen", (0, 0, 0.6, 0.4)),
-        Split("test-photographs", PHOTO_STYLES, 96_000, folder=PHOTOGRAPHS, backdrops=PHOTOGRAPHS / BACKDROPS),
+        Split(
+            "test-photographs",
+            PHOTO_STYLES,
+            96_000,
+            folder=PHOTOGRAPHS,
+            backdrops=PHOTOGRAPHS / BACKDROPS,
+            fetched_by="python demo/scenes/photographs.py",
+        ),
+        Split(
+            "test-openmoji",
+            ("openmoji",),
+            95_000,
+            folder=OPENMOJI,
+            fetched_by="python demo/scenes/sprites.py --styles openmoji --output build/openmoji",
+        ),
     )
 }
 

@@ -9,7 +9,7 @@ First the vision encoder learns to name what each patch shows, which drawn scene
 pre-training join (arXiv 2205.12005, section 3.3), with words that learn to attend to what they name; then captions,
 questions, boxes, pairs and judgements all at once. A leg is a run of the general trainer in OUTPUT/NUMBER-NAME, with
 its log, plot and states; `--resume` continues bit for bit where a run was stopped. builders/build.py takes the result,
-OUTPUT/checkpoint.
+OUTPUT/checkpoint. `make train-demo` runs this in two processes, and what comes after it (demo/from_nothing.py).
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 if not __package__:  # run as a script: Python looks beside this file, our packages are in the checkout
@@ -26,7 +27,7 @@ import torch
 
 from builders.train import run_state
 from builders.train.checkpoint_folder import write_checkpoint
-from builders.train.distributed import rank
+from builders.train.distributed import rank, world_size
 from builders.train.engine import Settings, Trainer
 from builders.train.plot import draw, read_logs
 from builders.train.run_log import LOG, PLOT
@@ -36,8 +37,10 @@ from demo.training.batches import SCENE_SIZE, DemoBatches
 from demo.training.config import demo_config
 from demo.training.learner import DemoLearner
 from demo.training.legs import LEGS, Leg
+from demo.training.run_record import RunRecord, cpu_model, hold
 from mplug.checkpoint import CheckpointError, load_weights, read_state_dict
 from mplug.network import MPlug
+from mplug.runtime.openvino import best_precision, supported
 
 WARM_UP = 100  # steps
 WEIGHT_DECAY = 0.05
@@ -53,6 +56,33 @@ def parse_legs(text: str) -> list[tuple[str, int]]:
             raise argparse.ArgumentTypeError(f"{part!r} is not NAME:STEPS, with a name of {', '.join(LEGS)}")
         legs.append((name, int(steps)))
     return legs
+
+
+def name_legs(legs: Sequence[tuple[str, int]]) -> str:
+    """Return legs as `parse_legs` reads them."""
+    return ",".join(f"{name}:{steps}" for name, steps in legs)
+
+
+def leg_folders(legs: Sequence[tuple[str, int]], output: Path) -> list[Path]:
+    """Return where each leg's run lies."""
+    return [output / f"{number}-{name}" for number, (name, _) in enumerate(legs, start=1)]
+
+
+def precision_for(asked: str, earlier: RunRecord | None) -> str:
+    """Return what to train in, and say why; a run that is continued keeps its own."""
+    chosen = asked
+    if asked == "auto":
+        chosen = earlier.precision if earlier else best_precision()
+    able = supported(chosen)
+    if chosen == "bf16" and not able:
+        reason = "which this CPU emulates, many times slower: a run keeps the precision that it began in"
+    elif asked == "auto" and not earlier:
+        reason = "which this CPU computes in" if chosen == "bf16" else "since this CPU has no bf16 instructions"
+    else:
+        reason = "as the run began" if asked == "auto" else "as asked for"
+    if rank() == 0:
+        print(f"precision {chosen}, {reason}", flush=True)
+    return chosen
 
 
 def settings_of(leg: Leg, steps: int, seed: int, **changes: object) -> Settings:
@@ -101,7 +131,7 @@ def train(
     `resume`: continue from the newest state of each leg's folder; finished legs are loaded and not run again.
     `until`: stop the first unfinished leg at that step. `changes`: of every leg's settings.
     """
-    folders = [output / f"{number}-{name}" for number, (name, _) in enumerate(legs, start=1)]
+    folders = leg_folders(legs, output)
     if resume:
         run_state.find(folders[0], "latest")  # or say that there is nothing to resume
     elif rank() == 0:
@@ -129,27 +159,46 @@ def train(
 
 
 def body(options: argparse.Namespace, device: torch.device) -> None:
-    """Build the network and train it."""
-    network = MPlug(demo_config(SCENE_SIZE, len(build_vocabulary())))
-    network.initialise(options.seed)
-    torch.manual_seed(options.seed)  # of the heads
-    learner = DemoLearner(network, LEGS[options.legs[0][0]])
-    if options.init is not None:
-        start_from(learner, options.init)
-    every = {"log_every": options.log_every, "validate_every": options.save_every, "save_every": options.save_every}
-    train(
-        options.legs,
-        learner,
-        options.output,
-        device=device,
+    """Build the network and train it. Raises ResumeError where OUTPUT holds another run than is to be continued."""
+    wanted = RunRecord(
         seed=options.seed,
-        resume=options.resume,
-        workers=options.workers,
+        legs=name_legs(options.legs),
+        init=None if options.init is None else str(options.init),
         precision=options.precision,
-        **every,
+        processes=world_size(),
+        cpu=cpu_model(),
+        torch=torch.__version__,
     )
-    if rank() == 0:
-        print(f"{options.output}: checkpoint, {PLOT}; a folder per leg: {LOG}, {PLOT}, tensorboard, states", flush=True)
+    with hold(options.output):
+        earlier = RunRecord.read(options.output) if options.resume else None
+        if earlier is not None:
+            earlier.check(wanted, options.output)
+        wanted = replace(wanted, precision=precision_for(options.precision, earlier))
+        network = MPlug(demo_config(SCENE_SIZE, len(build_vocabulary())))
+        network.initialise(options.seed)
+        torch.manual_seed(options.seed)  # of the heads
+        learner = DemoLearner(network, LEGS[options.legs[0][0]])
+        if options.init is not None:
+            start_from(learner, options.init)
+        if rank() == 0 and not options.resume:
+            wanted.write(options.output)
+        every = {"log_every": options.log_every, "validate_every": options.save_every, "save_every": options.save_every}
+        train(
+            options.legs,
+            learner,
+            options.output,
+            device=device,
+            seed=options.seed,
+            resume=options.resume,
+            workers=options.workers,
+            precision=wanted.precision,
+            **every,
+        )
+        if rank() == 0:
+            print(
+                f"{options.output}: checkpoint, {PLOT}; a folder per leg: {LOG}, {PLOT}, tensorboard, states",
+                flush=True,
+            )
 
 
 def main() -> int:
@@ -164,7 +213,12 @@ def main() -> int:
     parser.add_argument("--init", type=Path, metavar="CHECKPOINT", help="a checkpoint folder, or a .safetensors file")
     parser.add_argument("--resume", action="store_true", help="continue the run in OUTPUT where it was stopped")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--precision", choices=("fp32", "bf16"), default="bf16")
+    parser.add_argument(
+        "--precision",
+        choices=("auto", "fp32", "bf16"),
+        default="auto",
+        help="auto: bf16 where the CPU has it, else fp32; what is resumed keeps its own",
+    )
     parser.add_argument("--workers", type=int, choices=(0, 1), default=1, help="processes that draw scenes")
     parser.add_argument("--log-every", type=int, default=50, help="steps")
     parser.add_argument("--save-every", type=int, default=500, help="steps between states, and looks at fixed scenes")
@@ -174,4 +228,7 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit(130)  # as shells report it

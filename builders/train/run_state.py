@@ -24,6 +24,7 @@ from uuid import uuid4
 import torch
 from torch import Tensor, distributed, nn
 from torch.distributed import checkpoint
+from torch.distributed.checkpoint.api import CheckpointException
 
 from builders.data.streams import seed_of
 from builders.train.distributed import of_all, rank, world_size
@@ -74,8 +75,11 @@ def save(
         shutil.rmtree(unfinished, ignore_errors=True)
     tensors = {**_of_learner(learner), **_of_optimiser(learner, optimiser), **_of_generators()}
     writer = checkpoint.HuggingFaceStorageWriter(str(unfinished), save_distributed=True)
-    with _one_process_may_do_it():
-        checkpoint.save(tensors, storage_writer=writer, no_dist=world_size() == 1)
+    try:
+        with _one_process_may_do_it():
+            checkpoint.save(tensors, storage_writer=writer, no_dist=world_size() == 1)
+    except CheckpointException as error:  # no Exception, and as long as its traceback: a full disk is told in a line
+        raise next((cause for cause, _ in error.failures.values() if isinstance(cause, OSError)), error) from None
     if rank() != 0:
         return
     version, numbers, gauss = getstate()
