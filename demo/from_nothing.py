@@ -99,8 +99,7 @@ def progress(output: Path, legs: Sequence[tuple[str, int]]) -> str:
     for number, (folder, (name, steps)) in enumerate(zip(leg_folders(legs, output), legs, strict=True), start=1):
         state = run_state.newest(folder)
         if state is not None:
-            step = int(state.name.removeprefix("step-"))
-            reached = f"step {step:,} of {steps:,} of leg {number} of {len(legs)}, {name}, is kept"
+            reached = f"step {run_state.step_of(state):,} of {steps:,} of leg {number} of {len(legs)}, {name}, is kept"
     return reached
 
 

@@ -13,7 +13,7 @@ import math
 import sys
 from abc import ABC, abstractmethod
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from itertools import chain
 from pathlib import Path
@@ -122,12 +122,17 @@ class Trainer:
         resume: Path | None = None,
         progress: bool = True,
         leg: str = "",
+        after_validation: Callable[[int, dict[str, float]], None] | None = None,
     ) -> None:
-        """Raises ResumeError for a state that does not fit, ValueError for half precision that the CPU lacks."""
+        """`after_validation` is called with step and metrics, by every process.
+
+        Raises ResumeError for a state that does not fit, ValueError for half precision that the CPU lacks.
+        """
         if settings.precision == "fp16" and device.type == "cpu":
             raise ValueError("precision fp16 needs a GPU; on a CPU choose bf16 or fp32")
         self.settings, self.output, self.device = settings, output, device
         self.batches, self.validation = batches, validation
+        self.after_validation = after_validation
         self.unreadable: dict[Path, str] = {}
         self.learner = learner.to(device).train()
         if settings.checkpointing:
@@ -269,3 +274,5 @@ class Trainer:
         self.learner.train()
         if metrics:
             self.log.write(self.step, self.samples, "metrics", metrics)
+        if self.after_validation:
+            self.after_validation(self.step, metrics)

@@ -135,6 +135,14 @@ def _states(output: Path) -> list[Path]:
     return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
 
 
+def step_of(state: Path) -> int:
+    """Return how many steps are behind a state. Raises ResumeError for what is none."""
+    try:
+        return json.loads((state / STATE).read_text())["step"]
+    except (OSError, ValueError, KeyError) as error:
+        raise _damaged(state, error) from None
+
+
 def newest(output: Path) -> Path | None:
     """Return the newest state of a run, if there is one."""
     return next(reversed(_states(output)), None)

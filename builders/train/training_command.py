@@ -15,6 +15,7 @@ from builders.data.readers.records import DatasetError
 from builders.data.sources import SOURCES, Source, SourceOptions, open_source
 from builders.train import run_state
 from builders.train.batches import TaskBatches, TensorMaker, first_batches
+from builders.train.best_weights import BestWeights
 from builders.train.checkpoint_folder import write_checkpoint
 from builders.train.distributed import process_group, rank, world_size
 from builders.train.engine import Learner, Settings, Trainer, TrainingError
@@ -35,6 +36,11 @@ def add_options(parser: argparse.ArgumentParser, *, learning_rate: float, vision
     data.add_argument("--split", default="train", help="what to train on (train)")
     data.add_argument("--validation-split", help="what to look at during training, of the same files")
     data.add_argument("--validation-batches", type=int, default=8)
+    data.add_argument(
+        "--keep-best",
+        metavar="METRIC",
+        help="end with the weights that had the highest METRIC on the validation split, such as 'answers right'",
+    )
     data.add_argument(
         "--crop",
         type=float,
@@ -118,6 +124,12 @@ def train(
         exact = TensorMaker(tokenizer, network.config)
         count = min(options.validation_batches, getattr(validation, "batches", options.validation_batches))
         looked_at = first_batches(task, validation, exact, count, rank=rank(), world=world_size())
+    best = None
+    if options.keep_best:
+        if not looked_at:
+            raise ValueError(f"--keep-best {options.keep_best!r} needs a --validation-split to choose by")
+        steps = run_state.step_of(resume) if resume else 0
+        best = BestWeights(network, options.output, options.keep_best, resumed_at=steps)
     trainer = Trainer(
         learner_of(network, tokenizer),
         TaskBatches(task, training, maker),
@@ -126,9 +138,13 @@ def train(
         device=device,
         validation=looked_at,
         resume=resume,
+        after_validation=best.offer if best else None,
     )
     trainer.run()
     if rank() == 0:
+        if best:
+            best.restore()
+            print(f"kept: step {best.step:,}, {best.metric} {100 * best.value:.2f} %", flush=True)
         folder = options.output / "checkpoint"
         write_checkpoint(network.cpu().eval(), vocabulary, folder)
         print(f"{folder}: the checkpoint; {options.output}: log.jsonl, training.png, tensorboard", flush=True)

@@ -2,18 +2,25 @@
 
 5,000 pictures of 64×64 with one coloured shape, 48,248 questions, 13 answers. Always "yes": 37.3 % of the test
 questions; the best answer per question, without the picture: 67.0 %.
+
+The package has `train` and `test`. `fit` and `validation` are parts of `train`, divided by picture: a picture whose
+number's CRC-32 is a multiple of ten is in `validation` with all its questions. What is chosen (when to stop, which
+rates) is chosen there, so that `test` is looked at once.
 """
 
 from __future__ import annotations
 
 from importlib.util import find_spec
 from pathlib import Path
+from zlib import crc32
 
 from builders.data import sources
 from builders.data.readers.annotations import Entry, Images, load_json
 from builders.data.readers.records import DatasetError, QuestionRecord
 
-SPLITS = ("train", "test")
+SPLITS = ("train", "fit", "validation", "test")
+PARTS_OF_TRAIN = ("fit", "validation")
+VALIDATION_SHARE = 10  # one picture in so many
 YES_NO = ("yes", "no")
 SHAPES = ("circle", "rectangle", "triangle")
 
@@ -27,12 +34,14 @@ def folder_of_package() -> Path:
 
 
 def read(split: str, folder: Path | None = None) -> list[QuestionRecord]:
-    """Questions of `train` or `test`, in the package's order; `kind` is yes/no, shape or colour.
+    """Return the questions of a split, in the package's order; `kind` is yes/no, shape or colour.
 
-    `folder` holds `train/` and `test/` as the package has them; None: the installed package's.
+    Raises DatasetError for an unknown split and for files that are missing or wrong. `folder` holds `train/` and
+    `test/` as the package has them; None: the installed package's.
     """
     if split not in SPLITS:
-        raise DatasetError(f"easy-vqa has no split {split!r}; it has {' and '.join(SPLITS)}")
+        raise DatasetError(f"easy-vqa has no split {split!r}; it has {', '.join(SPLITS)}")
+    part, split = split, "train" if split in PARTS_OF_TRAIN else split
     folder = folder or folder_of_package()
     path = folder / split / "questions.json"
     images = Images(folder / split / "images")
@@ -45,6 +54,8 @@ def read(split: str, folder: Path | None = None) -> list[QuestionRecord]:
         if not isinstance(row, list) or len(row) != 3 or not isinstance(row[0], str) or not isinstance(row[1], str):
             raise DatasetError(f"{entry.place}: is not [question, answer, number of the image]")
         question, answer, image = row
+        if part in PARTS_OF_TRAIN and part != _part_of(image):
+            continue
         if image not in found:
             found[image] = images.find(entry, f"{image}.png")
         records.append(QuestionRecord(f"{split}-{index}", found[image], question, (answer,), _kind(answer)))
@@ -58,6 +69,10 @@ def answers(folder: Path | None = None) -> list[str]:
         return path.read_text(encoding="utf-8").split()
     except OSError as error:
         raise DatasetError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def _part_of(image: object) -> str:
+    return "fit" if crc32(str(image).encode()) % VALIDATION_SHARE else "validation"
 
 
 def _kind(answer: str) -> str:

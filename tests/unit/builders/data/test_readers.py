@@ -60,6 +60,9 @@ def test_easy_vqa(tmp_path):
 def test_easy_vqa_as_its_package_ships_it():
     pytest.importorskip("easy_vqa", reason="the package easy-vqa is not installed")
     assert (len(easy_vqa.read("train")), len(easy_vqa.read("test")), len(easy_vqa.answers())) == (38_575, 9_673, 13)
+    fit, chosen_by = (easy_vqa.read(split) for split in ("fit", "validation"))
+    assert len(fit) + len(chosen_by) == 38_575 and 0.08 < len(chosen_by) / 38_575 < 0.12
+    assert not {record.image for record in fit} & {record.image for record in chosen_by}, "no picture is in both"
 
 
 def test_weights_of_answers_are_their_shares():
