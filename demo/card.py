@@ -14,6 +14,7 @@ import argparse
 import json
 import os
 import sys
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from string import Template
@@ -30,6 +31,7 @@ from demo.records import TITLES
 from mplug.checkpoint import CheckpointError, find_checkpoint, read_state_dict
 from mplug.config import ConfigError, read_config
 
+LINE = 120  # characters
 CARD, NOTES = "README.md", "notes.md"
 TEMPLATE = Path(__file__).with_name("card_template.md")
 #: What the checkpoint is to reach, in hundredths: task, measure, and the aim in each split.
@@ -103,7 +105,7 @@ def card_of(checkpoint: Path, beside: Sequence[Path] = ()) -> str:
         "mistakes": _mistakes(figures),
         "styles": _styles(figures),
     }
-    return Template(TEMPLATE.read_text(encoding="utf-8")).substitute(values)
+    return _filled(Template(TEMPLATE.read_text(encoding="utf-8")).substitute(values))
 
 
 def write_card(checkpoint: Path, beside: Sequence[Path] = ()) -> Path:
@@ -113,11 +115,21 @@ def write_card(checkpoint: Path, beside: Sequence[Path] = ()) -> Path:
     return path
 
 
+def _filled(text: str) -> str:
+    """Break the lines of paragraphs that became too long."""
+    paragraphs = text.split("\n\n")
+    for index, paragraph in enumerate(paragraphs):
+        long = max(map(len, paragraph.splitlines()), default=0) > LINE
+        if long and not paragraph.lstrip().startswith(("|", "#", "-", "!", "```")):
+            paragraphs[index] = textwrap.fill(paragraph, LINE, break_long_words=False, break_on_hyphens=False)
+    return "\n\n".join(paragraphs).rstrip() + "\n"
+
+
 def _network(config: Any) -> str:
     vision, text = config.vision, config.text
     return (
         f"vision transformer of {vision.layers} layers, width {vision.width}, patches of {vision.patch_size} in "
-        f"{vision.image_size} × {vision.image_size}\npixels; {text.text_encoder_layers} text layers; "
+        f"{vision.image_size} × {vision.image_size} pixels; {text.text_encoder_layers} text layers; "
         f"{text.fusion_layers} fusion layers, stride {text.stride_layer}; {text.text_decode_layers} decoder layers"
     )
 
