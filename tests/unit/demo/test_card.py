@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from demo import card, figures
 from demo.card import CARD, card_of
 from demo.figures import FIGURES, FiguresError
+from demo.splits import SPLITS
 from demo.training.run_record import RunRecord
 
 DEMO = Path(__file__).parents[3] / "checkpoints/demo"
@@ -105,7 +107,8 @@ def test_what_is_measured_is_kept_and_the_rest_is_told(checkpoint, tmp_path, mon
 
     monkeypatch.setattr(figures, "_call", call)
     monkeypatch.setattr(figures, "build_atlases", no_network)
-    monkeypatch.setattr("demo.splits.FETCHED_DIR", tmp_path / "art")
+    for name in ("test-openmoji", "test-photographs"):
+        monkeypatch.setitem(SPLITS, name, replace(SPLITS[name], folder=tmp_path / "art"))
     record = RunRecord(3, "sprites:2", None, "fp32", 2, "a CPU", "2.13.0")
     record.write(tmp_path)
     (tmp_path / "1-sprites").mkdir()
@@ -114,7 +117,10 @@ def test_what_is_measured_is_kept_and_the_rest_is_told(checkpoint, tmp_path, mon
         figures.measure(checkpoint, tmp_path / "work", run=tmp_path, items=5)
     assert len(calls) == 1 + 3, "a build and three splits, once"
     document = json.loads((checkpoint / FIGURES).read_text(encoding="utf-8"))
-    assert document["left_out"] == {"OpenMoji (held out)": "npm is not here"}
+    assert document["left_out"] == {
+        "OpenMoji (held out)": "npm is not here",
+        "photographs": "not fetched: `python demo/scenes/photographs.py`",
+    }
     assert document["training"]["legs"] == [{"leg": "sprites", "steps": 2, "scenes": 32, "hours": 0.0}]
     assert (document["training"]["seed"], [each["part"] for each in document["outcomes"]]) == (
         3,
