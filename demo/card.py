@@ -4,7 +4,7 @@
     python demo/card.py build/train-demo/checkpoint --beside build/train-demo-1/checkpoint/figures.json
 
 No figure of a table is typed by hand: all come from figures.json (demo/figures.py), the sizes from the checkpoint, the
-frame from card_template.md. What a person says of the checkpoint stands in CHECKPOINT/notes.md, if there is one.
+frame from card_template.txt. What a person says of the checkpoint stands in CHECKPOINT/notes.md, if there is one.
 `--beside`: figures of runs with other seeds, beside which the card shows how far they scatter.
 """
 
@@ -33,7 +33,7 @@ from mplug.config import ConfigError, read_config
 
 LINE = 120  # characters
 CARD, NOTES = "README.md", "notes.md"
-TEMPLATE = Path(__file__).with_name("card_template.md")
+TEMPLATE = Path(__file__).with_name("card_template.txt")
 #: What the checkpoint is to reach, in hundredths: task, measure, and the aim in each split.
 AIMS = (
     ("caption", "object recall", {"test": 97, "test-twemoji": 78, "test-openmoji": 45}),
@@ -57,6 +57,8 @@ STYLES = {
     "fxemoji": "FxEmojis (Apache-2.0, Mozilla)",
     "streamline": "Streamline Emojis (CC BY 4.0, Streamline)",
     "emojione": "EmojiOne 2.3 (CC BY 4.0, EmojiOne)",
+    "openclipart": "Open Clip Art (public domain)",
+    "openclipart-more": "more of it",
 }
 
 Figures = dict[str, Any]
@@ -238,7 +240,7 @@ def _styles(figures: Figures) -> str:
     if not figures["styles"]:
         return "the drawing styles in the repository that are not held out"
     named = [STYLES.get(style, style) for style in figures["styles"]]
-    return ", ".join(named[:-1]) + f" and {named[-1]}"
+    return " and ".join(filter(None, (", ".join(named[:-1]), named[-1])))
 
 
 def main() -> int:

@@ -224,11 +224,11 @@ def main() -> int:
     parser.add_argument("--save-every", type=int, default=500, help="steps between states, and looks at fixed scenes")
     options = parser.parse_args()
     options.device = "cpu"  # scenes are tokenised and normalised for the CPU
-    return command(body, options)
+    try:
+        return command(body, options)
+    except KeyboardInterrupt:
+        return 130  # as shells report it
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except KeyboardInterrupt:
-        sys.exit(130)  # as shells report it
+    sys.exit(main())

@@ -73,7 +73,7 @@ def test_seeds_scatter_beside_the_first(checkpoint, tmp_path):
         text.split()
     )
     assert "| `sprites` | 3,000 | 384 | 0.55 |" in text
-    assert "renderings of Noto Emoji (Apache-2.0, Google), and" in " ".join(text.split())
+    assert "renderings of Noto Emoji (Apache-2.0, Google), and are scored" in " ".join(text.split())
 
 
 def test_figures_of_other_weights_or_none_are_refused(checkpoint, monkeypatch, capsys):

@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from builders.train.run_log import CLOCK, hours_of
 from builders.train.run_state import ResumeError
@@ -21,9 +22,9 @@ from demo.training import run_record
 from demo.training.run_record import RunRecord
 
 HERE = Path(__file__).parent
-LEGS = "sprites:2,patches:3"
+LEGS = "sprites:2,pretrain:2"
 RECORD = RunRecord(0, LEGS, None, "fp32", 2, "a CPU", "2.13.0")
-PATIENCE = 120  # seconds
+PATIENCE = 300  # seconds
 
 
 def start(output: Path) -> subprocess.Popen:
@@ -58,9 +59,12 @@ def test_a_run_that_was_stopped_and_begun_again_makes_the_same_weights(tmp_path)
     assert code == 0 and "going on" not in out, err
     weights = [(tmp_path / run / "checkpoint/model.safetensors").read_bytes() for run in ("parts", "whole")]
     assert weights[0] == weights[1]
-    last = json.loads((tmp_path / "whole/2-patches/log.jsonl").read_text().splitlines()[-1])
-    assert last["samples"] == 3 * 2 * 8, "steps, processes, scenes"
-    assert 0 < hours_of(tmp_path / "parts/2-patches") < 1
+    processes = [torch.load(tmp_path / f"whole/learner-{rank}.pt", weights_only=True) for rank in range(2)]
+    assert [name for name in processes[0] if not torch.equal(processes[0][name], processes[1][name])] == []
+    assert processes[0]["contrast.enqueued"] == 2 * 2 * 6
+    last = json.loads((tmp_path / "whole/2-pretrain/log.jsonl").read_text().splitlines()[-1])
+    assert last["samples"] == 2 * 2 * 8, "steps, processes, scenes"
+    assert 0 < hours_of(tmp_path / "parts/2-pretrain") < 1
     record = RunRecord.read(tmp_path / "parts")
     assert (record.seed, record.legs, record.processes) == (0, LEGS, 2)
 
@@ -78,7 +82,7 @@ def run(capsys: pytest.CaptureFixture, *options: object) -> tuple[int, str]:
     ("options", "message"),
     [
         (["--seed", "1"], "holds a run with seed 0 and not 1: continue that one, or name another folder"),
-        (["--legs", "sprites:2"], "holds a run with legs sprites:2,patches:3 and not sprites:2: continue that one"),
+        (["--legs", "sprites:2"], "holds a run with legs sprites:2,pretrain:2 and not sprites:2: continue that one"),
     ],
 )
 def test_another_run_in_the_folder_is_told(options, message, tmp_path, capsys):

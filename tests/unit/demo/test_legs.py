@@ -1,17 +1,14 @@
-"""The demo's legs through the general trainer: each runs, is resumed bit for bit, and runs in two processes."""
+"""The demo's legs through the general trainer: each runs, and is resumed bit for bit."""
 
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
-from leg_process import shrink, train
+from small_legs import shrink, train
 
 from builders.train.run_state import FOLDER
 from demo import train as demo_train
@@ -19,7 +16,6 @@ from demo.training import look
 from demo.training.legs import LEGS
 from mplug.checkpoint import load_checkpoint
 
-HERE = Path(__file__).parent
 CPU = torch.device("cpu")
 
 
@@ -66,19 +62,6 @@ def test_a_curriculum_is_resumed_in_its_second_leg(tmp_path):
     assert_same(whole, train(legs, tmp_path / "parts", CPU, resume=True))
     train([("sprites", 2), ("patches", 2)], tmp_path / "parts", CPU, until=1)
     assert not list((tmp_path / "parts/2-patches" / FOLDER).iterdir()), "another run's states would be resumed"
-
-
-def test_a_leg_in_two_processes(tmp_path):
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    worker = [str(HERE / "leg_process.py"), "pretrain", str(tmp_path)]
-    environment = {**os.environ, "PYTHONPATH": f"{HERE.parents[2]}:{HERE}", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([*torchrun, *worker], capture_output=True, text=True, timeout=300, env=environment)
-    assert done.returncode == 0, done.stderr
-    first, second = (torch.load(tmp_path / f"learner-{rank}.pt", weights_only=True) for rank in range(2))
-    assert [name for name in first if not torch.equal(first[name], second[name])] == []
-    last = json.loads((tmp_path / "1-pretrain/log.jsonl").read_text().splitlines()[-1])
-    assert last["samples"] == 2 * 2 * 8, "steps, processes, scenes"
-    assert first["contrast.enqueued"] == 2 * 2 * 6
 
 
 @pytest.mark.parametrize("legs", ["tasks", "tasks:0", "tasks:1.5", "holidays:3", "tasks:3,"])

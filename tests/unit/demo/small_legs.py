@@ -1,14 +1,12 @@
-"""Small legs for the tests; run by torchrun it trains one: leg_process.py NAME OUTPUT."""
+"""Small legs for the tests, and a small network."""
 
 from __future__ import annotations
 
 import dataclasses
-import sys
 from pathlib import Path
 
 import torch
 
-from builders.train.distributed import process_group, rank
 from demo import train as demo_train
 from demo.texts.vocabulary import build_vocabulary
 from demo.training import look
@@ -48,11 +46,3 @@ def train(legs: list[tuple[str, int]], output: Path, device: torch.device, **opt
     every = {"log_every": 1, "save_every": 1, "validate_every": 0}
     demo_train.train(legs, learner, output, device=device, workers=0, **(every | options))
     return learner
-
-
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    shrink()
-    with process_group("cpu") as device:
-        learner = train([(sys.argv[1], 2)], Path(sys.argv[2]), device)
-        torch.save(learner.state_dict(), Path(sys.argv[2]) / f"learner-{rank()}.pt")
