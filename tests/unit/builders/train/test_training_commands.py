@@ -124,8 +124,14 @@ def test_easy_vqa_is_trained_on_and_a_run_goes_on(pretrained, tmp_path):
         pretrained / "checkpoint",
         "--data",
         "easy-vqa",
+        "--split",
+        "fit",
         "--validation-split",
-        "test",
+        "validation",
+        "--validate-every",
+        "1",
+        "--keep-best",
+        "answers right",
         "--output",
         tmp_path,
         "--steps",
@@ -209,6 +215,7 @@ def test_an_output_that_is_a_file_is_one_line(pretrained, tmp_path, capsys):
         ("vqa", ["--data", "emoji", "--resume"], "start without --resume"),
         ("vqa", ["--data", "emoji", "--precision", "fp16", "--device", "cpu"], "fp16 needs a GPU"),
         ("vqa", ["--data", "emoji", "--batch-size", "0"], "batch_size is 0"),
+        ("vqa", ["--data", "easy-vqa", "--keep-best", "answers right"], "needs a --validation-split to choose by"),
     ],
 )
 def test_what_cannot_be_is_told_in_one_line(task, options, told, pretrained, tmp_path, capsys):

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from errno import ENOSPC
 from itertools import pairwise
 from pathlib import Path
 from random import Random
@@ -14,6 +15,7 @@ from random import Random
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.distributed.checkpoint.api import CheckpointException
 from training_fixtures import (
     TOLERANCE,
     assert_trained,
@@ -30,6 +32,7 @@ from two_processes import main as train_contrast
 from builders.data.streams import ShuffledRecords
 from builders.train import run_state
 from builders.train.batches import TaskBatches, first_batches, question_batch
+from builders.train.best_weights import BestWeights
 from builders.train.engine import Learner, Trainer, TrainingError
 from builders.train.gradient_checkpointing import checkpoint_blocks
 from builders.train.learners import AnswerLearner, PretrainLearner
@@ -251,3 +254,29 @@ def test_a_stream_of_records_can_be_entered_anywhere():
     assert late != [record.key for record in streams[1].batch(1)], "another order in the next epoch"
     with pytest.raises(ValueError, match="fewer than a batch"):
         ShuffledRecords(records, 23)
+
+
+def test_the_best_weights_are_kept_and_an_unknown_metric_is_told(tmp_path):
+    network = torch.nn.Linear(1, 1)
+    best = BestWeights(network, tmp_path, "right")
+    for step, value in enumerate((0.4, 0.6, 0.6, 0.5), start=1):
+        torch.nn.init.constant_(network.weight, step)
+        best.offer(step, {"right": value})
+    assert (best.step, best.value) == (2, 0.6), "equal values keep the earlier weights"
+    best.restore()
+    assert network.weight.item() == 2
+    again = [BestWeights(network, tmp_path, "right", resumed_at=step).value for step in (1, 2)]
+    assert again == [float("-inf"), 0.6], "what came after the state will come again"
+    with pytest.raises(ValueError, match="--keep-best 'luck' is no metric of this task; measured are right"):
+        BestWeights(network, tmp_path, "luck").offer(1, {"right": 1.0})
+
+
+def test_a_full_disk_is_told_as_such(tmp_path, monkeypatch):
+    def full(*arguments: object, **options: object) -> None:
+        raise CheckpointException("save", {0: (OSError(ENOSPC, "No space left on device"), None)})
+
+    monkeypatch.setattr(run_state.checkpoint, "save", full)
+    network = torch.nn.Linear(1, 1)
+    with pytest.raises(OSError, match="No space left on device"):
+        run_state.save(tmp_path, 1, network, torch.optim.AdamW(network.parameters()), torch.amp.GradScaler("cpu"), {})
+    assert run_state.newest(tmp_path) is None
