@@ -42,7 +42,7 @@ from builders.train.fused_states import fuse
 from builders.train.generation import generate
 from builders.train.learners import momentum_copy
 from builders.train.objectives.answering import answer_loss
-from builders.train.schedule import adamw, set_rate
+from builders.train.schedule import new_optimiser, set_rate
 from demo.ablation_report import report
 from demo.ablation_speed import seconds_by_size
 from demo.scene_stream import SCENE_SIZE, SCENE_TEXTS
@@ -110,7 +110,7 @@ def make_variant(demo: MPlug, stride: int, seed: int) -> Variant:
     network.vision_encoder.load_state_dict(demo.vision_encoder.state_dict(), strict=False)  # it has no projection
     network.vision_encoder.requires_grad_(False)
     network.vision_encoder.projection.requires_grad_(True)
-    return Variant(network, adamw([network], LEARNING_RATE, LEARNING_RATE), momentum_copy(network, AVERAGED))
+    return Variant(network, new_optimiser([network], LEARNING_RATE, LEARNING_RATE), momentum_copy(network, AVERAGED))
 
 
 @dataclass(frozen=True)

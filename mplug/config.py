@@ -20,6 +20,10 @@ from mplug.contract import MAX_BEAMS
 #: Width of one attention head of CLIP's vision transformer, in every published size.
 CLIP_HEAD_WIDTH = 64
 
+#: Pixels from one place of a stem's first convolution to the next; each further one doubles them.
+STEM_STRIDE = 4
+MAX_STEM = 6  # convolutions: patches of 128 pixels
+
 #: Sizes behind the `clip_name`s of the published YAMLs that do not spell them out.
 CLIP_SIZES = {
     "ViT-B-16": {"clip_vision_width": 768, "clip_vision_layers": 12, "clip_vision_patch_size": 16},
@@ -59,10 +63,19 @@ class VisionConfig:
     patch_size: int  #: side of a patch, pixels
     width: int
     layers: int
+    #: Channels of the convolutions of a stem in place of the one convolution per patch, as published; empty: none.
+    stem: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("image_size", "patch_size", "width", "layers"):
             _require_positive(f"vision {name}", getattr(self, name))
+        for channels in self.stem:
+            _require_positive("vision stem", channels)
+        if self.stem and self.patch_size != STEM_STRIDE * 2 ** (len(self.stem) - 1):
+            raise ConfigError(
+                f"a stem of {len(self.stem)} convolutions has patches of {STEM_STRIDE * 2 ** (len(self.stem) - 1)} "
+                f"pixels, not {self.patch_size}"
+            )
         if self.image_size < self.patch_size:
             raise ConfigError(f"image size {self.image_size} is smaller than one patch of {self.patch_size} pixels")
         if self.image_size > MAX_IMAGE_SIZE:
@@ -325,7 +338,15 @@ def _vision(document: dict[str, Any], path: Path) -> VisionConfig:
         patch_size=_number(sizes, "clip_vision_patch_size", path),
         width=_number(sizes, "clip_vision_width", path),
         layers=_number(sizes, "clip_vision_layers", path),
+        stem=_stem(document, path),
     )
+
+
+def _stem(document: dict[str, Any], path: Path) -> tuple[int, ...]:
+    said = document.get("vision_stem", [])
+    if not isinstance(said, list) or len(said) > MAX_STEM or not all(type(count) is int for count in said):
+        raise ConfigError(f"{path}: vision_stem is {said!r}, but must list up to {MAX_STEM} numbers of channels")
+    return tuple(said)
 
 
 def _generation(document: dict[str, Any], path: Path, task: str) -> GenerationConfig:

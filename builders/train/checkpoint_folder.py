@@ -88,6 +88,7 @@ def config_documents(config: MPlugConfig) -> tuple[dict[str, object], dict[str, 
         "clip_vision_layers": vision.layers,
         "clip_vision_width": vision.width,
         "clip_vision_patch_size": vision.patch_size,
+        **({"vision_stem": list(vision.stem)} if vision.stem else {}),  # ours alone
         "embed_dim": config.embed_dim,
         "max_text_length": config.max_text_length,
         "beam_size": generation.num_beams,

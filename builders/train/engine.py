@@ -29,7 +29,7 @@ from builders.train.batches import UNREADABLE, Batch, to_device
 from builders.train.distributed import mean_over_processes, rank, world_size
 from builders.train.gradient_checkpointing import checkpoint_blocks
 from builders.train.run_log import RunLog
-from builders.train.schedule import adamw, cosine_with_warmup, set_rate
+from builders.train.schedule import cosine_with_warmup, new_optimiser, set_rate
 
 CPU = torch.device("cpu")
 BATCH_OF_ALL = "batch_size of all processes together"
@@ -52,6 +52,7 @@ class Settings:
     warmup: int = 1000  #: steps
     weight_decay: float = 0.02
     beta2: float = 0.999  #: of AdamW, as published
+    muon: float = 0.0  #: rate of Muon, for the matrices of layers, in multiples of AdamW's; 0: AdamW for all
     clip: float = 1.0  #: largest norm of the gradient; 0: none
     clip_groups: bool = False  #: clip each group of parameters by its own norm, the vision encoder apart
     precision: str = "bf16"
@@ -138,7 +139,9 @@ class Trainer:
         if settings.checkpointing:
             checkpoint_blocks(learner)
         rates = settings.learning_rate, settings.vision_learning_rate
-        self.optimiser = adamw([learner], *rates, settings.weight_decay, beta2=settings.beta2)
+        self.optimiser = new_optimiser(
+            [learner], *rates, settings.weight_decay, beta2=settings.beta2, muon=settings.muon
+        )
         self.scaler = torch.amp.GradScaler(device.type, enabled=settings.precision == "fp16")
         torch.manual_seed(settings.seed * 1_000_003 + rank())
         self.step = 0

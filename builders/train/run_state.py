@@ -28,6 +28,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 
 from builders.data.streams import seed_of
 from builders.train.distributed import of_all, rank, world_size
+from builders.train.schedule import Optimiser
 
 FOLDER = "states"
 STATE = "state.json"
@@ -62,7 +63,7 @@ def save(
     output: Path,
     step: int,
     learner: nn.Module,
-    optimiser: torch.optim.Optimizer,
+    optimiser: Optimiser,
     scaler: torch.amp.GradScaler,
     settings: dict[str, object],
 ) -> None:
@@ -113,7 +114,7 @@ def _of_learner(learner: nn.Module) -> dict[str, Tensor]:
     return {f"learner.{name}": tensor for name, tensor in unique.values()}
 
 
-def _of_optimiser(learner: nn.Module, optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
+def _of_optimiser(learner: nn.Module, optimiser: Optimiser) -> dict[str, Tensor]:
     return {
         f"optimiser.{name}:{key}": value
         for name, parameter in learner.named_parameters()
@@ -169,7 +170,7 @@ def find(output: Path, wanted: str) -> Path:
 def restore(
     path: Path,
     learner: nn.Module,
-    optimiser: torch.optim.Optimizer,
+    optimiser: Optimiser,
     scaler: torch.amp.GradScaler,
     settings: dict[str, object],
 ) -> int:
@@ -219,7 +220,7 @@ def restore(
     return document["step"]
 
 
-def _fill_optimiser(optimiser: torch.optim.Optimizer, learner: nn.Module, tensors: dict[str, Tensor]) -> None:
+def _fill_optimiser(optimiser: Optimiser, learner: nn.Module, tensors: dict[str, Tensor]) -> None:
     parameters = dict(learner.named_parameters())
     for name, tensor in tensors.items():
         if name.startswith("optimiser."):

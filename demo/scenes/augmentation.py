@@ -8,6 +8,7 @@ state a colour keep their hue.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from random import Random
 
 import cv2
@@ -17,8 +18,10 @@ from PIL import Image
 CANVAS = 120  # pixels; holds a 72 px sprite turned, sheared and outlined
 LIGHTS = 48  # ready-made shading pictures, and half as many textures
 WARPS = 48  # ready-made sine warps
-FLAT_COLOURS = (5, 10)  # palette sizes of the flattened renderings
+FLAT_COLOURS = (3, 5, 8, 12)  # palette sizes of the flattened renderings
 OUTLINE_WIDTHS = (1, 1, 2, 2, 3, 4)  # pixels
+INK_WIDTHS = (1, 2, 2, 3)  # pixels, of lines where colours meet
+HALF_SPRITE = 36  # pixels
 VISIBLE = 40  # alpha above which a pixel counts, as in emoji_sprites
 LEVELS = np.arange(256)
 UNLIT = 160  # value of a shading picture that changes nothing
@@ -36,26 +39,29 @@ class SpriteAugmenter:
         noise = np.random.default_rng(random.getrandbits(32))
         self._lights = [_shading(noise) for _ in range(LIGHTS)]
         self._lights += [_texture(noise) for _ in range(LIGHTS // 2)]
-        self._warps = [_sine_warp(noise) for _ in range(WARPS)]
+        self._warps = [_warp_field(noise) for _ in range(WARPS)]
         self._flat: dict[tuple[int, int], np.ndarray] = {}
 
-    def augment(self, sprite: np.ndarray, keep_colour: bool) -> np.ndarray:
+    def augment(self, sprite: np.ndarray, keep_colour: bool, others: Sequence[np.ndarray] = ()) -> np.ndarray:
         """Return a new premultiplied RGBA sprite, uint8 [h, w, 4], tight to alpha > 40.
 
         ``sprite``: uint8 [h, w, 4], not premultiplied, at most 72 px; it has to outlive this object.
-        ``keep_colour``: the hue is part of the truth.
+        ``keep_colour``: the hue is part of the truth. ``others``: the same drawing by other hands, whose colours it
+        may take on.
         """
         random = self.random
         if random.random() < self.gentle_share:
             return crop_visible(self._warp(premultiply(sprite)))
-        if random.random() < 0.3:
+        if random.random() < 0.35:
             sprite = self._flattened(sprite, random.choice(FLAT_COLOURS))
         warped = crop_visible(self._warp(premultiply(sprite)), OUTLINE_WIDTHS[-1] + 1)
         alpha = cv2.extractChannel(warped, 3)
         colour = cv2.cvtColor(cv2.cvtColor(warped, cv2.COLOR_mRGBA2RGBA), cv2.COLOR_RGBA2RGB)
+        if others and random.random() < 0.25:
+            colour = _repainted(colour, alpha, random.choice(others), random.uniform(0.3, 1.0))
         colour = self._recolour(colour, keep_colour)
-        if random.random() < 0.15:
-            colour = _ink_edges(colour, alpha, random.uniform(0.3, 1.0))
+        if random.random() < 0.25:
+            colour = _ink_edges(colour, alpha, random.choice(INK_WIDTHS), random.uniform(0.3, 1.0))
         colour = self._resurface(colour)
         if random.random() < 0.15:
             self._cut_out(alpha)
@@ -79,7 +85,7 @@ class SpriteAugmenter:
         return self._flat[key]
 
     def _warp(self, sprite: np.ndarray) -> np.ndarray:
-        """Rotate, shear, stretch and bend a premultiplied sprite; uint8 [120, 120, 4]."""
+        """Rotate, shear, stretch and reshape a premultiplied sprite; uint8 [120, 120, 4]."""
         random = self.random
         height, width = sprite.shape[:2]
         angle = math.radians(max(-20.0, min(20.0, random.gauss(0, 10))))
@@ -88,7 +94,7 @@ class SpriteAugmenter:
         cos, sin = math.cos(angle), math.sin(angle)
         # destination = rotation · shear · stretch; the warp needs the way back.
         forward = np.array([[cos, -sin], [sin, cos]]) @ np.array([[stretch, shear], [0, 1 / stretch]])
-        if random.random() < 0.35:
+        if random.random() < 0.5:
             (xx, xy), (yx, yy) = forward.tolist()  # determinant 1: the inverse needs no division
             map_x, map_y = cv2.split(
                 cv2.transform(
@@ -196,10 +202,22 @@ def crop_visible(sprite: np.ndarray, margin: int = 0) -> np.ndarray:
     return sprite[top : y + height + margin, left : x + width + margin].copy()
 
 
-def _ink_edges(colour: np.ndarray, alpha: np.ndarray, strength: float) -> np.ndarray:
-    """Draw dark lines where colours meet, as line-art styles do."""
+def _repainted(colour: np.ndarray, alpha: np.ndarray, other: np.ndarray, strength: float) -> np.ndarray:
+    """Move mean and spread of the visible colours, in Lab, a share of the way to those of another RGBA drawing."""
+    lab = cv2.cvtColor(colour, cv2.COLOR_RGB2LAB)
+    mean, spread = cv2.meanStdDev(lab, mask=alpha)
+    wanted = cv2.cvtColor(np.ascontiguousarray(other[..., :3]), cv2.COLOR_RGB2LAB)
+    wanted_mean, wanted_spread = cv2.meanStdDev(wanted, mask=np.ascontiguousarray(other[..., 3]))
+    gain = 1 + strength * (np.clip(wanted_spread / np.maximum(spread, 1.0), 0.4, 2.5) - 1)
+    shift = mean + strength * (wanted_mean - mean) - gain * mean
+    table = np.clip(LEVELS[:, None] * gain.T + shift.T, 0, 255).astype(np.uint8)[None]
+    return cv2.cvtColor(cv2.LUT(lab, table), cv2.COLOR_LAB2RGB)
+
+
+def _ink_edges(colour: np.ndarray, alpha: np.ndarray, width: int, strength: float) -> np.ndarray:
+    """Draw dark lines of ``width`` pixels where colours meet, as line-art styles do."""
     edges = cv2.Canny(colour, 60, 140)
-    edges = cv2.GaussianBlur(cv2.dilate(edges, np.ones((2, 2), np.uint8)), (3, 3), 0)
+    edges = cv2.GaussianBlur(cv2.dilate(edges, np.ones((width, width), np.uint8)), (3, 3), 0)
     edges = cv2.bitwise_and(edges, alpha)
     shade = cv2.bitwise_not(cv2.convertScaleAbs(edges, alpha=strength))
     return cv2.multiply(colour, cv2.merge((shade, shade, shade)), scale=1 / 255)
@@ -230,13 +248,26 @@ def _texture(noise: np.random.Generator) -> np.ndarray:
     return np.repeat((UNLIT * factor).astype(np.uint8)[..., None], 3, 2)
 
 
-def _sine_warp(noise: np.random.Generator) -> np.ndarray:
-    """Return centred, wavy coordinates (x, y), float32 [120, 120, 2]."""
+def _warp_field(noise: np.random.Generator) -> np.ndarray:
+    """Return where each pixel comes from, centred (x, y), float32 [120, 120, 2]: waves, perspective, proportions."""
     axis = np.arange(CANVAS, dtype=np.float32) - (CANVAS - 1) / 2
     x, y = np.meshgrid(axis, axis)
-    amplitude = noise.uniform(1, 3.5, 2)
-    period = noise.uniform(40, 100, 2)
-    phase = noise.uniform(0, 2 * np.pi, 2)
-    wavy_x = x + amplitude[0] * np.sin(2 * np.pi * y / period[0] + phase[0])
-    wavy_y = y + amplitude[1] * np.sin(2 * np.pi * x / period[1] + phase[1])
-    return np.stack((wavy_x, wavy_y), 2).astype(np.float32)
+    if noise.random() < 0.6:
+        x, y = _proportioned(x, noise), _proportioned(y, noise)
+    if noise.random() < 0.5:  # seen from the side, or from above or below
+        depth = 1 + (noise.uniform(-0.3, 0.3) * x + noise.uniform(-0.3, 0.3) * y) / CANVAS
+        x, y = x / depth, y / depth
+    if noise.random() < 0.5:
+        amplitude, period, phase = noise.uniform(1, 3.5, 2), noise.uniform(40, 100, 2), noise.uniform(0, 2 * np.pi, 2)
+        x, y = (
+            x + amplitude[0] * np.sin(2 * np.pi * y / period[0] + phase[0]),
+            y + amplitude[1] * np.sin(2 * np.pi * x / period[1] + phase[1]),
+        )
+    return np.stack((x, y), 2).astype(np.float32)
+
+
+def _proportioned(axis: np.ndarray, noise: np.random.Generator) -> np.ndarray:
+    """Return coordinates that enlarge the middle or the ends of a sprite, each half of it in its own measure."""
+    below, above = 2 ** noise.uniform(-0.45, 0.45, 2)
+    reach = np.abs(axis) / HALF_SPRITE
+    return np.sign(axis) * HALF_SPRITE * np.where(axis < 0, reach**below, reach**above)

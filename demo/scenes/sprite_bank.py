@@ -82,7 +82,12 @@ class SpriteBank:
         if len(bank) == BANK_DEPTH and self._random.random() >= BANK_REFRESH:
             return self._random.choice(bank)
         base = self._base[style][drawing.codepoint]
-        sprite = _prepare(self._augmenter.augment(base, keep_colour=emoji_class.coloured))
+        others = [
+            self._base[other][drawing.codepoint]
+            for other, drawings in self._options[emoji_class.index]
+            if other != style and drawing in drawings
+        ]
+        sprite = _prepare(self._augmenter.augment(base, emoji_class.coloured, others))
         if len(bank) == BANK_DEPTH:
             bank[self._random.randrange(BANK_DEPTH)] = sprite
         else:

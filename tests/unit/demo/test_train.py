@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from builders.train.objectives.grounding import near_boxes
-from builders.train.schedule import adamw
+from builders.train.schedule import new_optimiser
 from demo.scenes.generator import SceneGenerator
 from demo.scenes.sprites import TRAIN_STYLES
 from demo.texts.vocabulary import build_vocabulary
@@ -174,7 +174,7 @@ def test_every_objective_falls_on_one_batch(model, batch):
     torch.manual_seed(0)
     names = set().union(*(leg.weights for leg in LEGS.values()))
     model.leg = dataclasses.replace(LEGS["tasks"], weights=dict.fromkeys(names, 1.0), mixture=FEW)
-    optimiser = adamw([model], 1e-3, 1e-3, 0.05)
+    optimiser = new_optimiser([model], 1e-3, 1e-3, 0.05)
     history = []
     for _ in range(10):
         found = model(batch, 1.0)

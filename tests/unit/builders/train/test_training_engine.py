@@ -36,7 +36,7 @@ from builders.train.best_weights import BestWeights
 from builders.train.engine import Learner, Trainer, TrainingError
 from builders.train.gradient_checkpointing import checkpoint_blocks
 from builders.train.learners import AnswerLearner, PretrainLearner
-from builders.train.schedule import adamw, cosine_with_warmup
+from builders.train.schedule import cosine_with_warmup, new_optimiser
 
 HERE = Path(__file__).parent
 
@@ -229,7 +229,7 @@ def test_two_learning_rates_and_what_decays(vocabulary):
     network = small_network(vocabulary)
     network.match_head.requires_grad_(False)
     groups = {}
-    for group in adamw([network], 1e-4, 1e-5).param_groups:
+    for group in new_optimiser([network], 1e-4, 1e-5).param_groups:
         for parameter in group["params"]:
             groups[id(parameter)] = (group["full_rate"], group["weight_decay"])
     assert groups[id(network.vision_encoder.blocks[0].expand.weight)] == (1e-5, 0.02)
