@@ -44,7 +44,8 @@ from mplug.runtime.openvino import best_precision, supported
 
 WARM_UP = 100  # steps
 WEIGHT_DECAY = 0.05
-DEFAULT_LEGS = "sprites:3000,patches:6000,pretrain:2000,tasks:4000,whole:1500"
+MUON = 2.5  # times the legs' rates
+DEFAULT_LEGS = "sprites:8000,patches:5000,pretrain:2000,tasks:4000,whole:3500"
 
 
 def parse_legs(text: str) -> list[tuple[str, int]]:
@@ -95,6 +96,7 @@ def settings_of(leg: Leg, steps: int, seed: int, **changes: object) -> Settings:
         "warmup": WARM_UP,
         "weight_decay": WEIGHT_DECAY,
         "beta2": 0.98,  # follows gradients that change as a task gives way to another
+        "muon": MUON,
         "clip_groups": True,  # so that a new task's first gradients do not suppress the vision encoder's
         "seed": seed,
     }
@@ -175,7 +177,7 @@ def body(options: argparse.Namespace, device: torch.device) -> None:
             earlier.check(wanted, options.output)
         wanted = replace(wanted, precision=precision_for(options.precision, earlier))
         network = MPlug(demo_config(SCENE_SIZE, len(build_vocabulary())))
-        network.initialise(options.seed)
+        network.initialise(options.seed, by_width=True)
         torch.manual_seed(options.seed)  # of the heads
         learner = DemoLearner(network, LEGS[options.legs[0][0]])
         if options.init is not None:

@@ -22,6 +22,7 @@ CLIP_HEAD_WIDTH = 64
 
 #: Pixels from one place of a stem's first convolution to the next; each further one doubles them.
 STEM_STRIDE = 4
+STEM_GROUPS = 8  # of channels that are normalised together
 MAX_STEM = 6  # convolutions: patches of 128 pixels
 
 #: Sizes behind the `clip_name`s of the published YAMLs that do not spell them out.
@@ -70,7 +71,8 @@ class VisionConfig:
         for name in ("image_size", "patch_size", "width", "layers"):
             _require_positive(f"vision {name}", getattr(self, name))
         for channels in self.stem:
-            _require_positive("vision stem", channels)
+            if channels < 1 or channels % STEM_GROUPS:
+                raise ConfigError(f"vision stem {channels} is not a positive multiple of {STEM_GROUPS}")
         if self.stem and self.patch_size != STEM_STRIDE * 2 ** (len(self.stem) - 1):
             raise ConfigError(
                 f"a stem of {len(self.stem)} convolutions has patches of {STEM_STRIDE * 2 ** (len(self.stem) - 1)} "

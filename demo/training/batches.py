@@ -37,8 +37,8 @@ from mplug.inputs.text import clean_caption
 from mplug.inputs.tokenizer import Tokenizer
 
 SCENE_SIZE = 128  # pixels
-#: Chance of groups of 1, 2, 3, 4 objects: the more there are, the smaller each is drawn.
-COUNT_WEIGHTS = (0.6, 0.18, 0.12, 0.1)
+#: Chance of groups of 1, 2, 3, 4 objects. Three and four are told apart last, so they come as often as one.
+COUNT_WEIGHTS = (0.28, 0.16, 0.28, 0.28)
 COLOURED = 0.08  # chance of a scene that surely shows one of the few classes whose colour is named
 REUSED_AFTER = 400  # pairs of a block's scenes; then a part of each batch is seen a second time
 BLOCK = 64  # batches that are drawn from one seed; a run is resumed at the start of a block

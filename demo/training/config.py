@@ -5,13 +5,14 @@ from __future__ import annotations
 from mplug.config import TASKS, GenerationConfig, MPlugConfig, TextConfig, VisionConfig
 
 WIDTH = 192
+STEM = (64, 128, 192)  # channels of the convolutions before the vision transformer
 PROMPT = "a picture of"
 
 
 def demo_config(image_size: int, vocab_size: int) -> MPlugConfig:
     """The demo checkpoint's sizes: about 8 M parameters."""
     return MPlugConfig(
-        vision=VisionConfig(image_size=image_size, patch_size=16, width=WIDTH, layers=6),
+        vision=VisionConfig(image_size=image_size, patch_size=16, width=WIDTH, layers=6, stem=STEM),
         text=TextConfig(
             vocab_size=vocab_size,
             hidden_size=WIDTH,

@@ -71,8 +71,8 @@ EVERY_TASK = (
     }
 )
 LEGS = {
-    "sprites": Leg(6e-4, 6e-4, LABELS, augmented=0.3, kept_patches=12, mixture=None, max_groups=1, max_count=1),
-    "patches": Leg(6e-4, 6e-4, LABELS, mixture=None),
+    "sprites": Leg(2e-3, 2e-3, LABELS, augmented=0.5, kept_patches=12, mixture=None, max_groups=1, max_count=1),
+    "patches": Leg(1.5e-3, 1.5e-3, LABELS, mixture=None),
     "pretrain": Leg(6e-4, 4e-4, PRETRAINING, batch_size=96, mixture=PAIRS),
     "tasks": Leg(7e-4, 3e-4, EVERY_TASK, batch_size=80),
     # What it is served with: patches left out make objects look larger, and more of their kind.

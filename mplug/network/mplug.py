@@ -81,8 +81,12 @@ class MPlug(nn.Module):
         for part in parts or parts_needed(config):
             self.add_module(part, makers[part]())
 
-    def initialise(self, seed: int = 0) -> None:
-        """Set fresh weights for training from scratch: normal(0, 0.02), norms one, biases zero, sine positions."""
+    def initialise(self, seed: int = 0, *, by_width: bool = False) -> None:
+        """Set fresh weights for training from scratch: normal(0, 0.02), norms one, biases zero, sine positions.
+
+        `by_width`: matrices of layers get a deviation of 1 / √(numbers that they read) instead, and half of it where
+        they write to the states; 0.02 is BERT's choice for a width of 768, and far too little for narrow networks.
+        """
         generator = torch.Generator().manual_seed(seed)
         for name, parameter in self.named_parameters():
             if name.endswith("bias"):
@@ -90,7 +94,11 @@ class MPlug(nn.Module):
             elif "norm" in name or name.endswith("projection.1.weight"):
                 nn.init.ones_(parameter)
             else:
-                nn.init.normal_(parameter, std=0.02, generator=generator)
+                matrix = by_width and parameter.ndim > 1 and not name.endswith("position_embedding")
+                matrix = matrix and ".embeddings." not in name
+                std = parameter[0].numel() ** -0.5 if matrix else 0.02
+                halved = matrix and name.rpartition(".")[0].endswith(("output", "contract"))
+                nn.init.normal_(parameter, std=std / 2 if halved else std, generator=generator)
         if hasattr(self, "vision_encoder"):
             self.vision_encoder.initialise_positions()
 

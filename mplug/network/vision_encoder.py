@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mplug.config import CLIP_HEAD_WIDTH, MPlugConfig
+from mplug.config import CLIP_HEAD_WIDTH, STEM_GROUPS, MPlugConfig
 from mplug.network.attention import attention
 
 CLIP_LAYER_NORM_EPS = 1e-5
@@ -46,13 +46,13 @@ class ConvolutionalStem(nn.Module):
 
     A transformer trained from nothing learns faster and further on top of a few convolutions ("Early convolutions
     help transformers see better", arXiv 2106.14881). The first takes 4 x 4 pixels apart, each further one halves the
-    side; norms are over channels, so that no picture depends on the others of its batch.
+    side; norms are over groups of channels, so that no picture depends on the others of its batch.
     """
 
     def __init__(self, channels: tuple[int, ...], width: int) -> None:
         super().__init__()
         self.convolutions = nn.ModuleList()
-        self.norms = nn.ModuleList(nn.LayerNorm(count, eps=CLIP_LAYER_NORM_EPS) for count in channels)
+        self.norms = nn.ModuleList(nn.GroupNorm(STEM_GROUPS, count, eps=CLIP_LAYER_NORM_EPS) for count in channels)
         entering = 3
         for index, count in enumerate(channels):
             sizes = {"kernel_size": 3, "stride": 2, "padding": 1} if index else {"kernel_size": 4, "stride": 4}
@@ -64,7 +64,7 @@ class ConvolutionalStem(nn.Module):
         """Embed normalised pixels `[B, 3, R, R]` as `[B, width, g, g]`, g = R / patch."""
         hidden = pixel_values.contiguous(memory_format=torch.channels_last)
         for convolution, norm in zip(self.convolutions, self.norms, strict=True):
-            hidden = norm(convolution(hidden).permute(0, 2, 3, 1)).relu().permute(0, 3, 1, 2)
+            hidden = norm(convolution(hidden)).relu()
         return self.output(hidden)
 
 
