@@ -68,6 +68,8 @@ class Settings:
         for name in ("steps", "batch_size", "accumulate", "log_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, but must be at least 1")
+        if self.muon < 0:
+            raise ValueError(f"muon is {self.muon}, but must be a factor of the rates, or 0")
         if self.precision not in PRECISIONS:
             raise ValueError(f"precision {self.precision!r} is none of {', '.join(PRECISIONS)}")
 

@@ -67,6 +67,13 @@ def add_options(parser: argparse.ArgumentParser, *, learning_rate: float, vision
     training.add_argument("--warmup", type=int, default=1000, help="steps")
     training.add_argument("--weight-decay", type=float, default=0.02)
     training.add_argument("--beta2", type=float, default=Settings.beta2, help="of AdamW (%(default)s, as published)")
+    training.add_argument(
+        "--muon",
+        type=float,
+        default=Settings.muon,
+        metavar="FACTOR",
+        help="step the matrices of transformer layers by Muon, at so many times the rates; helps from nothing (default: no)",
+    )
     training.add_argument("--clip", type=float, default=1.0, help="largest norm of the gradient (0: none)")
     training.add_argument("--image-size", type=int, help="pixels; the positions are resampled")
     training.add_argument("--seed", type=int, default=0)

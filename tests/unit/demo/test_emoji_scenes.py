@@ -9,7 +9,7 @@ import pytest
 from demo.make_examples import EXAMPLES_DIR, draw_video, write_examples
 from demo.scenes import generator as emoji_scenes
 from demo.scenes import sprite_bank
-from demo.scenes.augmentation import SpriteAugmenter, premultiply
+from demo.scenes.augmentation import CANVAS, HALF_SPRITE, SpriteAugmenter, _repainted, _warp_field, premultiply
 from demo.scenes.backgrounds import KINDS, Backgrounds
 from demo.scenes.classes import load_classes
 from demo.scenes.generator import PATCH, SceneGenerator
@@ -161,6 +161,26 @@ def test_coloured_objects_keep_their_hue_when_augmented():
         sprite = augmenter.augment(blue, keep_colour=True)
         middle = sprite[sprite[..., 3] > 250][:, :3].astype(int)
         assert np.median(middle, 0).argmax() == 2
+
+
+def test_a_sprite_takes_on_the_colours_of_another_hand():
+    red = np.full((40, 40, 4), (200, 40, 40, 255), np.uint8)
+    red[:20, :, :3] = (120, 20, 20)
+    blue = np.full((50, 30, 4), (40, 60, 210, 255), np.uint8)
+    colour, alpha = np.ascontiguousarray(red[..., :3]), np.ascontiguousarray(red[..., 3])
+    np.testing.assert_array_less(np.abs(_repainted(colour, alpha, blue, 0.0).astype(int) - colour), 6)  # Lab in bytes
+    repainted = _repainted(colour, alpha, blue, 1.0).astype(int)
+    assert (repainted[..., 2] > repainted[..., 0]).all()
+    assert repainted[:20].sum() < repainted[20:].sum()  # what was darker stays darker
+
+
+def test_warps_leave_sprites_whole():
+    for seed in range(30):
+        field = _warp_field(np.random.default_rng(seed))
+        assert field.shape == (CANVAS, CANVAS, 2)
+        # The borders of the canvas lie outside of the sprite, so nothing of it is cut off.
+        edges = np.concatenate([field[0], field[-1], field[:, 0], field[:, -1]])
+        assert (np.abs(edges).max(1) > HALF_SPRITE).all()
 
 
 def test_premultiplied_sprites_are_dark_where_they_are_clear():

@@ -239,6 +239,23 @@ def test_two_learning_rates_and_what_decays(vocabulary):
     assert id(network.match_head.weight) not in groups
 
 
+def test_muon_steps_the_matrices_of_layers_alone(vocabulary):
+    network = small_network(vocabulary)
+    muon = new_optimiser([network], 1e-3, 5e-4, muon=2.0).parts[1]
+    rates = {id(parameter): group["full_rate"] for group in muon.param_groups for parameter in group["params"]}
+    assert rates[id(network.vision_encoder.blocks[0].expand.weight)] == 1e-3
+    assert rates[id(network.text_decoder.layers[0].feed_forward.expand.weight)] == 2e-3
+    others = (network.text_encoder.embeddings.word.weight, network.vision_encoder.patch_embedding.weight)
+    assert not rates.keys() & {id(parameter) for parameter in others}
+    # The step has all singular values near one, whatever the gradient's are: of a square matrix, 0.2 √n of the rate.
+    weight = network.vision_encoder.blocks[0].output.weight
+    before = weight.detach().clone()
+    weight.grad = torch.outer(torch.arange(1.0, 65.0), torch.ones(64)) + 10 * torch.eye(64)
+    muon.step()
+    moved = (weight.detach() - before * (1 - 1e-3 * 0.02)) / (1e-3 * 0.2 * 8)
+    assert torch.linalg.svdvals(moved).min() > 0.3 and torch.linalg.svdvals(moved).max() < 1.5
+
+
 # Streams
 
 
