@@ -8,7 +8,7 @@ state a colour keep their hue.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from random import Random
 
 import cv2
@@ -22,6 +22,8 @@ FLAT_COLOURS = (3, 5, 8, 12)  # palette sizes of the flattened renderings
 OUTLINE_WIDTHS = (1, 1, 2, 2, 3, 4)  # pixels
 INK_WIDTHS = (1, 2, 2, 3)  # pixels, of lines where colours meet
 HALF_SPRITE = 36  # pixels
+#: What differs between hands, each made random: proportions and perspective; palette; lines; shading and texture.
+TRAITS = ("shape", "palette", "lines", "surface")
 VISIBLE = 40  # alpha above which a pixel counts, as in emoji_sprites
 LEVELS = np.arange(256)
 UNLIT = 160  # value of a shading picture that changes nothing
@@ -30,11 +32,13 @@ UNLIT = 160  # value of a shading picture that changes nothing
 class SpriteAugmenter:
     """Seeded; turns an RGBA sprite into another rendering of the same object.
 
-    ``gentle_share`` (0..1) of the renderings are only turned and bent: the true look stays in the mix.
+    ``gentle_share`` (0..1) of the renderings are only turned and bent: the true look stays in the mix. ``traits`` are
+    those of ``TRAITS`` that change; the others stay as they were drawn.
     """
 
-    def __init__(self, random: Random) -> None:
+    def __init__(self, random: Random, traits: Collection[str] = TRAITS) -> None:
         self.random = random
+        self.traits = frozenset(traits)
         self.gentle_share = 0.2
         noise = np.random.default_rng(random.getrandbits(32))
         self._lights = [_shading(noise) for _ in range(LIGHTS)]
@@ -52,25 +56,31 @@ class SpriteAugmenter:
         random = self.random
         if random.random() < self.gentle_share:
             return crop_visible(self._warp(premultiply(sprite)))
-        if random.random() < 0.35:
+        if self._may("surface", 0.35):
             sprite = self._flattened(sprite, random.choice(FLAT_COLOURS))
         warped = crop_visible(self._warp(premultiply(sprite)), OUTLINE_WIDTHS[-1] + 1)
         alpha = cv2.extractChannel(warped, 3)
         colour = cv2.cvtColor(cv2.cvtColor(warped, cv2.COLOR_mRGBA2RGBA), cv2.COLOR_RGBA2RGB)
-        if others and random.random() < 0.25:
+        if others and self._may("palette", 0.25):
             colour = _repainted(colour, alpha, random.choice(others), random.uniform(0.3, 1.0))
-        colour = self._recolour(colour, keep_colour)
-        if random.random() < 0.25:
+        if self._may("palette", 1.0):
+            colour = self._recolour(colour, keep_colour)
+        if self._may("lines", 0.25):
             colour = _ink_edges(colour, alpha, random.choice(INK_WIDTHS), random.uniform(0.3, 1.0))
-        colour = self._resurface(colour)
+        if self._may("surface", 1.0):
+            colour = self._resurface(colour)
         if random.random() < 0.15:
             self._cut_out(alpha)
         if random.random() < 0.15:
             _, alpha = cv2.threshold(alpha, 127, 255, cv2.THRESH_BINARY)  # the jagged edge of a hard mask
         sprite = premultiply(cv2.merge((*cv2.split(colour), alpha)))
-        if random.random() < 0.35:
+        if self._may("lines", 0.35):
             sprite = self._outline(sprite, alpha, keep_colour)
         return crop_visible(sprite)
+
+    def _may(self, trait: str, chance: float) -> bool:
+        """Return whether a trait changes this time."""
+        return self.random.random() < chance and trait in self.traits
 
     def _flattened(self, sprite: np.ndarray, colours: int) -> np.ndarray:
         """Return the sprite in few flat colours: what turns 3D and gradient art into flat art."""
@@ -94,7 +104,7 @@ class SpriteAugmenter:
         cos, sin = math.cos(angle), math.sin(angle)
         # destination = rotation · shear · stretch; the warp needs the way back.
         forward = np.array([[cos, -sin], [sin, cos]]) @ np.array([[stretch, shear], [0, 1 / stretch]])
-        if random.random() < 0.5:
+        if self._may("shape", 0.5):
             (xx, xy), (yx, yy) = forward.tolist()  # determinant 1: the inverse needs no division
             map_x, map_y = cv2.split(
                 cv2.transform(

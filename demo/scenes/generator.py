@@ -8,7 +8,7 @@ The same seed, arguments and calls give the same scenes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -16,6 +16,7 @@ from random import Random
 import cv2
 import numpy as np
 
+from demo.scenes.augmentation import TRAITS
 from demo.scenes.backgrounds import Backgrounds
 from demo.scenes.classes import DATA_DIR, Drawing, EmojiClass, load_classes
 from demo.scenes.grammar import AmbiguousLayout, Box, ObjectGroup, caption_of
@@ -108,6 +109,7 @@ class SceneGenerator:
         pairs: str = "seen",
         folder: Path = DATA_DIR,
         backdrops: Path | None = None,
+        traits: Collection[str] = TRAITS,
     ) -> None:
         if size % PATCH or size < 2 * PATCH:
             raise ValueError(f"size must be a multiple of {PATCH} and at least {2 * PATCH}, not {size}")
@@ -129,7 +131,7 @@ class SceneGenerator:
             self._backgrounds = Backgrounds(size, self._random)
         else:
             self._backgrounds = PhotoBackdrops(size, self._random, backdrops)
-        self._bank = SpriteBank(styles, self._random, folder)
+        self._bank = SpriteBank(styles, self._random, folder, traits)
         self._grain = _grain(self._random, size)
         self._deck: list[EmojiClass] = []
 

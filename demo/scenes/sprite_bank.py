@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,7 +11,7 @@ from random import Random
 import cv2
 import numpy as np
 
-from demo.scenes.augmentation import VISIBLE, SpriteAugmenter, crop_visible, premultiply
+from demo.scenes.augmentation import TRAITS, VISIBLE, SpriteAugmenter, crop_visible, premultiply
 from demo.scenes.classes import DATA_DIR, Drawing, EmojiClass, load_classes
 from demo.scenes.grammar import Box
 from demo.scenes.layout import Place
@@ -56,12 +56,14 @@ class Piece:
 class SpriteBank:
     """The sprites of some styles, each augmented anew now and then.
 
-    Raises ``ValueError`` for unknown styles; ``folder`` holds the sprite atlases.
+    Raises ``ValueError`` for unknown styles; ``folder`` holds the sprite atlases. ``traits``: see ``SpriteAugmenter``.
     """
 
-    def __init__(self, styles: Sequence[str], random: Random, folder: Path = DATA_DIR) -> None:
+    def __init__(
+        self, styles: Sequence[str], random: Random, folder: Path = DATA_DIR, traits: Collection[str] = TRAITS
+    ) -> None:
         self._random = random
-        self._augmenter = SpriteAugmenter(random)
+        self._augmenter = SpriteAugmenter(random, traits)
         self._base = load_sprites(styles, folder)
         self._plain: dict[tuple[str, str], Sprite] = {}
         self._bank: dict[tuple[str, str], list[Sprite]] = {}

@@ -1,0 +1,209 @@
+"""What lets the vision encoder name drawings by hands that it never saw: short runs of equal CPU time.
+
+    OMP_NUM_THREADS=1 python demo/eye_ablation.py --about network --minutes 2 --seeds 2
+    OMP_NUM_THREADS=1 python demo/eye_ablation.py --about traits --minutes 4 --seeds 2
+
+Every variant learns from nothing to label the patches of scenes with one object, as the first leg of the curriculum
+does, without one or several of the training styles; what is looked at is the share of patches under objects of those
+styles, unaugmented, that are named right. Neither Twemoji nor OpenMoji is looked at, so both stay fit to test with.
+`network` compares patch embeddings, optimisers and initial weights on the same scenes; `traits` leaves out what the
+augmentation changes, one trait at a time. Variants of a seed take turns: the one that has had the least CPU time makes
+the next step, so that whatever else the machine does slows all of them alike. Prints a table, and writes it as JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from statistics import mean, stdev
+
+sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import cv2
+import torch
+from tqdm import tqdm
+
+from builders.train.engine import Settings
+from builders.train.schedule import cosine_with_warmup, new_optimiser, set_rate
+from demo.scene_stream import FIRST_SEED
+from demo.scenes.augmentation import TRAITS
+from demo.scenes.generator import SceneGenerator
+from demo.scenes.sprites import TRAIN_STYLES
+from demo.train import MUON, WARM_UP, settings_of
+from demo.training.batches import SCENE_SIZE, SceneTexts, normalise
+from demo.training.config import demo_config
+from demo.training.learner import DemoLearner
+from demo.training.legs import LEGS
+from mplug.network import MPlug
+
+LEG = "sprites"
+POOL = 6_000  # scenes that the variants of a seed see, again and again
+SCENES = 300  # looked at, of every style
+LOOK_SEED = 21_000  # of neither a split nor a look of the curriculum
+
+
+@dataclass(frozen=True)
+class Variant:
+    """What differs from the curriculum as it is."""
+
+    name: str
+    stem: bool = True
+    muon: bool = True
+    by_width: bool = True
+    rate: float = 1.0  #: of the leg's
+    augmented: bool = True
+    traits: tuple[str, ...] = TRAITS
+
+
+ABOUT = {
+    "network": (
+        Variant("one convolution per patch, AdamW, 0.02", stem=False, muon=False, by_width=False, rate=0.5),
+        Variant("and Muon", stem=False, by_width=False),
+        Variant("and weights by width", stem=False),
+        Variant("and a stem"),
+        Variant("the stem, but AdamW", muon=False, rate=0.5),
+    ),
+    "traits": (
+        Variant("drawn as they are", augmented=False),
+        *(Variant(f"all but {trait}", traits=tuple(t for t in TRAITS if t != trait)) for trait in TRAITS),
+        Variant("all traits"),
+    ),
+}
+
+
+@dataclass
+class Run:
+    """A variant in training."""
+
+    variant: Variant
+    learner: DemoLearner
+    optimiser: object
+    batches: list[dict[str, torch.Tensor]]
+    seconds: float = 0.0  #: of CPU
+    steps: int = 0
+    scores: dict[str, float] = field(default_factory=dict)
+
+
+def pool_of(variant: Variant, styles: Sequence[str], seed: int) -> list[dict[str, torch.Tensor]]:
+    """Return batches of scenes drawn for a variant, tensors as of `SceneTexts.batch`."""
+    leg, texts = LEGS[LEG], SceneTexts(seed)
+    generator = SceneGenerator(
+        styles,
+        size=SCENE_SIZE,
+        max_groups=leg.max_groups,
+        max_count=leg.max_count,
+        augment=True,
+        seed=FIRST_SEED + seed,
+        traits=variant.traits,
+    )
+    batches = []
+    for number in range(POOL // leg.batch_size):
+        generator.augment = variant.augmented and (number % 10) < 10 * leg.augmented
+        batches.append(texts.batch(generator.batch(leg.batch_size, paired=True).scenes, None))
+    return batches
+
+
+def begin(variant: Variant, batches: list[dict[str, torch.Tensor]], seed: int) -> Run:
+    """Return a variant before its first step."""
+    leg = LEGS[LEG]
+    config = demo_config(SCENE_SIZE, 2000)  # no text is read: the vocabulary's size is without effect
+    if not variant.stem:
+        config = replace(config, vision=replace(config.vision, stem=()))
+    network = MPlug(config)
+    network.initialise(seed, by_width=variant.by_width)
+    torch.manual_seed(seed)
+    learner = DemoLearner(network, leg)
+    settings: Settings = settings_of(leg, 1, seed)
+    parts = [network.vision_encoder, learner.patches, learner.classes, learner.places, learner.counts]
+    rate = variant.rate * settings.learning_rate
+    optimiser = new_optimiser(
+        parts, rate, rate, settings.weight_decay, beta2=settings.beta2, muon=MUON if variant.muon else 0.0
+    )
+    return Run(variant, learner, optimiser, batches)
+
+
+def one_step(run: Run, limit: float) -> None:
+    """Train a variant on its next batch."""
+    started = time.thread_time()
+    set_rate(run.optimiser, cosine_with_warmup(run.seconds / limit, run.steps, WARM_UP))
+    with torch.autocast("cpu", torch.bfloat16):
+        losses = run.learner(run.batches[run.steps % len(run.batches)], 0.0)
+        total = sum(run.learner.weight_of(name) * loss for name, loss in losses.items())
+    total.backward()
+    torch.nn.utils.clip_grad_norm_(run.learner.parameters(), 1.0)
+    run.optimiser.step()
+    run.optimiser.zero_grad()
+    run.steps += 1
+    run.seconds += time.thread_time() - started
+
+
+@torch.no_grad()
+def look(run: Run, styles: Sequence[str]) -> dict[str, float]:
+    """Return the share of patches under objects that are named right, by style."""
+    run.learner.eval()
+    scores = {}
+    for style in styles:
+        batch = SceneGenerator((style,), size=SCENE_SIZE, max_groups=1, max_count=1, seed=LOOK_SEED).batch(SCENES)
+        states = run.learner.network.vision_encoder(normalise(torch.from_numpy(batch.images)))
+        scores[style] = run.learner.patches.accuracy(states, torch.from_numpy(batch.patch_labels).long())
+    return scores
+
+
+def compare(variants: Sequence[Variant], left_out: Sequence[str], seed: int, minutes: float) -> list[Run]:
+    """Train all variants for as many minutes of CPU time each, and look at them."""
+    styles = [style for style in TRAIN_STYLES if style not in left_out]
+    pools: dict[tuple[bool, tuple[str, ...]], list[dict[str, torch.Tensor]]] = {}
+    runs = []
+    for variant in variants:
+        key = variant.augmented, variant.traits
+        if key not in pools:
+            pools[key] = pool_of(variant, styles, seed)
+        runs.append(begin(variant, pools[key], seed))
+    limit = 60 * minutes
+    with tqdm(total=round(limit * len(runs)), unit="CPU s", desc=f"seed {seed}") as bar:
+        while (run := min(runs, key=lambda run: run.seconds)).seconds < limit:
+            before = run.seconds
+            one_step(run, limit)
+            bar.update(run.seconds - before)
+    for run in runs:
+        run.scores = look(run, [*styles[:1], *left_out])
+    return runs
+
+
+def main() -> int:
+    """Compare the variants, and print what came of it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--about", choices=ABOUT, required=True)
+    parser.add_argument("--left-out", nargs="+", choices=TRAIN_STYLES, default=["fxemoji", "streamline"])
+    parser.add_argument("--minutes", type=float, default=2.0, help="of CPU time, for each variant (%(default)s)")
+    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--output", type=Path, metavar="FILE", help="write the scores as JSON")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    cv2.setNumThreads(1)
+    found = [
+        {"variant": run.variant.name, "seed": seed, "steps": run.steps, "scores": run.scores}
+        for seed in range(options.seeds)
+        for run in compare(ABOUT[options.about], options.left_out, seed, options.minutes)
+    ]
+    print("| variant | steps |", *(f"{style} |" for style in found[0]["scores"]))
+    print("| --- | ---: |", *("---: |" for _ in found[0]["scores"]))
+    for variant in ABOUT[options.about]:
+        rows = [row for row in found if row["variant"] == variant.name]
+        cells = []
+        for style in rows[0]["scores"]:
+            values = [100 * row["scores"][style] for row in rows]
+            cells.append(f"{mean(values):.1f}" + (f" ± {stdev(values):.1f} |" if len(values) > 1 else " |"))
+        print(f"| {variant.name} | {mean(row['steps'] for row in rows):,.0f} |", *cells)
+    if options.output is not None:
+        options.output.write_text(json.dumps({"minutes": options.minutes, "runs": found}, indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
