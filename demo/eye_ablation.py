@@ -26,6 +26,7 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import cv2
 import torch
+from torch import nn
 from tqdm import tqdm
 
 from builders.train.engine import Settings
@@ -119,10 +120,11 @@ def begin(variant: Variant, batches: list[dict[str, torch.Tensor]], seed: int) -
     torch.manual_seed(seed)
     learner = DemoLearner(network, leg)
     settings: Settings = settings_of(leg, 1, seed)
-    parts = [network.vision_encoder, learner.patches, learner.classes, learner.places, learner.counts]
+    names = ("patches", "classes", "places", "counts")
+    parts = nn.ModuleDict({"vision_encoder": network.vision_encoder} | {name: getattr(learner, name) for name in names})
     rate = variant.rate * settings.learning_rate
     optimiser = new_optimiser(
-        parts, rate, rate, settings.weight_decay, beta2=settings.beta2, muon=MUON if variant.muon else 0.0
+        [parts], rate, rate, settings.weight_decay, beta2=settings.beta2, muon=MUON if variant.muon else 0.0
     )
     return Run(variant, learner, optimiser, batches)
 
