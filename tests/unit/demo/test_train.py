@@ -43,7 +43,7 @@ def batch(scenes):
 @pytest.fixture(scope="module")
 def model() -> DemoLearner:
     network = MPlug(demo_config(128, len(build_vocabulary())))
-    network.initialise()
+    network.initialise(by_width=True)
     return DemoLearner(network, LEGS["tasks"])
 
 
