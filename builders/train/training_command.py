@@ -72,7 +72,7 @@ def add_options(parser: argparse.ArgumentParser, *, learning_rate: float, vision
         type=float,
         default=Settings.muon,
         metavar="FACTOR",
-        help="step the matrices of transformer layers by Muon, at so many times the rates; helps from nothing (default: no)",
+        help="step matrices of transformer layers by Muon, at so many times the rates; helps from nothing (0: no)",
     )
     training.add_argument("--clip", type=float, default=1.0, help="largest norm of the gradient (0: none)")
     training.add_argument("--image-size", type=int, help="pixels; the positions are resampled")
