@@ -135,7 +135,12 @@ class Soak:
         ray = [each for each in descendants() if each.pid != driver.pid]
         if target == "all of Ray":
             return ray
-        return [self._chance.choice([each for each in ray if "MapWorker" in " ".join(each.cmdline())])]
+        workers = []
+        for each in ray:
+            with contextlib.suppress(psutil.Error):  # it ends just now, or has ended and waits for us
+                if "MapWorker" in " ".join(each.cmdline()):
+                    workers.append(each)
+        return [self._chance.choice(workers)]
 
 
 def table(kills: Sequence[Kill], faults: dict[str, int], starts: int, seed: int) -> str:
