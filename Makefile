@@ -36,7 +36,7 @@ N         ?= 2
 SOURCES   := $(shell find builders/*.py builders/compile model_repository $(CHECKPOINT) mplug/network mplug/config.py \
                mplug/checkpoint.py mplug/contract.py -type f ! -name '*.pyc' 2>/dev/null)
 
-.PHONY: docs help caption serve openai gateway cluster build demo screenshots install bulk environments test test-gpu bench-gpu lint bench load soak reproduce train-demo clean
+.PHONY: docs help caption serve openai gateway cluster build demo screenshots install bulk environments test test-gpu bench-gpu lint bench load soak bulk-soak reproduce train-demo clean
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
@@ -102,6 +102,9 @@ load: $(INSTALLED) $(BUILT)  ## load test: USERS (16) users for SECONDS (60) sec
 soak: $(INSTALLED) $(BUILT) $(GATEWAY_INSTALLED)  ## hostile requests, and faults of every process: half an hour, into docs/reliability.md
 	@$(BIN)/python -m benchmarks.parts.hostile_soak --repository $(REPOSITORY) --envoy $(GATEWAY)/bin/envoy --page docs/reliability.md
 	@$(BIN)/python -m benchmarks.parts.faults --repository $(REPOSITORY) --envoy $(GATEWAY)/bin/envoy --page docs/reliability.md
+
+bulk-soak: $(INSTALLED) bulk  ## 10,000 pictures, and a worker, the driver and all of Ray killed on the way; into docs/bulk.md
+	@$(BIN)/python -m benchmarks.parts.bulk_kills --repository $(REPOSITORY) --page docs/bulk.md $(BENCH)
 
 # docs/reproduce.md says what DATA holds; a checkpoint of published weights makes the figures worth comparing.
 reproduce: $(INSTALLED)  ## a result of the paper: TASK=caption DATA=DIR CHECKPOINT=DIR or URL=HOST:PORT, FINETUNE=1

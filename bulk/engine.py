@@ -18,6 +18,7 @@ from ray.data import DataContext
 import bulk
 import mplug
 from bulk.errors import BulkError
+from bulk.last_words import said_at_a_sudden_end
 from bulk.location import one_line
 from mplug.runtime.interface import THREADS_VARIABLE
 
@@ -46,7 +47,8 @@ def _quiet() -> Iterator[None]:
         os.dup2(nowhere.fileno(), 2)
         sys.stdout, sys.stderr = nowhere, new
         try:
-            yield
+            with said_at_a_sudden_end(shown):
+                yield
         finally:
             sys.stdout, sys.stderr = out, err
             os.dup2(shown, 2)

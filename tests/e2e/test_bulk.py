@@ -31,6 +31,7 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 PYTHON = Path(sys.prefix) / "bulk" / "bin" / "python"
 SCENES = sorted((CHECKOUT / "examples").glob("scene-*"))[:6]
 CPUS = 4
+SLOW_VARIABLE = "MPLUG_TEST_SLOW"  # set, tests run that continuous integration has no time for
 pytestmark = pytest.mark.skipif(not PYTHON.exists(), reason="no environment for bulk work: `make bulk` makes it")
 
 #: Prints the rows of a folder of parquet files as JSON, and writes parquet files from JSON with pictures as hex.
@@ -286,6 +287,7 @@ def await_files(output: Path, count: int, process: subprocess.Popen[bytes]) -> N
         time.sleep(0.05)
 
 
+@pytest.mark.skipif(SLOW_VARIABLE not in os.environ, reason=f"takes most of a minute: set {SLOW_VARIABLE}=1")
 def test_the_wheel_embeds_a_corpus(
     cluster: list[str], wheel: Path, built: Callable[..., Path], folder: Path, tmp_path: Path
 ) -> None:

@@ -61,6 +61,16 @@ def metric(server: TritonServer, name: str, **labels: str) -> float:
     return sum(float(line.rsplit(" ", 1)[1]) for line in wanted)
 
 
+def settled(server: TritonServer, name: str, **labels: str) -> float:
+    """The metric once it has stood still for half a second: Triton counts a request after its answer has left."""
+    value = metric(server, name, **labels)
+    while True:
+        time.sleep(0.5)
+        before, value = value, metric(server, name, **labels)
+        if before == value:
+            return value
+
+
 def test_answers_of_every_kind_of_tensor(client) -> None:
     result = infer(client, X=[5], STEPS=[2], NOTE=["grüße".encode(), b"\x00\xff", b""])
     assert result.as_numpy("Y").tolist() == [7]
@@ -195,16 +205,16 @@ def test_many_quick_requests_and_cancellations(server: TritonServer) -> None:
 
 
 def test_response_cache_answers_the_second_time(server: TritonServer) -> None:
-    hits = metric(server, "nv_cache_num_hits_per_model", model="cached")
-    runs = metric(server, "nv_inference_request_success", model="slow")
+    hits = settled(server, "nv_cache_num_hits_per_model", model="cached")
+    runs = settled(server, "nv_inference_request_success", model="slow")
     with triton_grpc.InferenceServerClient(server.grpc_url) as client:
         first = infer(client, "cached", X=[77], NOTE=[b"a"])
         second = infer(client, "cached", X=[77], NOTE=[b"a"])
         other = infer(client, "cached", X=[78], NOTE=[b"a"])
     assert first.as_numpy("Y") == second.as_numpy("Y") == 78
     assert other.as_numpy("Y") == 79
-    assert metric(server, "nv_cache_num_hits_per_model", model="cached") == hits + 1
-    assert metric(server, "nv_inference_request_success", model="slow") == runs + 2
+    assert settled(server, "nv_cache_num_hits_per_model", model="cached") == hits + 1
+    assert settled(server, "nv_inference_request_success", model="slow") == runs + 2
 
 
 def wait_until(condition: Callable[[], bool], seconds: float = 20) -> None:
