@@ -95,6 +95,8 @@ class Soak:
                 _, errors = process.communicate(timeout=END_SECONDS)
                 kill.seconds = time.monotonic() - began
                 kill.end = f"exit code {process.returncode}"
+                if not errors.strip():
+                    raise RuntimeError(f"{kill.target} was killed, and the command has ended without a line")
                 say(f"{kill.target}: {kill.end} after {kill.seconds:.1f} s: {errors.strip()[-300:]}")
                 process, starts = self._start(), starts + 1
             say(f"{kill.target} killed at {kill.rows} rows")
@@ -132,14 +134,17 @@ class Soak:
         driver = psutil.Process(process.pid)
         if target == "the driver":
             return [driver]
-        ray = [each for each in descendants() if each.pid != driver.pid]
+        ray, workers = [], []
+        for each in descendants():
+            with contextlib.suppress(psutil.Error):  # it ends just now, or has ended and waits for us
+                command = " ".join(each.cmdline())
+                # Not the driver, nor the process that says a last word for it.
+                if each.pid != driver.pid and ("/ray/" in command or command.startswith("ray::")):
+                    ray.append(each)
+                if "MapWorker" in command:
+                    workers.append(each)
         if target == "all of Ray":
             return ray
-        workers = []
-        for each in ray:
-            with contextlib.suppress(psutil.Error):  # it ends just now, or has ended and waits for us
-                if "MapWorker" in " ".join(each.cmdline()):
-                    workers.append(each)
         return [self._chance.choice(workers)]
 
 
