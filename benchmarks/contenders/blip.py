@@ -16,7 +16,7 @@ import torch
 from transformers import BlipConfig, BlipForConditionalGeneration
 from transformers.utils import logging
 
-from benchmarks.measure.machine import SMALL_SIDE, TOO_SLOW, best_seconds, product_rate
+from benchmarks.measure.machine import best_seconds, is_emulated
 from benchmarks.presets import BEAMS, CLS_ID, PAD_ID, SEP_ID, ModelSizes
 from benchmarks.workspace import Workspace
 from mplug.inputs.images import decode_image
@@ -65,7 +65,7 @@ def best_blip(sizes: ModelSizes) -> Blip:
     blank = np.zeros((3, sizes.image_size, sizes.image_size), np.float32)
     taken = {}
     for dtype, precision in PRECISIONS.items():
-        if product_rate(precision, SMALL_SIDE) >= TOO_SLOW:
+        if not is_emulated(precision):
             blip = Blip(sizes, dtype)
             taken[dtype] = best_seconds(lambda blip=blip: blip.generate([blank], TRIED_TOKENS), tries=2)
     return Blip(sizes, min(taken, key=taken.__getitem__, default=torch.float32))

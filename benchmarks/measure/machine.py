@@ -26,8 +26,8 @@ AVX2_ALONE = {
     "MKL_ENABLE_INSTRUCTIONS": "AVX2",
     "NPY_DISABLE_CPU_FEATURES": "AVX512F AVX512CD AVX512_SKX",
 }
-#: Operations per second of a small product below which no larger one is tried, and its side.
-TOO_SLOW, SMALL_SIDE = 3e9, 256
+#: Side of a product that is quick in any precision.
+SMALL_SIDE = 256
 #: A limit is the best of so many tries: others on the machine only ever make it look lower.
 TRIES = 7
 
@@ -120,22 +120,22 @@ def measure_limits(matrix_side: int, array_mib: int) -> Limits:
 
 
 def product_rate(precision: str, side: int) -> float:
-    """Return the operations per second of products of square matrices.
-
-    Without instructions for a precision, products of it can take a thousand times as long: a small one tells.
-    """
+    """Return the operations per second of products of square matrices; of small ones where they are emulated."""
     import torch
 
-    def rate(side: int) -> float:
-        square = torch.randn(side, side)
-        if precision == "int8":
-            whole = (square * 32).to(torch.int8)
-            return 2 * side**3 / best_seconds(lambda: torch._int_mm(whole, whole))
-        square = square.to({"fp32": torch.float32, "bf16": torch.bfloat16}[precision])
-        return 2 * side**3 / best_seconds(lambda: square @ square)
+    if side > SMALL_SIDE and is_emulated(precision):
+        side = SMALL_SIDE
+    square = torch.randn(side, side)
+    if precision == "int8":
+        whole = (square * 32).to(torch.int8)
+        return 2 * side**3 / best_seconds(lambda: torch._int_mm(whole, whole))
+    square = square.to({"fp32": torch.float32, "bf16": torch.bfloat16}[precision])
+    return 2 * side**3 / best_seconds(lambda: square @ square)
 
-    small = rate(min(side, SMALL_SIDE))
-    return small if small < TOO_SLOW else max(small, rate(side))
+
+def is_emulated(precision: str) -> bool:
+    """Return whether the CPU has no instructions for a precision: large products of it can then take minutes."""
+    return product_rate(precision, SMALL_SIDE) < product_rate("fp32", SMALL_SIDE) / 2
 
 
 def best_seconds(run: Callable[[], object], tries: int = TRIES) -> float:

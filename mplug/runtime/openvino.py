@@ -21,7 +21,8 @@ PRECISIONS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16", "int8": ""}
 CAPABILITIES = {"bf16": "BF16", "fp16": "FP16"}
 #: Limits the instructions of oneDNN, which computes the products; OpenVINO names the CPU's capabilities regardless.
 ISA_LIMIT = "ONEDNN_MAX_CPU_ISA"
-ISAS_WITHOUT_HALF = {"SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX512_CORE", "AVX512_CORE_VNNI"}
+ISAS_WITHOUT_BYTES = {"SSE41", "AVX", "AVX2", "AVX512_CORE"}
+ISAS_WITHOUT_HALF = {*ISAS_WITHOUT_BYTES, "AVX2_VNNI", "AVX512_CORE_VNNI"}
 #: Bytes of a graph's weights from which putting them on huge pages pays.
 LARGE_WEIGHTS = 32 << 20
 #: With int8 weights activations are rounded to int8 too, at most so many neighbours with one scale: the products
@@ -29,9 +30,13 @@ LARGE_WEIGHTS = 32 << 20
 QUANTISED_TOGETHER = 128
 
 
+def _isa_limit() -> str:
+    return os.environ.get(ISA_LIMIT, "").upper()
+
+
 def supported(precision: str) -> bool:
     """Return whether this machine's CPU computes in `precision`, as far as the environment lets oneDNN use it."""
-    if precision in CAPABILITIES and os.environ.get(ISA_LIMIT, "").upper() in ISAS_WITHOUT_HALF:
+    if precision in CAPABILITIES and _isa_limit() in ISAS_WITHOUT_HALF:
         return False
     capabilities = openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     return precision not in CAPABILITIES or CAPABILITIES[precision] in capabilities
@@ -72,7 +77,8 @@ def _compile(model: openvino.Model, info: StageInfo) -> openvino.CompiledModel:
             f"{info.folder}: was built for {info.precision}, which this CPU does not support; "
             "build again with --precision fp32"
         )
-    quantised = math.gcd(QUANTISED_TOGETHER, info.sizes["hidden_size"]) if info.precision == "int8" else 0
+    whole = info.precision == "int8" and _isa_limit() not in ISAS_WITHOUT_BYTES
+    quantised = math.gcd(QUANTISED_TOGETHER, info.sizes["hidden_size"]) if whole else 0
     return openvino.Core().compile_model(
         model,
         "CPU",

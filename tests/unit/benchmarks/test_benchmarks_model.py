@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from benchmarks.base_checkpoint import vocabulary, write_checkpoint
 from benchmarks.contenders.uncached import Uncached
-from benchmarks.measure import floors
+from benchmarks.measure import floors, machine
 from benchmarks.measure.machine import Limits, describe, measure_limits
 from benchmarks.presets import CLS_ID, PRESETS, SEP_ID, TOKENS
 from mplug.checkpoint import load_checkpoint
@@ -108,6 +110,22 @@ def test_limits_are_measured() -> None:
     assert limits.arithmetic("int8") >= limits.arithmetic("bf16") >= limits.arithmetic("fp32")
 
 
+def test_large_products_of_an_emulated_precision_are_not_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    sides: list[int] = []
+
+    def best_seconds(run: Callable[[], Tensor]) -> float:
+        product = run()
+        sides.append(len(product))
+        return 10.0 if product.dtype == torch.bfloat16 else 1.0
+
+    monkeypatch.setattr(machine, "best_seconds", best_seconds)
+    machine.product_rate("fp32", 512)
+    assert max(sides) == 512
+    sides.clear()
+    machine.product_rate("bf16", 512)
+    assert max(sides) == machine.SMALL_SIDE and machine.is_emulated("bf16") and not machine.is_emulated("fp32")
+
+
 def test_the_higher_limits_count() -> None:
     better = replace(LIMITS, read_bandwidth=20e9, matmul_bf16=1e9).or_better(LIMITS)
     assert better == replace(LIMITS, read_bandwidth=20e9)
@@ -128,12 +146,13 @@ def test_floor_of_a_caption_is_that_of_its_stages() -> None:
 def test_baseline_computes_in_the_quicker_precision(monkeypatch: pytest.MonkeyPatch) -> None:
     blip = pytest.importorskip("benchmarks.contenders.blip")
     seconds = iter([3.0, 2.0])
-    rates = {"bf16": 1e12, "fp32": 1e11}
+    emulated: set[str] = set()
     monkeypatch.setattr(blip, "best_seconds", lambda run, tries: next(seconds))
-    monkeypatch.setattr(blip, "product_rate", lambda precision, side: rates[precision])
+    monkeypatch.setattr(blip, "is_emulated", emulated.__contains__)
     assert list(blip.PRECISIONS.values()) == ["bf16", "fp32"]
     assert blip.best_blip(SIZES).precision == "fp32"
-    seconds, rates["bf16"] = iter([5.0]), 1e8  # emulated: not even tried
+    seconds = iter([5.0])
+    emulated.add("bf16")  # not even tried
     assert blip.best_blip(SIZES).precision == "fp32" and next(seconds, None) is None
 
 
