@@ -40,6 +40,7 @@ def finish(process: subprocess.Popen) -> tuple[int, str, str]:
     return process.returncode, out, err
 
 
+@pytest.mark.skipif("MPLUG_TEST_SLOW" not in os.environ, reason="takes more than a minute: set MPLUG_TEST_SLOW=1")
 def test_a_run_that_was_stopped_and_begun_again_makes_the_same_weights(tmp_path):
     stopped = start(tmp_path / "parts")
     first = tmp_path / "parts/1-sprites/states/step-000001"
