@@ -131,3 +131,13 @@ def _link(source: str, target: str) -> None:
         link(source, target)
     except OSError:  # another file system, or one without links
         shutil.copy2(source, target)
+
+
+def write_result(document: dict[str, Any], path: Path | None) -> None:
+    """Write a result file, or print it."""
+    text = json.dumps(document, indent=1) + "\n"
+    if path is None:
+        print(text, end="")
+    else:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)

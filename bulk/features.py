@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +15,7 @@ from pyarrow import fs
 
 from bulk.errors import BulkError
 from bulk.location import Location, one_line
-from bulk.manifest import FORMAT, MANIFEST
+from bulk.manifest import FORMAT, MANIFEST, read_manifest
 
 BATCH = 16_384  # rows read at once
 _COLUMNS = ["input", "error", "feature"]
@@ -155,12 +154,8 @@ def _manifest(location: Location) -> dict[str, Any]:
     info = location.info()
     if info.type == fs.FileType.NotFound:
         raise BulkError(f"{location.name}: no such folder: FEATURES is what bulk/embed.py wrote")
-    try:
-        with location.filesystem.open_input_file(f"{location.path}/{MANIFEST}") as file:
-            found = json.loads(file.read())
-    except (OSError, ValueError):
-        found = None
-    if not isinstance(found, dict) or found.get("format") != FORMAT["format"]:
+    found = read_manifest(location)
+    if found is None:
         raise BulkError(f"{location.name} has no {MANIFEST}: FEATURES is the folder that bulk/embed.py wrote")
     if found.get("version") != FORMAT["version"] or not {"task", "input", "weights_sha256"} <= set(found):
         raise BulkError(f"{location.name}/{MANIFEST} is not of version {FORMAT['version']}: run bulk/embed.py anew")

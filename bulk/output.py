@@ -25,7 +25,7 @@ from ray.data import Datasink
 from bulk.corpus import Done
 from bulk.errors import BulkError
 from bulk.location import Location, one_line
-from bulk.manifest import FORMAT, MANIFEST
+from bulk.manifest import FORMAT, MANIFEST, read_manifest
 
 _FILE = re.compile(r"^([0-9a-f]{8})-\d{6,}\.parquet$")
 
@@ -170,12 +170,8 @@ def _check(location: Location, manifest: dict[str, Any]) -> None:
     names = _names(location)
     if not names:
         return
-    try:
-        with location.filesystem.open_input_file(f"{location.path}/{MANIFEST}") as file:
-            found = json.loads(file.read())
-    except (OSError, ValueError):
-        found = None
-    if not isinstance(found, dict) or found.get("format") != FORMAT["format"]:
+    found = read_manifest(location)
+    if found is None:
         raise BulkError(
             f"{location.name} holds {len(names)} files that bulk work did not write ({names[0]} …): give another "
             "OUTPUT; they are kept"

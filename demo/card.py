@@ -129,9 +129,10 @@ def _filled(text: str) -> str:
 
 def _network(config: Any) -> str:
     vision, text = config.vision, config.text
+    stem = f" behind convolutions of {', '.join(map(str, vision.stem))} channels" if vision.stem else ""
     return (
         f"vision transformer of {vision.layers} layers, width {vision.width}, patches of {vision.patch_size} in "
-        f"{vision.image_size} × {vision.image_size} pixels; {text.text_encoder_layers} text layers; "
+        f"{vision.image_size} × {vision.image_size} pixels{stem}; {text.text_encoder_layers} text layers; "
         f"{text.fusion_layers} fusion layers, stride {text.stride_layer}; {text.text_decode_layers} decoder layers"
     )
 

@@ -21,6 +21,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from benchmarks.measure import machine
+from benchmarks.measure.bulk_environment import add_bulk_options, check_bulk_python, rows_of
 from benchmarks.measure.descendants import CpuTimes, adopted, wait_for_all
 from benchmarks.measure.pictures import picture
 from benchmarks.page import write_section
@@ -32,12 +33,6 @@ FEW = 64
 END_SECONDS = 60.0  # for Ray's processes, after the command
 #: The goal: CPU per picture of bulk work, divided by that of the server and its client.
 MOST = 0.8
-#: Prints input and caption of each row of a folder of parquet files, as JSON lines. Runs where PyArrow is.
-_ROWS = """
-import json, sys, pyarrow.parquet as pq
-for row in pq.read_table(sys.argv[1], columns=["input", "caption"]).to_pylist():
-    print(json.dumps([row["input"], row["caption"]]))
-"""
 
 
 class Contenders:
@@ -66,8 +61,7 @@ class Contenders:
         output = self._new_output("parquet")
         command = [self._bulk_python, ROOT / "bulk" / "caption.py", self._folder / name, output]
         self._run([*command, "--repository", self._repository])
-        rows = subprocess.run([self._bulk_python, "-c", _ROWS, output], capture_output=True, text=True, check=True)
-        self.captions["bulk"] = dict(map(json.loads, rows.stdout.splitlines()))
+        self.captions["bulk"] = dict(rows_of(self._bulk_python, output, "input", "caption"))
 
     def _new_output(self, suffix: str) -> Path:
         self._runs += 1
@@ -126,20 +120,12 @@ def table(found: dict[str, list[tuple[float, float]]], pictures: int) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return 1 when the goal is missed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repository", type=Path, default=Path("build/demo"), metavar="DIR")
+    add_bulk_options(parser)
     parser.add_argument("--pictures", type=int, default=1000, metavar="N", help="of a run (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=3, metavar="N", help="default: %(default)s")
-    parser.add_argument(
-        "--bulk-python",
-        type=Path,
-        default=Path(sys.prefix) / "bulk" / "bin" / "python",
-        metavar="FILE",
-        help="of the environment of bulk work (default: %(default)s)",
-    )
     parser.add_argument("--page", type=Path, metavar="FILE", help="Markdown whose section `bulk-cost` is rewritten")
     options = parser.parse_args(argv)
-    if not options.bulk_python.exists():
-        parser.error(f"no {options.bulk_python}: `make bulk` makes the environment of bulk work")
+    check_bulk_python(parser, options)
     with contextlib.ExitStack() as resources:
         folder = Path(resources.enter_context(tempfile.TemporaryDirectory(prefix="mplug-bulk-cost-")))
         contenders = Contenders(options.repository.absolute(), options.bulk_python, folder, options.pictures)

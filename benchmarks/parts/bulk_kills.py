@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import random
 import secrets
 import subprocess
@@ -26,6 +25,7 @@ from pathlib import Path
 import psutil
 
 from benchmarks.measure import machine
+from benchmarks.measure.bulk_environment import add_bulk_options, check_bulk_python, rows_of
 from benchmarks.measure.descendants import adopted, descendants, wait_for_all
 from benchmarks.measure.pictures import picture
 from benchmarks.page import write_section
@@ -38,12 +38,6 @@ ROWS_PER_FILE = 100
 FIRST, LAST = 0.05, 0.9
 LATEST_SECONDS = 2.0  # between a file and the kill
 END_SECONDS = 180.0  # for a command whose Ray is gone
-#: Prints input, caption and error of each row of a folder of parquet files, as JSON lines. Runs where PyArrow is.
-_ROWS = """
-import json, sys, pyarrow.parquet as pq
-for row in pq.read_table(sys.argv[1], columns=["input", "caption", "error"]).to_pylist():
-    print(json.dumps([row["input"], row["caption"], row["error"]]))
-"""
 
 
 @dataclass
@@ -107,9 +101,7 @@ class Soak:
 
     def faults(self) -> dict[str, int]:
         """Return what is wrong with the output, by kind."""
-        command = [self._python, "-c", _ROWS, self._output]
-        printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-        rows = [json.loads(line) for line in printed.splitlines()]
+        rows = rows_of(self._python, self._output, "input", "caption", "error")
         count = Counter(name for name, _, _ in rows)
         wanted = {f"{number:06}.jpg": self._captions[number % DRAWN] for number in range(self._rows)}
         return {
@@ -145,6 +137,10 @@ class Soak:
                     workers.append(each)
         if target == "all of Ray":
             return ray
+        if not workers:
+            raise RuntimeError(
+                f"no worker runs any more at {self._safe()} rows: the corpus is too small, give more --rows"
+            )
         return [self._chance.choice(workers)]
 
 
@@ -163,33 +159,29 @@ def table(kills: Sequence[Kill], faults: dict[str, int], starts: int, seed: int)
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return 1 when a row is missing, wrong, or there twice."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repository", type=Path, default=Path("build/demo"), metavar="DIR")
+    add_bulk_options(parser)
     parser.add_argument("--rows", type=int, default=10_000, metavar="N", help="pictures (default: %(default)s)")
     parser.add_argument(
         "--seed", type=int, metavar="N", help="of the moments and their order (default: another each time)"
     )
-    parser.add_argument(
-        "--bulk-python",
-        type=Path,
-        default=Path(sys.prefix) / "bulk" / "bin" / "python",
-        metavar="FILE",
-        help="of the environment of bulk work (default: %(default)s)",
-    )
     parser.add_argument("--page", type=Path, metavar="FILE", help="Markdown whose section `bulk-kills` is rewritten")
     options = parser.parse_args(argv)
-    if not options.bulk_python.exists():
-        parser.error(f"no {options.bulk_python}: `make bulk` makes the environment of bulk work")
+    check_bulk_python(parser, options)
     seed = secrets.randbelow(1 << 20) if options.seed is None else options.seed
     chance = random.Random(seed)
     targets = ["a worker", "the driver", "all of Ray"]
     chance.shuffle(targets)
     moments = sorted(int(chance.uniform(FIRST, LAST) * options.rows) for _ in targets)
     kills = [Kill(*each) for each in zip(targets, moments, strict=True)]
-    with tempfile.TemporaryDirectory(prefix="mplug-bulk-kills-") as folder, adopted():
-        soak = Soak(options.repository.absolute(), options.bulk_python, Path(folder), options.rows, chance)
-        starts = soak.run(kills)
-        faults = soak.faults()
-        wait_for_all(END_SECONDS)
+    try:
+        with tempfile.TemporaryDirectory(prefix="mplug-bulk-kills-") as folder, adopted():
+            soak = Soak(options.repository.absolute(), options.bulk_python, Path(folder), options.rows, chance)
+            starts = soak.run(kills)
+            faults = soak.faults()
+            wait_for_all(END_SECONDS)
+    except RuntimeError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     text = table(kills, faults, starts, seed)
     print(text)
     if options.page:

@@ -20,7 +20,6 @@ together and one at a time, in fp32: their sequences have to be the same.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 import time
@@ -38,7 +37,7 @@ from benchmarks.measure.figures import goal
 from benchmarks.measure.floors import WEIGHT_BYTES, step_work
 from benchmarks.measure.searches import search_at
 from benchmarks.presets import BEAMS, PRESETS, SEP_ID, TOKENS, ModelSizes, Preset
-from benchmarks.workspace import say
+from benchmarks.workspace import say, write_result
 from mplug.config import GenerationConfig, MPlugConfig, TextConfig, VisionConfig
 from mplug.network import MPlug
 from mplug.network.graphs import graphs_of
@@ -72,12 +71,7 @@ def main() -> int:
     torch.set_num_threads(threads())
     preset = PRESETS[options.preset]
     document = measure(preset, device, options)
-    text = json.dumps(document, indent=1) + "\n"
-    if options.result is None:
-        print(text, end="")
-    else:
-        options.result.parent.mkdir(parents=True, exist_ok=True)
-        options.result.write_text(text)
+    write_result(document, options.result)
     print(tables(document["results"]), file=sys.stderr)
     return 0 if all(each["reached"] for each in document["goals"]) else 1
 

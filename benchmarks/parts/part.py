@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import signal
 import sys
@@ -16,7 +15,7 @@ from typing import Any
 from benchmarks.measure import machine
 from benchmarks.measure.figures import goal_in_words
 from benchmarks.presets import PRESETS
-from benchmarks.workspace import ROOT, Workspace, read_build_info, say
+from benchmarks.workspace import ROOT, Workspace, read_build_info, say, write_result
 
 #: Parts, in the order in which they run and stand on the page.
 PARTS = ("one_caption", "tasks", "decode_steps", "throughput", "soak")
@@ -99,12 +98,7 @@ def main(
     began = time.monotonic()
     document |= measure(workspace)
     document["seconds"] = round(time.monotonic() - began, 1)
-    text = json.dumps(document, indent=1) + "\n"
-    if options.result is None:
-        print(text, end="")
-    else:
-        options.result.parent.mkdir(parents=True, exist_ok=True)
-        options.result.write_text(text)
+    write_result(document, options.result)
     for each in document["goals"]:
         say(goal_in_words(each))
     return 1 if checks and not all(each["reached"] for each in document["goals"]) else 0
