@@ -78,8 +78,12 @@ class Soak:
                     raise RuntimeError(f"the command has ended by itself: {process.communicate()[1].strip()}")
                 time.sleep(0.05)
             time.sleep(self._chance.uniform(0, LATEST_SECONDS))
+            while not (victims := self._victims(kill.target, process)):  # a worker, of a command that starts just now
+                if process.poll() is not None:
+                    raise RuntimeError("the command was done before a worker could be killed: give more --rows")
+                time.sleep(0.05)
             kill.rows = self._safe()
-            for victim in self._victims(kill.target, process):
+            for victim in victims:
                 with contextlib.suppress(psutil.NoSuchProcess):
                     victim.kill()
             began = time.monotonic()
@@ -137,11 +141,7 @@ class Soak:
                     workers.append(each)
         if target == "all of Ray":
             return ray
-        if not workers:
-            raise RuntimeError(
-                f"no worker runs any more at {self._safe()} rows: the corpus is too small, give more --rows"
-            )
-        return [self._chance.choice(workers)]
+        return [self._chance.choice(workers)] if workers else []
 
 
 def table(kills: Sequence[Kill], faults: dict[str, int], starts: int, seed: int) -> str:
