@@ -30,9 +30,12 @@ MAX_FRAMES = 16
 MAX_CANDIDATES = 4096
 MAX_CANDIDATE_TOKENS = 64
 
-#: Largest magnitude of states and pixel values that a stage takes. Normalised states of the largest published width
-#: stay below sqrt(1024) = 32 times a gain of order one, normalised pixels below 3; half precision overflows at 65,504.
+#: Largest magnitude of states that a stage takes. Normalised states of the largest published width stay below
+#: sqrt(1024) = 32 times a gain of order one; half precision overflows at 65,504.
 MAX_MAGNITUDE = 1000.0
+
+#: What pixels are normalised with, in the order of the numbers that PIXEL_STATISTICS holds.
+PIXEL_STATISTICS = ("clip", "imagenet")
 
 #: Classes of the heads, in the order of their logits.
 NLVR_LABELS = ("false", "true")
@@ -43,7 +46,7 @@ ENTAILMENT_LABELS = ("contradiction", "neutral", "entailment")
 FORWARDED_OUTPUTS = ("FUSED_IMAGE_STATES", "FUSED_TEXT_STATES")
 
 #: Types of tensors, by Triton's names.
-NUMPY_TYPES = {"FP32": "float32", "INT32": "int32"}
+NUMPY_TYPES = {"FP32": "float32", "INT32": "int32", "UINT8": "uint8"}
 
 
 @dataclass(frozen=True)
@@ -83,7 +86,13 @@ class GraphSpec:
 
 VISION_ENCODER = GraphSpec(
     "vision_encoder",
-    inputs=(TensorSpec("PIXEL_VALUES", "FP32", ("B", 3, "R", "R")),),
+    inputs=(
+        TensorSpec("PIXELS", "UINT8", ("B", 3, "R", "R")),
+        #: Left, top, right, bottom. The rest of the canvas is padding: zero once normalised, whatever PIXELS are there.
+        TensorSpec("PICTURE_BOX", "INT32", ("B", 4)),
+        #: Index into `PIXEL_STATISTICS`.
+        TensorSpec("PIXEL_STATISTICS", "INT32", ("B", 1)),
+    ),
     outputs=(TensorSpec("IMAGE_STATES", "FP32", ("B", "N", "W")), TensorSpec("IMAGE_PROJECTION", "FP32", ("B", "E"))),
 )
 

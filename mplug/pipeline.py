@@ -262,7 +262,7 @@ class Pipeline:
         run = self._stages[model]
         if stage != "vision_encoder":
             return await run(inputs)
-        return await self._states.get((model, inputs["PIXEL_VALUES"]), lambda: run(inputs))
+        return await self._states.get((model, inputs), lambda: run(inputs))
 
     def _open_stage(self, model: str, stage: str) -> BatchingStage:
         if stage not in ENCODERS:

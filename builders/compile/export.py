@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from mplug.contract import SEARCH_OPTIONS, SEARCH_STATE, GraphSpec, TensorSpec
+from mplug.contract import PIXEL_STATISTICS, SEARCH_OPTIONS, SEARCH_STATE, GraphSpec, TensorSpec
 from mplug.network import MPlug
 
 #: Has Gelu and LayerNormalization as single operators, and no Attention operator yet, whose fp32
@@ -64,6 +64,13 @@ def example_inputs(spec: GraphSpec, network: MPlug, *, seed: int = 0, **sizes: i
         if tensor.name == "OPTIONS":
             # Choosing from position 0 on, all beams, 1 to 100 tokens of all there are.
             return torch.tensor([[1, lengths["M"], 1, 100, 0, text.vocab_size]] * shape[0], dtype=torch.int32)
+        if tensor.name == "PIXELS":
+            return torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
+        if tensor.name == "PICTURE_BOX":  # padding on every side
+            sides = [1, 2, lengths["R"] - 3, lengths["R"] - 4]
+            return torch.tensor([sides] * shape[0], dtype=torch.int32)
+        if tensor.name == "PIXEL_STATISTICS":
+            return (torch.arange(shape[0], dtype=torch.int32) % len(PIXEL_STATISTICS))[:, None]
         if tensor.name in whole:
             values = torch.randint(*whole[tensor.name], shape, generator=generator, dtype=torch.int32)
             if tensor.name.endswith("MASK"):

@@ -6,6 +6,7 @@ every tensor its type. All is fp16 or bf16, except
 - log-softmax and the decoder step's search (`TopK`, `Pad`, which it begins with in a large vocabulary, `Exp`,
   `LogSoftmax`, what follows them, and the additions that lead to them alone): scores of a beam are summed over its
   tokens, and a blocked end token, −1e20, is no fp16 number;
+- bytes on their way to whole numbers, which TensorRT takes through fp32 or fp16 alone;
 - inputs and outputs of `mplug.contract`, which stay fp32, the caches apart: these never leave the device.
 
 `LayerNormalization` keeps half-precision tensors and computes in fp32 (its `stash_type`). An fp16 product may be summed
@@ -63,8 +64,8 @@ class _Converter:
         self._model.CopyFrom(model)
         self._graph = self._model.graph
         self._half, self._products = half, frozenset(products)
-        self._single = _single_nodes(self._graph.node, single_operators)
         self._types = _element_types(self._model)
+        self._single = _single_nodes(self._graph.node, single_operators) | self._casts_of_bytes()
         self._constants = {tensor.name: tensor for tensor in self._graph.initializer}
         self._have: dict[str, int] = {}  # float tensor → the type that its producer gives it
         self._casts: dict[tuple[str, int], str] = {}
@@ -93,6 +94,16 @@ class _Converter:
         onnx.checker.check_model(self._model)
         _element_types(self._model)  # every operator has tensors of types that go together
         return self._model
+
+    def _casts_of_bytes(self) -> set[int]:
+        """Return the indices of casts of bytes, and of casts of their answers."""
+        carried = {name for name, kind in self._types.items() if kind == TensorProto.UINT8}
+        found = set()
+        for index, node in enumerate(self._graph.node):
+            if node.op_type == "Cast" and node.input[0] in carried:
+                found.add(index)
+                carried.update(node.output)
+        return found
 
     def _is_float(self, name: str) -> bool:
         return self._types.get(name) == TensorProto.FLOAT

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
+from mplug.contract import PIXEL_STATISTICS
+
 # CLIP's statistics of RGB scaled to 0…1 (Radford et al. 2021, arXiv 2103.00020, published preprocessing).
 PIXEL_MEAN = np.array([0.48145466, 0.4578275, 0.40821073], dtype=np.float32)
 PIXEL_STD = np.array([0.26862954, 0.26130258, 0.27577711], dtype=np.float32)
@@ -22,22 +24,77 @@ IMAGENET_STD = np.array([0.229, 0.224, 0.225], dtype=np.float32)
 
 
 def _levels(mean: np.ndarray, std: np.ndarray) -> np.ndarray:
-    """The normalised value of each of the 256 levels, [3, 256].
-
-    Looking levels up gives bit for bit what the arithmetic on whole images gives, for less work.
-    """
+    """The normalised value of each of the 256 levels, [3, 256]."""
     return (np.arange(256, dtype=np.float32) / np.float32(255) - mean[:, None]) / std[:, None]
 
 
-_LEVELS = {"clip": _levels(PIXEL_MEAN, PIXEL_STD), "imagenet": _levels(IMAGENET_MEAN, IMAGENET_STD)}
+_STATISTICS = {"clip": (PIXEL_MEAN, PIXEL_STD), "imagenet": (IMAGENET_MEAN, IMAGENET_STD)}
+
+#: Normalised values, fp32 `[statistics, 3, 256]`, by index into `PIXEL_STATISTICS`, colour and level. Looking levels up
+#: gives bit for bit what the arithmetic on whole images gives, in a graph of half precision, too.
+LEVELS = np.stack([_levels(*_STATISTICS[name]) for name in PIXEL_STATISTICS])
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """Pictures as the stage `vision_encoder` takes them: 8-bit levels, and how they are to be normalised."""
+
+    levels: np.ndarray  #: uint8 `[F, 3, R, R]`, RGB
+    boxes: np.ndarray  #: int32 `[F, 4]`: left, top, right, bottom of the picture on its canvas
+    statistics: np.ndarray  #: int32 `[F, 1]`: index into `PIXEL_STATISTICS`
+
+    @classmethod
+    def of_images(cls, images: Sequence[Image.Image], size: int) -> Pixels:
+        """Return images resized to squares of `size` with Pillow's bicubic filter.
+
+        The aspect ratio is not kept, as in training.
+        """
+        levels = [_channels(image.convert("RGB").resize((size, size), Image.Resampling.BICUBIC)) for image in images]
+        boxes = np.tile(np.array([0, 0, size, size], np.int32), (len(levels), 1))
+        return cls(np.stack(levels), boxes, np.zeros((len(levels), 1), np.int32))
+
+    @classmethod
+    def letterboxed(cls, image: Image.Image, size: int, statistics: str = "clip") -> tuple[Pixels, Letterbox]:
+        """Return an image as grounding takes it, and where it lies on its canvas.
+
+        `statistics`: what it is normalised with, `clip` or `imagenet`.
+
+        The long side becomes `size`, the rest of the canvas is zero *after* normalisation, that is mean colour.
+        Bilinear, unlike `of_images`: so the published grounding weights were trained.
+        """
+        letterbox = Letterbox.of(*image.size, size)
+        width, height = letterbox.resized
+        left, top, right, bottom = letterbox.left, letterbox.top, letterbox.left + width, letterbox.top + height
+        levels = np.zeros((1, 3, size, size), np.uint8)
+        resized = image.convert("RGB").resize((width, height), Image.Resampling.BILINEAR)
+        levels[0, :, top:bottom, left:right] = _channels(resized)
+        boxes = np.array([[left, top, right, bottom]], np.int32)
+        index = np.array([[PIXEL_STATISTICS.index(statistics)]], np.int32)
+        return cls(levels, boxes, index), letterbox
+
+    def inputs(self) -> dict[str, np.ndarray]:
+        """Return the stage's inputs by name."""
+        return {"PIXELS": self.levels, "PICTURE_BOX": self.boxes, "PIXEL_STATISTICS": self.statistics}
+
+    def normalised(self) -> np.ndarray:
+        """Return what the network itself takes, float32 `[F, 3, R, R]`: the stage's graph does the same."""
+        values = np.zeros(self.levels.shape, np.float32)
+        for index, (left, top, right, bottom) in enumerate(self.boxes):
+            table = LEVELS[self.statistics[index, 0]]
+            for channel, level in enumerate(self.levels[index, :, top:bottom, left:right]):
+                values[index, channel, top:bottom, left:right] = table[channel][level]
+        return values
 
 
 def pixel_values(image: Image.Image, size: int) -> np.ndarray:
-    """An image as the vision encoder takes it: float32 [3, size, size], normalised.
+    """An image as the network itself takes it: float32 [3, size, size], normalised; see `Pixels.of_images`."""
+    return Pixels.of_images([image], size).normalised()[0]
 
-    Resized to a square with Pillow's bicubic filter; the aspect ratio is not kept, as in training.
-    """
-    return _normalise(image.convert("RGB").resize((size, size), Image.Resampling.BICUBIC))
+
+def letterbox_pixel_values(image: Image.Image, size: int, statistics: str = "clip") -> tuple[np.ndarray, Letterbox]:
+    """An image as the network takes it for grounding: float32 [3, size, size]; see `Pixels.letterboxed`."""
+    pixels, letterbox = Pixels.letterboxed(image, size, statistics)
+    return pixels.normalised()[0], letterbox
 
 
 @dataclass(frozen=True)
@@ -89,25 +146,6 @@ class Letterbox:
         )
 
 
-def letterbox_pixel_values(image: Image.Image, size: int, statistics: str = "clip") -> tuple[np.ndarray, Letterbox]:
-    """An image as grounding takes it: float32 [3, size, size] and where the image lies on it.
-
-    `statistics`: what it is normalised with, `clip` or `imagenet`.
-
-    The long side becomes `size`, the rest of the canvas is zero *after* normalisation, that is mean colour.
-    Bilinear, unlike `pixel_values`: so the published grounding weights were trained.
-    """
-    letterbox = Letterbox.of(*image.size, size)
-    width, height = letterbox.resized
-    canvas = np.zeros((3, size, size), dtype=np.float32)
-    rows = slice(letterbox.top, letterbox.top + height)
-    columns = slice(letterbox.left, letterbox.left + width)
-    resized = image.convert("RGB").resize((width, height), Image.Resampling.BILINEAR)
-    canvas[:, rows, columns] = _normalise(resized, statistics)
-    return canvas, letterbox
-
-
-def _normalise(image: Image.Image, statistics: str = "clip") -> np.ndarray:
-    """RGB image [H, W] → float32 [3, H, W]."""
-    levels, values = np.asarray(image), _LEVELS[statistics]
-    return np.stack([values[channel][levels[:, :, channel]] for channel in range(3)])
+def _channels(image: Image.Image) -> np.ndarray:
+    """RGB image [H, W] → uint8 [3, H, W]."""
+    return np.asarray(image).transpose(2, 0, 1)

@@ -19,21 +19,37 @@ from mplug.contract import (
     decoder_prefill,
     decoder_step,
 )
+from mplug.inputs.pixels import LEVELS
 from mplug.network.beam_step import SearchState, beam_step
 from mplug.network.mplug import MPlug
 
 
 class VisionEncoderGraph(nn.Module):
-    """`vision_encoder`, with the contrastive projection of its class token where there is one."""
+    """`vision_encoder` of 8-bit pixels, with the contrastive projection of its class token where there is one."""
 
     def __init__(self, network: MPlug) -> None:
         super().__init__()
         self.encoder = network.vision_encoder
         self.projection = getattr(network, "vision_projection", None)
+        # Of the network's type and on its device, which `mplug.runtime.torch` chooses before it takes the graphs.
+        self.register_buffer("levels", torch.from_numpy(LEVELS).flatten().to(next(self.encoder.parameters())))
 
-    def forward(self, pixel_values: Tensor) -> tuple[Tensor, ...]:
-        states = self.encoder(pixel_values)
+    def forward(self, pixels: Tensor, picture_box: Tensor, pixel_statistics: Tensor) -> tuple[Tensor, ...]:
+        states = self.encoder(self.normalised(pixels, picture_box, pixel_statistics))
         return (states,) if self.projection is None else (states, self.projection(states[:, 0]))
+
+    def normalised(self, pixels: Tensor, picture_box: Tensor, pixel_statistics: Tensor) -> Tensor:
+        """Look up the values of pixels `[B, 3, R, R]`: `mplug.inputs.pixels.Pixels.normalised`, bit for bit."""
+        _, colours, levels = LEVELS.shape
+        places = torch.arange(pixels.shape[-1], dtype=torch.int32, device=pixels.device)
+        first = torch.arange(colours, dtype=torch.int32, device=pixels.device) + colours * pixel_statistics  # [B, 3]
+        # By way of floats: TensorRT takes bytes to nothing else.
+        index = pixels.float().int() + levels * first[:, :, None, None]
+        values = self.levels.index_select(0, index.flatten()).view(pixels.shape)
+        left, top, right, bottom = picture_box.split(1, dim=1)  # [B, 1] each
+        columns, rows = (places >= left) & (places < right), (places >= top) & (places < bottom)  # [B, R]
+        shown = rows[:, None, :, None] & columns[:, None, None, :]
+        return torch.where(shown, values, torch.zeros_like(values[0, 0, 0, 0]))
 
 
 class TextEncoderGraph(nn.Module):

@@ -9,13 +9,14 @@ from __future__ import annotations
 import importlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from mplug.contract import DECODER_SCORE, ENCODERS, decoder_prefill, decoder_step
 from mplug.runtime.room import Room
 
 #: Runtimes by the name of the `--target` they serve. Imported on use, so that a served CPU process
@@ -151,6 +152,18 @@ def open_decoder(folder: Path, device: str = ANY_DEVICE) -> Decoder:
     """Open the decoder of a stage's version folder with the runtime it was built for; see `open_graph`."""
     info = StageInfo.read(folder)
     return open_runtime(info.target).open_decoder(info, device)
+
+
+def check_inputs(info: StageInfo, name: str, found: Iterable[str]) -> None:
+    """Raise RuntimeUnavailable if a compiled graph asks for other inputs than `mplug.contract` has."""
+    layers = info.sizes.get("layers", 0)
+    specs = (*ENCODERS.values(), DECODER_SCORE, decoder_prefill(layers), decoder_step(layers))
+    wanted = {spec.name: set(spec.input_names) for spec in specs}
+    if set(found) != wanted[name]:
+        raise RuntimeUnavailable(
+            f"{info.folder}: {name} was built by another version of mPLUG on Triton; "
+            "build the repository again with builders/build.py"
+        )
 
 
 def gpu_index(device: str) -> int:

@@ -13,7 +13,7 @@ import openvino
 from mplug.contract import GraphSpec, decoder_prefill, decoder_step
 from mplug.runtime import huge_pages
 from mplug.runtime.host_decoder import HostDecoder
-from mplug.runtime.interface import ANY_DEVICE, RuntimeUnavailable, StageInfo, threads
+from mplug.runtime.interface import ANY_DEVICE, RuntimeUnavailable, StageInfo, check_inputs, threads
 
 #: Precision of a stage → OpenVINO's name of what is computed in; int8 weights are computed with in `auto`'s.
 PRECISIONS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16", "int8": ""}
@@ -112,7 +112,9 @@ class OpenVinoGraph:
 
     def __init__(self, info: StageInfo, name: str) -> None:
         self._weights = LargeWeights(info, name)
-        self._request = _compile(openvino.Core().read_model(info.folder / f"{name}.xml"), info).create_infer_request()
+        model = openvino.Core().read_model(info.folder / f"{name}.xml")
+        check_inputs(info, name, (tensor.any_name for tensor in model.inputs))
+        self._request = _compile(model, info).create_infer_request()
         self._names = [output.any_name for output in self._request.model_outputs]
 
     def __call__(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -143,11 +145,7 @@ class OpenVinoDecoder(HostDecoder):
 
     def _open(self, info: StageInfo, spec: GraphSpec) -> openvino.InferRequest:
         model = openvino.Core().read_model(info.folder / f"{spec.name}.xml")
-        if {tensor.any_name for tensor in model.inputs} != set(spec.input_names):
-            raise RuntimeUnavailable(
-                f"{info.folder}: {spec.name} was built by another version of mPLUG on Triton; "
-                "build the repository again with builders/build.py"
-            )
+        check_inputs(info, spec.name, (tensor.any_name for tensor in model.inputs))
         if self._half:
             processor = openvino.preprocess.PrePostProcessor(model)
             for tensor in spec.inputs:

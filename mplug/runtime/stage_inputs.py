@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mplug.contract import ENCODERS, MAX_MAGNITUDE, GraphSpec, TensorSpec
+from mplug.contract import ENCODERS, MAX_MAGNITUDE, PIXEL_STATISTICS, GraphSpec, TensorSpec
 from mplug.errors import InvalidRequest, StageError
 from mplug.runtime.interface import StageInfo
 
@@ -52,6 +52,21 @@ class StageInputs:
         ids = inputs.get("INPUT_IDS")
         if ids is not None and (ids.min() < 0 or ids.max() >= self.vocab_size):
             raise InvalidRequest(f"INPUT_IDS: ids must be 0…{self.vocab_size - 1}")
+        if "PICTURE_BOX" in inputs:
+            check_picture(inputs, self.fixed["R"])
+
+
+def check_picture(inputs: Mapping[str, np.ndarray], size: int) -> None:
+    """Raise InvalidRequest for boxes that are not on a canvas of `size`, and for statistics that there are not."""
+    left, top, right, bottom = inputs["PICTURE_BOX"].T
+    if not ((left >= 0) & (left < right) & (right <= size) & (top >= 0) & (top < bottom) & (bottom <= size)).all():
+        raise InvalidRequest(
+            f"PICTURE_BOX: must be left, top, right, bottom with 0 ≤ left < right ≤ {size}, 0 ≤ top < bottom ≤ {size}"
+        )
+    chosen = inputs["PIXEL_STATISTICS"]
+    if chosen.min() < 0 or chosen.max() >= len(PIXEL_STATISTICS):
+        known = ", ".join(f"{index} ({name})" for index, name in enumerate(PIXEL_STATISTICS))
+        raise InvalidRequest(f"PIXEL_STATISTICS: must be one of {known}")
 
 
 def check_magnitude(name: str, array: np.ndarray) -> None:

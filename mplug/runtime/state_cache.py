@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 
 import numpy as np
 
@@ -13,20 +13,25 @@ Encoding = dict[str, np.ndarray]
 
 
 class StateCache:
-    """Encodings by stage and pixels, at most so many bytes of them; those unused longest go first."""
+    """Encodings by stage and its inputs, at most so many bytes of them; those unused longest go first."""
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
         self._bytes = 0
         self._kept: OrderedDict[tuple[str, bytes], asyncio.Task[Encoding]] = OrderedDict()
 
-    async def get(self, key: tuple[str, np.ndarray], encode: Callable[[], Awaitable[Encoding]]) -> Encoding:
-        """Return the encoding of (stage, pixels), from `encode` where it is not kept.
+    async def get(
+        self, key: tuple[str, Mapping[str, np.ndarray]], encode: Callable[[], Awaitable[Encoding]]
+    ) -> Encoding:
+        """Return the encoding of (stage, inputs of one set of shapes), from `encode` where it is not kept.
 
-        Requests for the same pixels at the same time share one run; a failure is kept for nobody.
+        Requests for the same picture at the same time share one run; a failure is kept for nobody.
         """
-        stage, pixels = key
-        digest = (stage, hashlib.blake2b(np.ascontiguousarray(pixels)).digest())
+        stage, inputs = key
+        content = hashlib.blake2b()
+        for _, array in sorted(inputs.items()):
+            content.update(np.ascontiguousarray(array))
+        digest = (stage, content.digest())
         if digest in self._kept:
             self._kept.move_to_end(digest)
         else:

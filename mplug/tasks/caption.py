@@ -18,6 +18,7 @@ import numpy as np
 from mplug.contract import CallStage, Value, Values
 from mplug.decoding.beam_search import SearchOptions
 from mplug.decoding.request import check_positions, parse_search_options
+from mplug.inputs.pixels import Pixels
 from mplug.tasks.checkpoint_files import ServedCheckpoint
 from mplug.tasks.inputs import check_tokens, one_text, visual
 from mplug.tasks.stages import (
@@ -36,7 +37,7 @@ from mplug.tasks.stages import (
 class CaptionRequest:
     """A checked request."""
 
-    pixels: np.ndarray  #: `[F, 3, R, R]`, one image or the frames of a video
+    pixels: Pixels  #: one image or the frames of a video
     prompt: str
     search: SearchOptions
 

@@ -17,7 +17,7 @@ import numpy as np
 from mplug.contract import CallStage, Value, Values
 from mplug.decoding.beam_search import SearchOptions
 from mplug.inputs.images import decode_image
-from mplug.inputs.pixels import Letterbox, letterbox_pixel_values
+from mplug.inputs.pixels import Letterbox, Pixels
 from mplug.tasks.checkpoint_files import ServedCheckpoint
 from mplug.tasks.inputs import one_text, only, tokenised
 from mplug.tasks.stages import (
@@ -39,7 +39,7 @@ BOX_TOKENS = 4
 class GroundRequest:
     """A checked request."""
 
-    pixels: np.ndarray  #: `[1, 3, R, R]`
+    pixels: Pixels
     letterbox: Letterbox
     ids: np.ndarray  #: `[1, L]`
     mask: np.ndarray  #: `[1, L]`
@@ -67,11 +67,9 @@ class GroundTask:
         """Check all inputs before any stage is called. Raises InvalidRequest."""
         expression = one_text(inputs, "EXPRESSION")
         image = decode_image(only(inputs, "IMAGE"), name="IMAGE")
-        pixels, letterbox = letterbox_pixel_values(
-            image, self.config.vision.image_size, self.config.grounding_statistics
-        )
+        pixels, letterbox = Pixels.letterboxed(image, self.config.vision.image_size, self.config.grounding_statistics)
         ids, mask = tokenised(self.tokenizer, {"EXPRESSION": expression}, self.config.max_text_length)
-        return GroundRequest(pixels[None], letterbox, ids, mask)
+        return GroundRequest(pixels, letterbox, ids, mask)
 
     async def run(self, request: GroundRequest, call_stage: CallStage) -> Values:
         """Run the stages; return BOX (corners, pixels of the upright image) and BOX_TOKENS."""

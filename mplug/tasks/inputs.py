@@ -10,7 +10,7 @@ from mplug.config import MPlugConfig
 from mplug.contract import MAX_FRAMES, Value
 from mplug.errors import InvalidRequest
 from mplug.inputs.images import decode_image
-from mplug.inputs.pixels import pixel_values
+from mplug.inputs.pixels import Pixels
 from mplug.inputs.text import as_text, clean_caption
 from mplug.inputs.tokenizer import Tokenizer
 from mplug.inputs.video import decode_video, sample_indices
@@ -73,8 +73,8 @@ def tokenised(
     return np.stack([ids for ids, _ in pairs]), np.stack([mask for _, mask in pairs])
 
 
-def visual(inputs: Mapping[str, Value], config: MPlugConfig) -> np.ndarray:
-    """Return pixels `[F, 3, R, R]` of IMAGE (one, or several as frames) or VIDEO; F is 1 for one image.
+def visual(inputs: Mapping[str, Value], config: MPlugConfig) -> Pixels:
+    """Return the F pictures of IMAGE (one, or several as frames) or VIDEO; F is 1 for one image.
 
     FRAMES says how many frames are sampled, the checkpoint's `frame_sampling` which ones. Without FRAMES, all IMAGEs
     are used. Raises InvalidRequest.
@@ -84,7 +84,7 @@ def visual(inputs: Mapping[str, Value], config: MPlugConfig) -> np.ndarray:
         raise InvalidRequest("VIDEO: is sent beside IMAGE; send one of the two")
     if "VIDEO" in inputs:
         pictures = decode_video(only(inputs, "VIDEO"), frames or DEFAULT_FRAMES, name="VIDEO", even=even)
-        return np.stack([pixel_values(picture, size) for picture in pictures])
+        return Pixels.of_images(pictures, size)
     if "IMAGE" not in inputs:
         raise InvalidRequest("IMAGE: missing; send an encoded image, or several as frames, or a VIDEO")
     images = inputs["IMAGE"]
@@ -93,7 +93,7 @@ def visual(inputs: Mapping[str, Value], config: MPlugConfig) -> np.ndarray:
         raise InvalidRequest(f"IMAGE: holds {found} elements, but must hold one image or up to {MAX_FRAMES} frames")
     names = ["IMAGE"] if len(images) == 1 else [f"IMAGE[{index}]" for index in range(len(images))]
     chosen = sample_indices(len(images), frames or len(images), even=even)
-    return np.stack([pixel_values(decode_image(images[index], name=names[index]), size) for index in chosen])
+    return Pixels.of_images([decode_image(images[index], name=names[index]) for index in chosen], size)
 
 
 def is_video(inputs: Mapping[str, Value]) -> bool:

@@ -18,7 +18,7 @@ import numpy as np
 from mplug.contract import ENTAILMENT_LABELS, NLVR_LABELS, CallStage, Value, Values
 from mplug.errors import InvalidRequest
 from mplug.inputs.images import decode_image
-from mplug.inputs.pixels import pixel_values
+from mplug.inputs.pixels import Pixels
 from mplug.tasks.checkpoint_files import Head, ServedCheckpoint
 from mplug.tasks.inputs import one_text, tokenised
 from mplug.tasks.stages import EncodedText, encode_images, encode_texts, fuse
@@ -28,7 +28,7 @@ from mplug.tasks.stages import EncodedText, encode_images, encode_texts, fuse
 class JudgementRequest:
     """A checked request."""
 
-    pixels: np.ndarray  #: `[images, 3, R, R]`
+    pixels: Pixels
     ids: np.ndarray  #: `[1, L]`
     mask: np.ndarray  #: `[1, L]`
 
@@ -53,7 +53,7 @@ class _JudgementTask:
         size = self.config.vision.image_size
         pictures = [decode_image(data, name=name) for data, name in zip(images, names, strict=True)]
         ids, mask = tokenised(self.tokenizer, {self.text_input: text}, self.config.max_text_length)
-        return JudgementRequest(np.stack([pixel_values(picture, size) for picture in pictures]), ids, mask)
+        return JudgementRequest(Pixels.of_images(pictures, size), ids, mask)
 
     async def probabilities(self, request: JudgementRequest, call_stage: CallStage) -> np.ndarray:
         """Fuse each image with the text; return what the head makes of the concatenated `[CLS]` states."""

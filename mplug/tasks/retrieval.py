@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mplug.contract import CallStage, Value, Values
+from mplug.inputs.pixels import Pixels
 from mplug.tasks.checkpoint_files import ServedCheckpoint
 from mplug.tasks.inputs import is_video, many_texts, one_text, tokenised, visual
 from mplug.tasks.stages import EncodedText, encode_images, encode_texts, fuse, normalised, side_by_side
@@ -40,11 +41,11 @@ class _RetrievalTask:
 class EmbedImageTask(_RetrievalTask):
     """IMAGE, or the frames of a video → FEATURE `[E]`, a unit vector."""
 
-    def parse(self, inputs: Mapping[str, Value]) -> np.ndarray:
-        """Return pixels `[F, 3, R, R]`. Raises InvalidRequest."""
+    def parse(self, inputs: Mapping[str, Value]) -> Pixels:
+        """Return the picture, or the frames. Raises InvalidRequest."""
         return visual(inputs, self.config)
 
-    async def run(self, request: np.ndarray, call_stage: CallStage) -> Values:
+    async def run(self, request: Pixels, call_stage: CallStage) -> Values:
         """Return FEATURE; the projections of frames are averaged, then normalised, as published for video."""
         _, projections = await encode_images(call_stage, self.config, request)
         return {"FEATURE": normalised(projections.mean(0))}
@@ -67,7 +68,7 @@ class EmbedTextTask(_RetrievalTask):
 class MatchRequest:
     """A checked request."""
 
-    pixels: np.ndarray  #: `[F, 3, R, R]`, one image or the frames of a video
+    pixels: Pixels  #: one image or the frames of a video
     video: bool
     ids: np.ndarray  #: `[k, L]`
     mask: np.ndarray  #: `[k, L]`

@@ -19,6 +19,7 @@ from mplug.config import MPlugConfig
 from mplug.contract import DECODER, FORWARDED_OUTPUTS, CallStage, Forwarded, Value, Values
 from mplug.decoding.beam_search import SearchOptions
 from mplug.errors import ServingError
+from mplug.inputs.pixels import Pixels
 from mplug.runtime.gpu.array import DeviceArray, concatenated
 
 #: Search options of the public models that decode.
@@ -42,11 +43,11 @@ def has_projections(config: MPlugConfig) -> bool:
 
 
 async def encode_images(
-    call_stage: CallStage, config: MPlugConfig, pixels: np.ndarray
+    call_stage: CallStage, config: MPlugConfig, pixels: Pixels
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """Encode pixels `[F, 3, R, R]`; return states `[F, N, W]` and, of retrieval checkpoints, projections `[F, E]`."""
+    """Encode F pictures; return states `[F, N, W]` and, of retrieval checkpoints, projections `[F, E]`."""
     outputs = ["IMAGE_STATES", *(["IMAGE_PROJECTION"] if has_projections(config) else [])]
-    found = await call_stage("vision_encoder", {"PIXEL_VALUES": pixels}, outputs)
+    found = await call_stage("vision_encoder", pixels.inputs(), outputs)
     return found["IMAGE_STATES"], found.get("IMAGE_PROJECTION")
 
 

@@ -21,6 +21,7 @@ from mplug.contract import MAX_CANDIDATE_TOKENS, MAX_CANDIDATES, CallStage, Valu
 from mplug.decoding.beam_search import SearchOptions
 from mplug.decoding.request import check_positions, parse_search_options
 from mplug.errors import InvalidRequest
+from mplug.inputs.pixels import Pixels
 from mplug.inputs.text import clean_question
 from mplug.tasks.checkpoint_files import ServedCheckpoint
 from mplug.tasks.inputs import check_tokens, many_texts, one_text, visual
@@ -49,7 +50,7 @@ ANSWER_LENGTHS = {"min_length": 1, "max_length": 10}
 class VqaRequest:
     """A checked request."""
 
-    pixels: np.ndarray  #: `[F, 3, R, R]`
+    pixels: Pixels
     question: tuple[np.ndarray, np.ndarray]  #: ids and mask `[L]`
     search: SearchOptions
     candidates: list[str]  #: empty for a generated answer

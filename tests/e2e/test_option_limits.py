@@ -192,11 +192,24 @@ def test_the_decoder_takes_no_more_candidates_than_its_engine(wire: Wire) -> Non
         assert "CANDIDATE_IDS: shape" in message and "but must be [1…4096, 2…64]" in message, (status, message)
 
 
+def pixels(
+    height: int, width: int, box: tuple[int, int, int, int] = (0, 0, 128, 128), statistics: int = 0
+) -> dict[str, np.ndarray]:
+    """What `vision_encoder` takes: one black picture."""
+    return {
+        "PIXELS": np.zeros((1, 3, height, width), np.uint8),
+        "PICTURE_BOX": np.array([box], np.int32),
+        "PIXEL_STATISTICS": np.array([[statistics]], np.int32),
+    }
+
+
 def test_stages_refuse_what_they_cannot_read(wire: Wire) -> None:
     """Straight from a client; the next request is answered."""
     ids = np.full((1, 8), 101, np.int32)
     for stage, name, complaint, inputs in [
-        ("vision_encoder", "PIXEL_VALUES", "shape", {"PIXEL_VALUES": np.zeros((1, 3, 96, 128), np.float32)}),
+        ("vision_encoder", "PIXELS", "shape", pixels(96, 128)),
+        ("vision_encoder", "PICTURE_BOX", "must be left, top, right, bottom", pixels(128, 128, box=(0, 0, 129, 1))),
+        ("vision_encoder", "PIXEL_STATISTICS", "must be one of 0 (clip)", pixels(128, 128, statistics=9)),
         ("text_encoder", "INPUT_IDS", "ids must be", {"INPUT_IDS": ids * 100, "ATTENTION_MASK": ids // 101}),
         ("text_encoder", "ATTENTION_MASK", "shape", {"INPUT_IDS": ids, "ATTENTION_MASK": ids[:, :7]}),
         (

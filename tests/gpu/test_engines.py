@@ -20,6 +20,7 @@ from mplug.runtime import open_decoder, open_graph
 from mplug.runtime.room import Room
 from mplug.runtime.search_state import new_search
 from mplug.runtime.torch import eager_decoder
+from tests.parity.golden import vision_inputs
 
 DATA = Path(__file__).parents[1] / "parity" / "data"
 CLS, SEP = 101, 102
@@ -41,9 +42,10 @@ def test_every_engine_was_compared_on_the_gpu(repository):
 
 def test_batches(repository):
     golden = np.load(DATA / "caption" / "tensors.npz")
+    pictures = vision_inputs("caption")
     graph = open_graph(repository / "vision_encoder" / "1", "vision_encoder")
     for count in (1, 5, 2):
-        states = graph({"PIXEL_VALUES": golden["pixel_values"][:count]})["IMAGE_STATES"]
+        states = graph({name: array[:count] for name, array in pictures.items()})["IMAGE_STATES"]
         reference = golden["image_embeds"][:count]
         assert np.abs(states - reference).max() < 0.06 * np.abs(reference).max()
 

@@ -9,6 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from mplug.inputs.images import decode_image
+from mplug.inputs.pixels import Pixels
+
 DATA = Path(__file__).parent / "data"
 #: Relative to the largest magnitude of the reference tensor.
 TOLERANCE = 1e-4
@@ -20,6 +23,17 @@ def tensors(case: str) -> dict[str, np.ndarray]:
     """The arrays of a case by name."""
     with np.load(DATA / case / "tensors.npz") as archive:
         return {name: archive[name] for name in archive.files}
+
+
+@cache
+def vision_inputs(case: str) -> dict[str, np.ndarray]:
+    """The pictures of a case as the stage `vision_encoder` takes them; their `pixel_values`, as bytes."""
+    reference = tensors(case)["pixel_values"]
+    stem = "frame" if case == "video" else "image"
+    pictures = [decode_image((DATA / case / f"{stem}{index}.png").read_bytes()) for index in range(len(reference))]
+    pixels = Pixels.of_images(pictures, reference.shape[-1])
+    np.testing.assert_array_equal(pixels.normalised(), reference)
+    return pixels.inputs()
 
 
 @cache

@@ -13,7 +13,7 @@ import onnxruntime
 import openvino
 import pytest
 import torch
-from golden import DATA, assert_close, tensors
+from golden import DATA, assert_close, tensors, vision_inputs
 from torch import nn
 
 from builders.compile.export import OPSET, example_inputs, export
@@ -98,7 +98,7 @@ def test_the_file_says_what_the_contract_says(exported: Callable[[str], Path], n
         ("", OPSET)
     }
     assert all(node.domain in ("", "ai.onnx") for node in model.graph.node)
-    types = {"FP32": onnx.TensorProto.FLOAT, "INT32": onnx.TensorProto.INT32}
+    types = {"FP32": onnx.TensorProto.FLOAT, "INT32": onnx.TensorProto.INT32, "UINT8": onnx.TensorProto.UINT8}
     assert [value.name for value in model.graph.output] == spec.output_names
     assert [value.name for value in model.graph.input] == spec.input_names
     for value, tensor in zip(model.graph.input, spec.inputs, strict=True):
@@ -133,7 +133,7 @@ def test_numbers_at_other_sizes(exported: Callable[[str], Path], name: str, size
 def test_golden_encoders(exported: Callable[[str], Path]) -> None:
     """The published implementation's own tensors, out of the files that are compiled."""
     golden = tensors("retrieval")
-    states, projection = run("onnxruntime", exported("vision_encoder"), {"PIXEL_VALUES": golden["pixel_values"]})
+    states, projection = run("onnxruntime", exported("vision_encoder"), vision_inputs("retrieval"))
     assert_close(states, golden["image_embeds"], "image_embeds")
     assert_close(normalised(projection), golden["image_feat"], "image_feat")
     mask = golden["attention_mask"].astype(np.int32)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from golden import tensors
+from golden import tensors, vision_inputs
 from half_precision import GRAPHS, SEP, graph_of, network_of, onnx_of
 from onnx import TensorProto, helper, numpy_helper
 
@@ -51,12 +51,11 @@ def test_whole_searches_in_fp16_end_as_in_fp32():
     """From pixels to tokens; what random weights leave to near-ties apart."""
     network = network_of("caption")
     vision = OnnxGraph(onnx_of("caption", "vision_encoder", "fp16"), "fp16")
-    pixels = tensors("caption")["pixel_values"]
-    states = vision({"PIXEL_VALUES": pixels})["IMAGE_STATES"]
+    states = vision(vision_inputs("caption"))["IMAGE_STATES"]
     agreement = search_agreement(
         network, SEP, [CLS], half_decoder("caption", "fp16"), list(tensors("caption")["image_embeds"]), list(states)
     )
-    assert agreement.requests == len(pixels)
+    assert agreement.requests == len(states)
     # A score sums a dozen log-probabilities of ten or so, each off by fp16 rounding that differs between CPUs.
     assert agreement.share >= 0.8 and agreement.worst_score < 0.05, agreement
 
@@ -114,7 +113,7 @@ def test_all_weights_and_products_are_half(case, name, precision):
 def test_inputs_and_outputs_are_those_of_the_contract_and_caches_half(case, name):
     spec, _ = graph_of(case, name)
     graph = onnx.load(onnx_of(case, name, "fp16")).graph
-    wanted = {"FP32": TensorProto.FLOAT, "INT32": TensorProto.INT32}
+    wanted = {"FP32": TensorProto.FLOAT, "INT32": TensorProto.INT32, "UINT8": TensorProto.UINT8}
     for values, specs in ((graph.input, spec.inputs), (graph.output, spec.outputs)):
         assert [value.name for value in values] == [tensor.name for tensor in specs]
         for value, tensor in zip(values, specs, strict=True):

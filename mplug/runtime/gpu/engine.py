@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 
 from mplug.runtime.gpu.cuda import Device, device_count
-from mplug.runtime.interface import RuntimeUnavailable, StageInfo
+from mplug.runtime.interface import RuntimeUnavailable, StageInfo, check_inputs
 
 #: Target → the Python package that compiles and loads its engines.
 PACKAGES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 #: Element types as TensorRT calls them.
-ITEM_BYTES = {"FLOAT": 4, "HALF": 2, "BF16": 2, "INT32": 4, "INT64": 8, "BOOL": 1}
+ITEM_BYTES = {"FLOAT": 4, "HALF": 2, "BF16": 2, "INT32": 4, "INT64": 8, "UINT8": 1, "BOOL": 1}
 
 
 class EngineRefused(RuntimeError):
@@ -47,7 +47,7 @@ class TensorType:
     @property
     def numpy(self) -> np.dtype:
         """The same for numpy; raises RuntimeUnavailable for bf16, which only ever stays on the device."""
-        types = {"FLOAT": np.float32, "HALF": np.float16, "INT32": np.int32, "INT64": np.int64}
+        types = {"FLOAT": np.float32, "HALF": np.float16, "INT32": np.int32, "INT64": np.int64, "UINT8": np.uint8}
         if self.dtype not in types:
             raise RuntimeUnavailable(f"{self.name}: {self.dtype} cannot leave the device")
         return np.dtype(types[self.dtype])
@@ -78,6 +78,7 @@ class Engine:
         self._strategy = trt.ExecutionContextAllocationStrategy.USER_MANAGED
         names = [self._engine.get_tensor_name(index) for index in range(self._engine.num_io_tensors)]
         self.tensors = {name: self._type(trt, name) for name in names}
+        check_inputs(info, name, (tensor.name for tensor in self.inputs))
         # Contexts run one after the other, so they share their scratch memory.
         self._scratch = device.allocate(int(self._engine.device_memory_size_v2))
 

@@ -250,7 +250,7 @@ class FakeDataType(SimpleNamespace):
 FEW = {"S": 2, "T": 64, "A": 640}
 #: Of the third, for single requests of the usual length.
 ONE = {"S": 1, "B": 1}
-TYPES = {"FLOAT": np.float32, "HALF": np.float16, "INT32": np.int32}
+TYPES = {"FLOAT": np.float32, "HALF": np.float16, "INT32": np.int32, "UINT8": np.uint8}
 
 
 class FakeTensorRT:
@@ -311,7 +311,7 @@ class FakeEngine:
     def type_of(self, name: str) -> str:
         if name.startswith(("PAST_", "CROSS_", "WRITTEN")):
             return self.trt.caches
-        return "INT32" if self.tensors[name].dtype == "INT32" else "FLOAT"
+        return {"FP32": "FLOAT"}.get(self.tensors[name].dtype, self.tensors[name].dtype)
 
     def get_tensor_dtype(self, name: str) -> FakeDataType:
         return FakeDataType(name=self.type_of(name))

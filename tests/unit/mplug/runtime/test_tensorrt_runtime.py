@@ -31,6 +31,7 @@ from mplug.runtime.interface import RuntimeUnavailable, StageInfo
 from mplug.runtime.room import Room
 from mplug.runtime.search_state import new_search
 from mplug.runtime.torch import eager_decoder
+from tests.parity.golden import vision_inputs
 
 MOST = {"B": 4, "L": 40, "S": SLOTS, "M": 16, "T": 40, "C": 16, "A": 128}
 
@@ -304,10 +305,11 @@ def test_encoders_run_batches_of_any_size(open_fake):
     """Larger than the engine's batch: in parts; buffers grow and are used again."""
     _, trt, info = open_fake("caption")
     graph, case = tensorrt.open_graph(info, "vision_encoder"), golden("caption")
-    pixels, states = np.concatenate([case["pixel_values"]] * 2), np.concatenate([case["image_embeds"]] * 2)
-    assert len(pixels) > MOST["B"]
-    for count in (1, 3, len(pixels), 2):
-        answers = graph({"PIXEL_VALUES": pixels[:count]})
+    pictures = {name: np.concatenate([array] * 2) for name, array in vision_inputs("caption").items()}
+    states = np.concatenate([case["image_embeds"]] * 2)
+    assert len(states) > MOST["B"]
+    for count in (1, 3, len(states), 2):
+        answers = graph({name: array[:count] for name, array in pictures.items()})
         assert np.abs(answers["IMAGE_STATES"] - states[:count]).max() < 1e-4 * np.abs(states).max()
     assert trt.profiles[:2] == [2, 0]  # one picture in the profile for one, three in that for many
 

@@ -55,9 +55,9 @@ class Stages:
 
     def answer(self, output, inputs):
         if output == "IMAGE_STATES":
-            return np.ones((len(inputs["PIXEL_VALUES"]), self.tokens, self.width), np.float32)
+            return np.ones((len(inputs["PIXELS"]), self.tokens, self.width), np.float32)
         if output == "IMAGE_PROJECTION":
-            rows = np.arange(1, len(inputs["PIXEL_VALUES"]) + 1)
+            rows = np.arange(1, len(inputs["PIXELS"]) + 1)
             return np.eye(self.embed, dtype=np.float32)[: len(rows)] * rows[:, None].astype(np.float32)
         if output == "TEXT_STATES":
             return np.zeros((*inputs["INPUT_IDS"].shape, self.width), np.float32)
