@@ -10,6 +10,9 @@ import openvino
 
 from mplug.runtime.openvino import PRECISIONS, best_precision, supported
 
+#: The vision encoder's table of normalised pixels, by its name in the graph: not weights, and never rounded to 8 bits.
+PIXEL_TABLE = "levels"
+
 
 def resolve_precision(precision: str) -> str:
     """Return what `auto` means on this machine. Raises ValueError for a precision that cannot be checked here."""
@@ -39,5 +42,11 @@ def compile_graph(onnx: Path, folder: Path, precision: str) -> None:
         import nncf  # here, because importing it takes seconds
 
         nncf.set_log_level(logging.ERROR)
-        model = nncf.compress_weights(model, mode=nncf.CompressWeightsMode.INT8_SYM)
+        tables = [
+            node.get_friendly_name()
+            for node in model.get_ops()
+            if any(source.get_node().get_friendly_name() == PIXEL_TABLE for source in node.input_values())
+        ]
+        kept = nncf.IgnoredScope(names=tables) if tables else None
+        model = nncf.compress_weights(model, mode=nncf.CompressWeightsMode.INT8_SYM, ignored_scope=kept)
     openvino.save_model(model, folder / f"{onnx.stem}.xml", compress_to_fp16=precision != "fp32")

@@ -209,7 +209,7 @@ def test_stages_refuse_what_they_cannot_read(wire: Wire) -> None:
     for stage, name, complaint, inputs in [
         ("vision_encoder", "PIXELS", "shape", pixels(96, 128)),
         ("vision_encoder", "PICTURE_BOX", "must be left, top, right, bottom", pixels(128, 128, box=(0, 0, 129, 1))),
-        ("vision_encoder", "PIXEL_STATISTICS", "must be one of 0 (clip)", pixels(128, 128, statistics=9)),
+        ("vision_encoder", "PIXEL_STATISTICS", r"must be one of 0 \(clip\)", pixels(128, 128, statistics=9)),
         ("text_encoder", "INPUT_IDS", "ids must be", {"INPUT_IDS": ids * 100, "ATTENTION_MASK": ids // 101}),
         ("text_encoder", "ATTENTION_MASK", "shape", {"INPUT_IDS": ids, "ATTENTION_MASK": ids[:, :7]}),
         (

@@ -9,12 +9,31 @@ from golden import DATA, assert_close, expected, tensors
 
 from builders.train.objectives.captioning import caption_loss
 from mplug.checkpoint import load_checkpoint
+from mplug.inputs.pixels import Pixels
+from mplug.network.graphs import graphs_of
+
+SEP = 102
 
 
 @pytest.fixture(autouse=True)
 def no_gradients():
     with torch.no_grad():
         yield
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_the_vision_stage_normalises_bit_for_bit(dtype):
+    """Every level of every colour, with either statistics, and padding, whatever lies there: as at the door."""
+    network, _ = load_checkpoint(DATA / "caption")
+    (graph,) = (graph for spec, graph in graphs_of(network.to(dtype), SEP) if spec.name == "vision_encoder")
+    levels = torch.arange(3 * 64 * 64, dtype=torch.int32).remainder(256).to(torch.uint8).view(1, 3, 64, 64)
+    levels = levels.expand(3, -1, -1, -1).contiguous()
+    boxes = torch.tensor([[0, 0, 64, 64], [3, 0, 60, 64], [0, 1, 64, 63]], dtype=torch.int32)
+    statistics = torch.tensor([[0], [1], [0]], dtype=torch.int32)
+    reference = Pixels(levels.numpy(), boxes.numpy(), statistics.numpy()).normalised()
+    assert not reference[1, :, :, :3].any() and not reference[2, :, 63:].any() and reference[0].all()
+    values = graph.normalised(levels, boxes, statistics)
+    assert torch.equal(values, torch.from_numpy(reference).to(dtype))
 
 
 def load(case: str, **options):

@@ -1,7 +1,8 @@
-"""The decoder's graphs on OpenVINO: what is refused when they are opened."""
+"""Graphs on OpenVINO: what is refused when they are opened."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -10,19 +11,27 @@ import pytest
 from openvino import opset13
 
 from mplug.runtime.interface import RuntimeUnavailable, StageInfo
-from mplug.runtime.openvino import best_precision, open_decoder, supported
+from mplug.runtime.openvino import best_precision, open_decoder, open_graph, supported
 
 
-def test_graphs_of_another_version_are_refused_in_words(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "open_it"),
+    [
+        ("text_decoder_prefill", open_decoder),
+        ("vision_encoder", lambda info: open_graph(info, "vision_encoder")),
+        ("text_decoder_score", lambda info: open_graph(info, "text_decoder_score")),
+    ],
+)
+def test_graphs_of_another_version_are_refused_in_words(
+    tmp_path: Path, name: str, open_it: Callable[[StageInfo], object]
+) -> None:
     """Their inputs are not those of the contract."""
     parameter = opset13.parameter([1, 3], np.float32)
     parameter.output(0).set_names({"STATES"})
-    openvino.save_model(openvino.Model([parameter + parameter], [parameter]), tmp_path / "text_decoder_prefill.xml")
+    openvino.save_model(openvino.Model([parameter + parameter], [parameter]), tmp_path / f"{name}.xml")
     sizes = {"layers": 1, "heads": 2, "head_width": 4, "hidden_size": 8}
-    with pytest.raises(
-        RuntimeUnavailable, match=r"text_decoder_prefill was built by another version.*build the repository"
-    ):
-        open_decoder(StageInfo(tmp_path, "openvino", "fp32", sizes, {}))
+    with pytest.raises(RuntimeUnavailable, match=rf"{name} was built by another version.*build the repository"):
+        open_it(StageInfo(tmp_path, "openvino", "fp32", sizes, {}))
 
 
 @pytest.mark.parametrize("isa", ["AVX2", "avx512_core_vnni"])
