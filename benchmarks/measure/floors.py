@@ -3,8 +3,9 @@
 A stage takes at least max(bytes / bandwidth, operations / arithmetic). The bandwidth is a matrix-vector product's,
 since a step of few sequences is a series of those; the arithmetic is that of square matrix products. Counted are
 the matrices: weights once per run, caches once per run, activations not at all (they stay in the processor's
-caches), a multiply-add as two operations. A floor of memory counts every weight as read from memory; a processor whose
-caches hold part of the model from one step to the next can get below it.
+caches), a multiply-add as two operations; in int8 the products with weights are those of whole numbers, attention's
+are bf16's. A floor of memory counts every weight as read from memory; a processor whose caches hold part of the model
+from one step to the next can get below it.
 """
 
 from __future__ import annotations
@@ -24,23 +25,30 @@ class Work:
     """What one run of a stage must do."""
 
     bytes: float
-    operations: float
+    operations: float  #: of products with weights
+    attention: float = 0  #: operations of products of states with states, which are never those of whole numbers
 
     def __add__(self, other: Work) -> Work:
-        return Work(self.bytes + other.bytes, self.operations + other.operations)
+        return Work(self.bytes + other.bytes, self.operations + other.operations, self.attention + other.attention)
 
     def scaled(self, times: float) -> Work:
         """Return the work of `times` runs."""
-        return Work(self.bytes * times, self.operations * times)
+        return Work(self.bytes * times, self.operations * times, self.attention * times)
 
     def seconds(self, limits: Limits, precision: str) -> float:
         """Return the least time that one run can take."""
-        return max(self.bytes / limits.read_bandwidth, self.operations / limits.arithmetic(precision))
+        return max(self._reading(limits), self._computing(limits, precision))
 
     def bound_by(self, limits: Limits, precision: str) -> str:
         """Return which of the two limits, memory or arithmetic, takes longer."""
-        memory = self.bytes / limits.read_bandwidth >= self.operations / limits.arithmetic(precision)
-        return "memory" if memory else "arithmetic"
+        return "memory" if self._reading(limits) >= self._computing(limits, precision) else "arithmetic"
+
+    def _reading(self, limits: Limits) -> float:
+        return self.bytes / limits.read_bandwidth
+
+    def _computing(self, limits: Limits, precision: str) -> float:
+        rest = "bf16" if precision == "int8" else precision
+        return self.operations / limits.arithmetic(precision) + self.attention / limits.arithmetic(rest)
 
 
 def vision_weights(sizes: ModelSizes) -> int:
@@ -71,7 +79,7 @@ def vision_work(sizes: ModelSizes, precision: str, images: int = 1) -> Work:
     weights = vision_weights(sizes)
     # Scores and their sum over values: two products of tokens × tokens × width in each layer.
     attention = sizes.vision_layers * 2 * tokens**2 * width
-    return Work(weights * WEIGHT_BYTES[precision], 2 * images * (tokens * weights + attention))
+    return Work(weights * WEIGHT_BYTES[precision], 2 * images * tokens * weights, 2 * images * attention)
 
 
 def prefill_work(sizes: ModelSizes, precision: str, states: int | None = None) -> Work:
@@ -97,8 +105,8 @@ def step_work(
     read = weights * WEIGHT_BYTES[precision] + sequences * (cross + past) * CACHE_BYTES[precision]
     # Each query meets each key and each value once: as many multiply-adds as the keys and values have numbers.
     # Of its past a beam needs only its own ancestors' columns, 1 / beams of those that are held.
-    operations = 2 * sequences * beams * (weights + cross + past / beams)
-    return Work(read, operations)
+    attention = 2 * sequences * beams * (cross + past / beams)
+    return Work(read, 2 * sequences * beams * weights, attention)
 
 
 def caption_work(sizes: ModelSizes, precision: str, *, beams: int, tokens: int) -> dict[str, Work]:

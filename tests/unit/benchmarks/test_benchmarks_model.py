@@ -81,6 +81,9 @@ def test_floor_is_the_longer_of_two_times() -> None:
     assert memory.seconds(LIMITS, "bf16") == 1.0 and memory.bound_by(LIMITS, "bf16") == "memory"
     assert arithmetic.seconds(LIMITS, "bf16") == 2.0 and arithmetic.bound_by(LIMITS, "bf16") == "arithmetic"
     assert arithmetic.seconds(LIMITS, "fp32") == 20.0 and arithmetic.seconds(LIMITS, "int8") == 1.0
+    attention = floors.Work(bytes=1e9, operations=0, attention=2e12)  # never in whole numbers
+    assert attention.seconds(LIMITS, "int8") == attention.seconds(LIMITS, "bf16") == 2.0
+    assert (arithmetic + attention).seconds(LIMITS, "int8") == 3.0 and attention.scaled(2).attention == 4e12
     assert (memory + arithmetic).bytes == 11e9 and memory.scaled(2).operations == 2e9
 
 
