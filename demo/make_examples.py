@@ -1,12 +1,13 @@
-"""Draws the pictures and the video in ``examples/`` and lists their captions.
+"""Draws the pictures and the video in ``examples/``, and lists their captions beside what the demo checkpoint says.
 
-python demo/make_examples.py
+python demo/make_examples.py --repository build/demo
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from PIL import Image
@@ -17,6 +18,7 @@ if __package__ in (None, ""):  # run as a script: make the repository root impor
 from demo.scenes.generator import Scene, SceneGenerator
 from demo.scenes.sprites import HELD_OUT_STYLE, TRAIN_STYLES
 from demo.scenes.videos import SceneVideo, VideoGenerator, encode_video
+from mplug.pipeline import Pipeline, RepositoryError
 
 EXAMPLES_DIR = Path(__file__).resolve().parents[1] / "examples"
 SIDE = 256  # pixels; twice the side that the demo model sees, for people to look at
@@ -26,19 +28,21 @@ VIDEO_STYLE = "noto"
 VIDEO_SEED = 20
 VIDEO_FRAMES = 16
 FPS = 8
-# Pictures per style; the held-out one comes last.
-PICTURES = {**dict.fromkeys(TRAIN_STYLES[:4], 2), HELD_OUT_STYLE: 4}  # the styles that have every class
+# Pictures per style: those that have every class, the held-out one, and the other hands that training draws.
+PICTURES = {**dict.fromkeys(TRAIN_STYLES[:4], 2), HELD_OUT_STYLE: 4, **dict.fromkeys(TRAIN_STYLES[4:8], 1)}
 
 README_HEAD = """# Pictures and a video to try
 
 [tour.ipynb](tour.ipynb) is a notebook: caption, ask, find, search, compare and video, in its own process and through a
 server. [langchain_chat.py](langchain_chat.py) asks through the [OpenAI-compatible endpoint](../docs/openai.md).
 
-Emoji scenes with their true captions, drawn by `python demo/make_examples.py`. None of the exact
-pictures was trained on; nothing drawn by Twemoji was trained on at all, and no video.
+Emoji scenes with their true captions, drawn by `python demo/make_examples.py`, and what the demo checkpoint says of
+each (OpenVINO, five beams), with its mistakes in bold. None of the exact pictures was trained on; nothing drawn by
+Twemoji was trained on at all, and no video. None was picked for its answer: how often it errs is in
+[its card](../checkpoints/demo/README.md).
 
-| file | art style | true caption |
-| --- | --- | --- |
+| file | art style | true caption | the demo checkpoint |
+| --- | --- | --- | --- |
 """
 
 README_TAIL = """
@@ -48,6 +52,10 @@ Changes made: rasterised, cropped, scaled, mirrored and placed on drawn backgrou
 
 - noto, noto-v1: Noto Emoji, © Google Inc., Apache License 2.0
 - fluent-flat, fluent-3d: Fluent Emoji, © Microsoft Corporation, MIT License
+- fxemoji: Firefox OS Emoji, © Mozilla Foundation, Apache License 2.0
+- streamline: Streamline Emojis, © Streamline, CC BY 4.0
+- emojione: EmojiOne 2.3, © EmojiOne (Ranks.com Inc.), CC BY 4.0
+- openclipart: Open Clip Art Library 0.18, public domain
 - twemoji: Twemoji, © Twitter, Inc. and other contributors, CC BY 4.0
 
 Sources, versions and licence texts: [`demo/emoji/NOTICE`](../demo/emoji/NOTICE).
@@ -75,8 +83,11 @@ def draw_video() -> SceneVideo:
             return video
 
 
-def write_examples(folder: Path) -> list[Path]:
-    """Write the pictures, every other one as JPEG, the video and ``README.md``; return the paths of the former."""
+def write_examples(folder: Path, say: Callable[[Path], str]) -> list[Path]:
+    """Write the pictures, every other one as JPEG, the video and ``README.md``; return the paths of the former.
+
+    `say` captions a picture or a video.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     paths, rows = [], []
     for number, (style, scene) in enumerate(draw_examples(), 1):
@@ -86,23 +97,42 @@ def write_examples(folder: Path) -> list[Path]:
         options = {"quality": JPEG_QUALITY} if suffix == "jpg" else {"optimize": True}
         Image.fromarray(scene.image).save(path, **options)
         paths.append(path)
-        rows.append(f"| [{path.name}]({path.name}) | {style} | {scene.caption} |")
+        rows.append(row(path, style, scene.caption, say))
     video = draw_video()
     paths.append(folder / "video-01.mp4")
     paths[-1].write_bytes(encode_video(video.frames, FPS))
-    rows.append(f"| [{paths[-1].name}]({paths[-1].name}) | {VIDEO_STYLE} | {video.caption} |")
+    rows.append(row(paths[-1], VIDEO_STYLE, video.caption, say))
     (folder / "README.md").write_text(README_HEAD + "\n".join(rows) + "\n" + README_TAIL, encoding="utf-8")
     return paths
 
 
-def main() -> None:
-    """Draw the examples and their table."""
-    parser = argparse.ArgumentParser(description=main.__doc__)
+def row(path: Path, style: str, caption: str, say: Callable[[Path], str]) -> str:
+    """Return a line of the table."""
+    said = say(path)
+    return f"| [{path.name}]({path.name}) | {style} | {caption} | {said if said == caption else f'**{said}**'} |"
+
+
+def main() -> int:
+    """Draw the examples and their table; returns the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=EXAMPLES_DIR)
+    parser.add_argument(
+        "--repository", type=Path, default=Path("build/demo"), help="the demo checkpoint, built (default: build/demo)"
+    )
     arguments = parser.parse_args()
-    for path in write_examples(arguments.output):
-        print(path)
+    try:
+        with Pipeline.open(arguments.repository) as mplug:
+
+            def say(path: Path) -> str:
+                return (mplug.caption(video=path) if path.suffix == ".mp4" else mplug.caption(path))[0].text
+
+            for path in write_examples(arguments.output, say):
+                print(path)
+    except RepositoryError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

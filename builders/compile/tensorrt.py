@@ -26,6 +26,7 @@ from mplug.network import MPlug
 from mplug.runtime.gpu.engine import PACKAGES
 from mplug.runtime.interface import RuntimeUnavailable
 from mplug.runtime.room import POSITION_MULTIPLE, STATE_MULTIPLE, round_up
+from mplug.tasks.inputs import PADDING_STEP
 
 PRECISIONS = ("fp16", "bf16", "fp32")
 #: Compute capabilities that TensorRT-RTX compiles for: Turing, Ampere, Ada, Blackwell.
@@ -201,7 +202,7 @@ def _profiles(spec: GraphSpec, network: MPlug, limits: Limits) -> list[dict[str,
     return [
         {
             "B": Range(1, min(4, batch), batch),
-            "L": Range(1, config.max_text_length, config.max_text_length),
+            "L": Range(1, min(PADDING_STEP, config.max_text_length), config.max_text_length),
             "A": Range(1, tokens, limits.frames * tokens),
         }
     ]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import re
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +19,22 @@ HUGE_PAGE = 2 << 20  # bytes
 LEAST_RESIDENT = 0.9
 SMAPS = Path("/proc/self/smaps")
 _MAPPING = re.compile(r"([0-9a-f]+)-([0-9a-f]+) (\S{4}) \S+ \S+ \d+\s*(.*)")
+
+
+_running: list[threading.Thread] = []
+
+
+def collapse_aside() -> None:
+    """Collapse in a thread of its own: it takes up to a second, for which no request waits."""
+    _running[:] = [thread for thread in _running if thread.is_alive()]
+    _running.append(threading.Thread(target=collapse, name="huge-pages", daemon=True))
+    _running[-1].start()
+
+
+def wait() -> None:
+    """Wait for what `collapse_aside` began: work beside it is slower."""
+    for thread in list(_running):
+        thread.join()
 
 
 def collapse() -> int:

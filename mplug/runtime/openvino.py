@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import threading
 from collections.abc import Mapping
 
 import numpy as np
@@ -104,7 +103,7 @@ class LargeWeights:
         """Do it in a thread of its own, once: half a second that no request waits for."""
         if self._pending:
             self._pending = False
-            threading.Thread(target=huge_pages.collapse, name="huge-pages", daemon=True).start()
+            huge_pages.collapse_aside()
 
 
 class OpenVinoGraph:

@@ -24,7 +24,7 @@ from mplug.errors import InvalidRequest
 from mplug.inputs.pixels import Pixels
 from mplug.inputs.text import clean_question
 from mplug.tasks.checkpoint_files import ServedCheckpoint
-from mplug.tasks.inputs import check_tokens, many_texts, one_text, visual
+from mplug.tasks.inputs import check_tokens, many_texts, one_text, padded_length, visual
 from mplug.tasks.stages import (
     SEARCH_OPTIONS,
     decode,
@@ -38,8 +38,6 @@ from mplug.tasks.stages import (
 
 MAX_WORDS = 256  # elements of OCR, and of OBJECTS, that one request may hold
 OCR_WORDS = 30  # words of OCR that are read, counted after cleaning, as the authors' data set cuts them
-#: Questions are padded to a multiple of this many tokens: requests share batches, and few pay for the longest.
-PADDING_STEP = 40
 #: How many times the log-probability of a candidate's first token counts, as published.
 FIRST_TOKEN_WEIGHT = 2
 #: Lengths of an answer, as published for VQA, where the checkpoint's own are those of another task.
@@ -116,7 +114,7 @@ class VqaTask:
                 f"{names}: {count} tokens with the question exceed the {most} that the checkpoint reads; "
                 "send fewer words"
             )
-        length = min(most, -(-count // PADDING_STEP) * PADDING_STEP)
+        length = padded_length(count, most)
         return self.tokenizer.encode(question, length, appended.values(), final_sep=self.config.final_sep)
 
     def _candidate_ids(self, candidates: Mapping[str, str]) -> np.ndarray:

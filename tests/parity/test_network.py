@@ -36,6 +36,21 @@ def test_the_vision_stage_normalises_bit_for_bit(dtype):
     assert torch.equal(values, torch.from_numpy(reference).to(dtype))
 
 
+def test_padding_of_texts_changes_nothing():
+    """Tasks pad texts no further than they need, where the published code pads to a fixed length."""
+    network, golden = load("retrieval")
+    ids, mask, images = golden["input_ids"], golden["attention_mask"], golden["image_embeds"][:1]
+    for row in range(len(ids)):
+        shortest = int(mask[row].sum())
+        assert shortest < ids.shape[1]
+        states = network.text_encoder(ids[row : row + 1, :shortest], mask[row : row + 1, :shortest])
+        assert_close(states[0], golden["text_embeds"][row, :shortest].numpy(), "text_embeds")
+        padded = network.fusion_encoder(images, golden["text_embeds"][row : row + 1], mask[row : row + 1])
+        image, text = network.fusion_encoder(images, states, mask[row : row + 1, :shortest])
+        assert_close(image, padded[0].numpy(), "fused image states")
+        assert_close(text, padded[1][:, :shortest].numpy(), "fused text states")
+
+
 def load(case: str, **options):
     network, _ = load_checkpoint(DATA / case, **options)
     return network, {name: torch.from_numpy(array) for name, array in tensors(case).items()}

@@ -1,6 +1,7 @@
 """Emoji scenes: reproducible, and every truth measured again from the pixels."""
 
 import itertools
+import re
 from collections import Counter
 
 import numpy as np
@@ -208,11 +209,14 @@ def test_bad_arguments_are_named():
 
 
 def test_examples_are_written_with_their_captions(tmp_path):
-    paths = write_examples(tmp_path)
+    committed = (EXAMPLES_DIR / "README.md").read_text(encoding="utf-8")
+    said = dict(re.findall(r"^\| \[(.+?)\].*\| \**([^|*]+?)\** \|$", committed, re.MULTILINE))
+    paths = write_examples(tmp_path, lambda path: said[path.name])
     readme = (tmp_path / "README.md").read_text(encoding="utf-8")
-    assert len(paths) == 13 and {p.suffix for p in paths} == {".png", ".jpg", ".mp4"}
+    assert len(paths) == 17 and {p.suffix for p in paths} == {".png", ".jpg", ".mp4"}
     assert all(p.name in readme for p in paths)
-    assert readme == (EXAMPLES_DIR / "README.md").read_text(encoding="utf-8")
+    assert readme == committed  # and so what differs from the true caption is bold
+    assert sum(path.name in said for path in paths) == len(paths)
 
 
 def test_the_example_video_is_what_its_line_says():

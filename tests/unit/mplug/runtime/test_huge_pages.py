@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from pathlib import Path
 
 import numpy as np
@@ -62,7 +61,5 @@ def test_large_weights_alone_and_once(
     weights = openvino.LargeWeights(StageInfo(tmp_path, "openvino", "fp32", {}, {}), "stage")
     for _ in range(2):
         weights.after_run()
-        for thread in threading.enumerate():
-            if thread.name == "huge-pages":
-                thread.join()
+        huge_pages.wait()
     assert len(calls) == times

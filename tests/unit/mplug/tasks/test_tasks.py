@@ -17,9 +17,10 @@ from mplug.inputs.tokenizer import Tokenizer
 from mplug.tasks.caption import CaptionTask
 from mplug.tasks.checkpoint_files import Head, ServedCheckpoint
 from mplug.tasks.ground import GroundTask
+from mplug.tasks.inputs import PADDING_STEP, tokenised
 from mplug.tasks.judgement import EntailTask, NlvrTask
 from mplug.tasks.retrieval import EmbedImageTask, EmbedTextTask, MatchTask
-from mplug.tasks.vqa import PADDING_STEP, VqaTask
+from mplug.tasks.vqa import VqaTask
 
 GOLDEN = Path(__file__).parents[3] / "parity" / "data"
 
@@ -91,6 +92,20 @@ def test_vqa_reads_the_fused_states_behind_their_mask() -> None:
     words = len(task.tokenizer.pieces("w1 w2")) + 2
     assert read["ENCODER_MASK"].tolist() == [1] * (task.config.vision.tokens + words) + [0] * (length - words)
     assert read["NUM_BEAMS"].tolist() == [3]
+
+
+def test_texts_are_no_longer_than_the_longest_needs() -> None:
+    """A multiple of the step, so that requests of like lengths share a batch; never more than the checkpoint reads."""
+    tokenizer = checkpoint("retrieval").tokenizer
+    most = 2 * PADDING_STEP - 2
+    for words, length in ((1, PADDING_STEP), (PADDING_STEP - 2, PADDING_STEP), (PADDING_STEP - 1, most)):
+        texts = {"TEXT[0]": "w1", "TEXT[1]": " ".join(["w1"] * words)}
+        ids, mask = tokenised(tokenizer, texts, most)
+        assert ids.shape == mask.shape == (2, length)
+        assert mask.sum(1).tolist() == [3, words + 2] and ids[1, words + 1] == tokenizer.sep_id
+        assert not ids[mask == 0].any()
+    with pytest.raises(InvalidRequest, match=r"TEXT\[0\]: 29 tokens exceed the 28"):
+        tokenised(tokenizer, {"TEXT[0]": " ".join(["w1"] * (most - 1))}, most)
 
 
 def test_ranked_candidates_are_a_softmax_over_those_that_were_kept() -> None:
