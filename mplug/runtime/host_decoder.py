@@ -15,6 +15,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from mplug.contract import SEARCH_STATE, STEP_CHOICES
+from mplug.runtime import freed_memory
 from mplug.runtime.interface import StepChoices
 from mplug.runtime.room import Room
 from mplug.runtime.search_state import carry_over, empty_state, write_row
@@ -63,6 +64,8 @@ class HostDecoder(ABC):
         self._past, self._cross, self._search, self._room = past, cross, search, room
         self._stepped = (0, 0)
         self._bind(list(past), list(cross))
+        del past, cross, new, old
+        freed_memory.trim()
 
     def admit(self, slot: int, encoder_states: np.ndarray) -> None:
         """See `Decoder.admit`; keys that some slot still holds of the same states are copied."""
