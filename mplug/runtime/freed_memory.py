@@ -1,8 +1,8 @@
 """Give freed memory back to the system.
 
-The C library keeps what a process frees for its next allocations. Caches that grow and shrink with the requests leave it
-in pieces that the next, larger ones do not fit into: at base size, after batches of 1, 8 and 32 requests, the decoder's
-process held 1,343 MB, of which 879 were in use.
+The C library keeps what a process frees for its next allocations. Caches that grow and shrink with the requests leave
+it in pieces that the next, larger ones do not fit into: at base size, after batches of 1, 8 and 32 requests, the
+decoder's process held 1,343 MB, of which 879 were in use.
 """
 
 from __future__ import annotations
