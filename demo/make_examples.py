@@ -38,8 +38,8 @@ server. [langchain_chat.py](langchain_chat.py) asks through the [OpenAI-compatib
 
 Emoji scenes with their true captions, drawn by `python demo/make_examples.py`, and what the demo checkpoint says of
 each (OpenVINO, five beams), with its mistakes in bold. None of the exact pictures was trained on; nothing drawn by
-Twemoji was trained on at all, and no video. None was picked for its answer: how often it errs is in
-[its card](../checkpoints/demo/README.md).
+Twemoji was trained on at all, and no video: it has no words for what moves. None was picked for its answer; how often
+it errs is in [its card](../checkpoints/demo/README.md).
 
 | file | art style | true caption | the demo checkpoint |
 | --- | --- | --- | --- |
@@ -63,12 +63,12 @@ Sources, versions and licence texts: [`demo/emoji/NOTICE`](../demo/emoji/NOTICE)
 
 
 def draw_examples() -> list[tuple[str, Scene]]:
-    """Return (style, scene) of every example: one and two groups by turns, each style by itself."""
+    """Return (style, scene) of every example: one and two groups by turns, or two, each style by itself."""
     examples = []
     for number, (style, count) in enumerate(PICTURES.items()):
         generator = SceneGenerator((style,), size=SIDE, max_groups=2, max_count=3, seed=SEED + number, pairs="any")
         for position in range(count):
-            generator.group_weights = [1, 0] if position % 2 == 0 else [0, 1]
+            generator.group_weights = [1, 0] if position % 2 == 0 and count > 1 else [0, 1]
             examples.append((style, generator.scene()))
     return examples
 
