@@ -32,7 +32,7 @@ from demo.texts.statements import hypotheses_of, pair_statements
 from demo.texts.vocabulary import write_vocabulary
 from demo.training.legs import Leg, Mixture
 from mplug.contract import ENTAILMENT_LABELS, NLVR_LABELS
-from mplug.inputs.pixels import PIXEL_MEAN, PIXEL_STD
+from mplug.inputs.normalisation import PIXEL_MEAN, PIXEL_STD
 from mplug.inputs.text import clean_caption
 from mplug.inputs.tokenizer import Tokenizer
 

@@ -19,7 +19,7 @@ from mplug.contract import (
     decoder_prefill,
     decoder_step,
 )
-from mplug.inputs.pixels import LEVELS
+from mplug.inputs.normalisation import LEVELS
 from mplug.network.beam_step import SearchState, beam_step
 from mplug.network.mplug import MPlug
 

@@ -20,7 +20,7 @@ from builders.compile.export import OPSET, example_inputs, export
 from builders.compile.openvino import PIXEL_TABLE, compile_graph
 from mplug.checkpoint import load_checkpoint
 from mplug.contract import GraphSpec
-from mplug.inputs.pixels import LEVELS
+from mplug.inputs.normalisation import LEVELS
 from mplug.network import MPlug
 from mplug.network.graphs import graphs_of
 from mplug.runtime.interface import StageInfo
