@@ -14,6 +14,7 @@ from mplug.inputs.pixels import Pixels
 from mplug.inputs.text import as_text, clean_caption
 from mplug.inputs.tokenizer import Tokenizer
 from mplug.inputs.video import decode_video, sample_indices
+from mplug.runtime.room import round_up
 
 #: Texts are padded to a multiple of this many tokens, which most questions, captions and expressions stay within.
 PADDING_STEP = 16
@@ -70,7 +71,7 @@ def padded_length(tokens: int, most: int) -> int:
 
     Padding is masked and changes nothing, but it costs time in every stage; few lengths let requests be one batch.
     """
-    return min(most, -(-tokens // PADDING_STEP) * PADDING_STEP)
+    return min(most, round_up(tokens, PADDING_STEP))
 
 
 def tokenised(
