@@ -45,7 +45,7 @@ from mplug.runtime.openvino import best_precision, supported
 WARM_UP = 100  # steps
 WEIGHT_DECAY = 0.05
 MUON = 2.5  # times the legs' rates
-DEFAULT_LEGS = "sprites:8000,patches:5000,pretrain:2000,tasks:4000,whole:3500"
+DEFAULT_LEGS = "sprites:8000,patches:5000,pretrain:600,tasks:1600,whole:1100"
 
 
 def parse_legs(text: str) -> list[tuple[str, int]]:
