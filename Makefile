@@ -75,7 +75,7 @@ environments: $(INSTALLED) $(PAGE_INSTALLED) $(GATEWAY_INSTALLED) $(CLIENT_INSTA
 
 # Two processes: most tests wait for a server or for one thread. Files that share servers stay in one (tests/conftest.py).
 test: environments  ## all tests; those for a GPU skip without one
-	@$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder $(PYTEST_ARGUMENTS)
+	@$(BIN)/python -m pytest --numprocesses 3 --dist loadgroup --no-loadscope-reorder $(PYTEST_ARGUMENTS)
 
 test-gpu: $(INSTALLED)  ## tests that need a GPU, with what requirements-gpu.txt adds
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-gpu.txt || \
@@ -115,7 +115,7 @@ reproduce: $(INSTALLED)  ## a result of the paper: TASK=caption DATA=DIR CHECKPO
 		$(if $(CHECK_ONLY),--check-only) $(REPRODUCE)
 
 # Begun again, it goes on where it was stopped. A rehearsal: TRAIN_DEMO="--legs sprites:2,tasks:2 --items 10".
-train-demo: $(INSTALLED)  ## the demo checkpoint from nothing: hours; its card and figures too, in TRAINED (build/train-demo); SEED=0
+train-demo: $(INSTALLED)  ## the demo checkpoint from nothing: four hours; its card and figures too, in TRAINED (build/train-demo); SEED=0
 	@exec $(BIN)/python demo/from_nothing.py --output $(TRAINED) --seed $(SEED) $(TRAIN_DEMO)
 
 clean:  ## remove what was built, and the virtual environment

@@ -87,7 +87,7 @@ def search_agreement(
 
     def search(decoder: Decoder, states: Sequence[np.ndarray]) -> list[Values]:
         start = np.array(prefix, np.int32)
-        with open_service(network, end_id, decoder, len(states)) as service:
+        with open_service(network, prefix[0], end_id, decoder, len(states)) as service:
             return [
                 answer.result()
                 for answer in [_submit(service, {"ENCODER_STATES": one, "PROMPT_IDS": start}) for one in states]
@@ -108,7 +108,9 @@ def compare_answers(expected: Sequence[Values], found: Sequence[Values]) -> Agre
 
 
 @contextlib.contextmanager
-def open_service(network: MPlug, end_id: int, decoder: Decoder, requests: int) -> Iterator[DecoderService]:
+def open_service(
+    network: MPlug, start_id: int, end_id: int, decoder: Decoder, requests: int
+) -> Iterator[DecoderService]:
     """Open the stage `text_decoder` over a decoder in memory; it queues as many requests as `requests`."""
     config = network.config
     parser = DecodeRequestParser(
@@ -116,7 +118,7 @@ def open_service(network: MPlug, end_id: int, decoder: Decoder, requests: int) -
         vocab_size=config.text.vocab_size,
         max_positions=config.text.max_positions,
         max_states=MAX_STATES,
-        start_id=0,  # every request names the ids that it starts from
+        start_id=start_id,
         end_id=end_id,
         generation=config.generation,
     )
@@ -145,7 +147,7 @@ def caption_agreement(checkpoint: Path, precisions: Sequence[str], scenes: int, 
     requests = [task.parse({"IMAGE": [encoded(Image.fromarray(image))]}) for image in images]
 
     def caption(decoder: Decoder, stages: Mapping[str, Run]) -> list[Values]:
-        with open_service(network, end_id, decoder, scenes) as service:
+        with open_service(network, tokenizer.cls_id, end_id, decoder, scenes) as service:
             return asyncio.run(_answers(task, requests, stages, service))
 
     reference = caption(
