@@ -1,4 +1,4 @@
-"""Which tests stay together when several processes share them: `make test PYTEST_ARGUMENTS="-n 2 --dist loadgroup"`."""
+"""Which tests stay together when several processes share them: `make test` asks for `--dist loadgroup`."""
 
 from __future__ import annotations
 
