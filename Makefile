@@ -73,7 +73,7 @@ bulk: $(BULK_INSTALLED) $(BUILT)  ## the environment of bulk work, .venv/bulk: b
 
 environments: $(INSTALLED) $(PAGE_INSTALLED) $(GATEWAY_INSTALLED) $(CLIENT_INSTALLED) $(BULK_INSTALLED) $(HELM)  ## everything that tests need; quicker with --jobs 3
 
-# Two processes: most tests wait for a server or for one thread. Files that share servers stay in one (tests/conftest.py).
+# Three processes: most tests wait for a server or for one thread. Files that share servers stay in one (tests/conftest.py).
 test: environments  ## all tests; those for a GPU skip without one
 	@$(BIN)/python -m pytest --numprocesses 3 --dist loadgroup --no-loadscope-reorder $(PYTEST_ARGUMENTS)
 

@@ -233,9 +233,10 @@ def test_parquet_is_resumed_by_row(
     pictures = [{"image": path.read_bytes().hex(), "id": "same"} for path in SCENES]
     text = json.dumps([*pictures, {"image": None, "id": None}])
     subprocess.run([PYTHON, "-c", _PARQUET, corpus / "a.parquet"], input=text, text=True, check=True)
-    (corpus / "b.parquet").write_bytes(b"PAR1")
     command = (corpus, output, "--repository", built("caption"), "--key-column", "id", *cluster)
-    assert "8 rows, 2 of them with an error" in answered("caption", *command)
+    assert "7 rows, 1 of them with an error" in answered("caption", *command)
+    (corpus / "b.parquet").write_bytes(b"PAR1")
+    assert "7 inputs are answered already\n8 rows, 2 of them" in answered("caption", *command)
     found = rows(output)
     assert [found[f"a.parquet#{number}"]["caption"] for number in range(6)] == [captions[path.name] for path in SCENES]
     assert {row["key"] for row in found.values()} == {"same", None}
