@@ -1,14 +1,15 @@
 """What lets the vision encoder name drawings by hands that it never saw: short runs of equal CPU time.
 
-    OMP_NUM_THREADS=1 python demo/eye_ablation.py --about network --minutes 2 --seeds 2
-    OMP_NUM_THREADS=1 python demo/eye_ablation.py --about traits --minutes 4 --seeds 2
+    OMP_NUM_THREADS=1 python demo/eye_ablation.py --about network --minutes 2 --output network.json
+    OMP_NUM_THREADS=1 python demo/eye_ablation.py --about traits --minutes 3 --output traits.json
 
 Every variant learns from nothing to label the patches of scenes with one object, as the first leg of the curriculum
-does, without one or several of the training styles; what is looked at is the share of patches under objects of those
-styles, unaugmented, that are named right. Neither Twemoji nor OpenMoji is looked at, so both stay fit to test with.
-`network` compares patch embeddings, optimisers and initial weights on the same scenes; `traits` leaves out what the
-augmentation changes, one trait at a time. Variants of a seed take turns: the one that has had the least CPU time makes
-the next step, so that whatever else the machine does slows all of them alike. Prints a table, and writes it as JSON.
+does, without some of the training styles; what is looked at is the share of patches under objects of those styles,
+unaugmented, that are named right. Neither Twemoji nor OpenMoji is looked at, so both stay fit to test with. Styles are
+left out in turn, and each turn has a seed of its own: what is compared is variants within a turn. `network` compares
+patch embeddings, optimisers and initial weights on the same scenes; `traits` leaves out what the augmentation changes,
+one trait at a time. Variants of a turn share the time: the one that has had the least of the CPU makes the next step,
+so that whatever else the machine does slows all of them alike. Prints a table; turns in the JSON are not made again.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import mean, stdev
@@ -43,9 +44,10 @@ from demo.training.legs import LEGS
 from mplug.network import MPlug
 
 LEG = "sprites"
-POOL = 6_000  # scenes that the variants of a seed see, again and again
+POOL = 6_000  # scenes that the variants of a turn see, again and again
 SCENES = 300  # looked at, of every style
 LOOK_SEED = 21_000  # of neither a split nor a look of the curriculum
+TURNS = ("fxemoji,streamline", "emojione,noto-v1", "openclipart,openclipart-more")  # left out; no hand is on both sides
 
 
 @dataclass(frozen=True)
@@ -177,33 +179,58 @@ def compare(variants: Sequence[Variant], left_out: Sequence[str], seed: int, min
     return runs
 
 
+def table(runs: Sequence[dict], variants: Sequence[str]) -> Iterator[str]:
+    """Yield the lines of a Markdown table: what was named right of left-out styles, in percent.
+
+    The last column is the mean difference to the last variant, in points, with its standard error over turns.
+    """
+
+    def scored(variant: str, turn: str) -> float:
+        (run,) = (run for run in runs if (run["variant"], run["left_out"]) == (variant, turn))
+        return 100 * mean(run["scores"][style] for style in turn.split(","))
+
+    turns = list(dict.fromkeys(run["left_out"] for run in runs))
+    yield f"| variant | steps | {' | '.join(turn.replace(',', ', ') for turn in turns)} | difference |"
+    yield "| --- |" + " ---: |" * (len(turns) + 2)
+    for variant in variants:
+        steps = mean(run["steps"] for run in runs if run["variant"] == variant)
+        cells = [f"{scored(variant, turn):.1f}" for turn in turns]
+        gaps = [scored(variant, turn) - scored(variants[-1], turn) for turn in turns]
+        error = f" ± {stdev(gaps) / len(gaps) ** 0.5:.1f}" if len(gaps) > 1 and variant != variants[-1] else ""
+        yield f"| {variant} | {steps:,.0f} | {' | '.join(cells)} | {mean(gaps):+.1f}{error} |"
+
+
 def main() -> int:
     """Compare the variants, and print what came of it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--about", choices=ABOUT, required=True)
-    parser.add_argument("--left-out", nargs="+", choices=TRAIN_STYLES, default=["fxemoji", "streamline"])
+    parser.add_argument(
+        "--left-out", nargs="+", default=TURNS, metavar="STYLE,STYLE", help="styles of each turn (%(default)s)"
+    )
     parser.add_argument("--minutes", type=float, default=2.0, help="of CPU time, for each variant (%(default)s)")
-    parser.add_argument("--seeds", type=int, default=2)
-    parser.add_argument("--output", type=Path, metavar="FILE", help="write the scores as JSON")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="keep the scores as JSON")
     options = parser.parse_args()
+    if unknown := {style for turn in options.left_out for style in turn.split(",")} - set(TRAIN_STYLES):
+        parser.error(f"--left-out: {', '.join(sorted(unknown))}: choose from {', '.join(TRAIN_STYLES)}")
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
-    found = [
-        {"variant": run.variant.name, "seed": seed, "steps": run.steps, "scores": run.scores}
-        for seed in range(options.seeds)
-        for run in compare(ABOUT[options.about], options.left_out, seed, options.minutes)
-    ]
-    print("| variant | steps |", *(f"{style} |" for style in found[0]["scores"]))
-    print("| --- | ---: |", *("---: |" for _ in found[0]["scores"]))
-    for variant in ABOUT[options.about]:
-        rows = [row for row in found if row["variant"] == variant.name]
-        cells = []
-        for style in rows[0]["scores"]:
-            values = [100 * row["scores"][style] for row in rows]
-            cells.append(f"{mean(values):.1f}" + (f" ± {stdev(values):.1f} |" if len(values) > 1 else " |"))
-        print(f"| {variant.name} | {mean(row['steps'] for row in rows):,.0f} |", *cells)
-    if options.output is not None:
-        options.output.write_text(json.dumps({"minutes": options.minutes, "runs": found}, indent=1) + "\n")
+    variants = ABOUT[options.about]
+    found: list[dict] = []
+    if options.output is not None and options.output.exists():
+        kept = json.loads(options.output.read_text())
+        if (kept["about"], kept["minutes"]) != (options.about, options.minutes):
+            parser.error(f"{options.output} is about {kept['about']}, at {kept['minutes']} minutes")
+        found = kept["runs"]
+    for seed, turn in enumerate(options.left_out):
+        if any(run["left_out"] == turn for run in found):
+            continue
+        for run in compare(variants, turn.split(","), seed, options.minutes):
+            said = {"variant": run.variant.name, "left_out": turn, "seed": seed, "steps": run.steps}
+            found.append(said | {"scores": run.scores})
+        if options.output is not None:
+            kept = {"about": options.about, "minutes": options.minutes, "runs": found}
+            options.output.write_text(json.dumps(kept, indent=1) + "\n")
+    print(*table(found, [variant.name for variant in variants]), sep="\n")
     return 0
 
 

@@ -1,0 +1,72 @@
+"""The eye's ablation looks at styles that no variant learnt from, and goes on where it was."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import pytest
+
+from demo import eye_ablation
+from demo.scenes.sprites import TRAIN_STYLES
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """As few scenes as do, and a record of the styles that pools were drawn in."""
+    drawn = []
+    pool_of = eye_ablation.pool_of
+
+    def recorded(variant, styles, seed):
+        drawn.append(tuple(styles))
+        return pool_of(variant, styles, seed)
+
+    monkeypatch.setattr(eye_ablation, "POOL", 64)
+    monkeypatch.setattr(eye_ablation, "SCENES", 4)
+    monkeypatch.setattr(eye_ablation, "pool_of", recorded)
+    return drawn
+
+
+def run(monkeypatch, *arguments) -> int:
+    monkeypatch.setattr(sys, "argv", ["eye_ablation.py", *map(str, arguments)])
+    return eye_ablation.main()
+
+
+def test_turns_leave_styles_out_and_finished_ones_stay(small, monkeypatch, capsys, tmp_path):
+    output = tmp_path / "network.json"
+    asked = ("--about", "network", "--minutes", "0.0001", "--output", output, "--left-out")
+    assert run(monkeypatch, *asked, "fxemoji,streamline") == 0
+    assert small == [tuple(style for style in TRAIN_STYLES if style not in ("fxemoji", "streamline"))]
+    first = json.loads(output.read_text())["runs"]
+    assert [said["variant"] for said in first] == [variant.name for variant in eye_ablation.ABOUT["network"]]
+    assert all(said["steps"] == 1 and {"fxemoji", "streamline"} < said["scores"].keys() for said in first)
+
+    assert run(monkeypatch, *asked, "fxemoji,streamline", "emojione") == 0
+    assert len(small) == 2 and "emojione" not in small[1]
+    runs = json.loads(output.read_text())["runs"]
+    assert runs[: len(first)] == first and {said["seed"] for said in runs[len(first) :]} == {1}
+    assert "| variant | steps | fxemoji, streamline | emojione | difference |" in capsys.readouterr().out
+
+    with pytest.raises(SystemExit):
+        run(monkeypatch, "--about", "traits", "--minutes", "0.0001", "--output", output)
+    assert "is about network, at 0.0001 minutes" in capsys.readouterr().err
+
+
+def test_unknown_styles_are_refused(monkeypatch, capsys):
+    with pytest.raises(SystemExit):
+        run(monkeypatch, "--about", "network", "--left-out", "fxemoji,twemoji")
+    assert "--left-out: twemoji: choose from" in capsys.readouterr().err
+
+
+def test_differences_are_within_a_turn():
+    runs = [
+        {"variant": variant, "left_out": turn, "steps": 10, "scores": {"noto": 1.0, **scores}}
+        for variant, turn, scores in (
+            ("one", "a,b", {"a": 0.2, "b": 0.4}),
+            ("two", "a,b", {"a": 0.3, "b": 0.5}),
+            ("one", "c", {"c": 0.5}),
+            ("two", "c", {"c": 0.8}),
+        )
+    ]
+    lines = list(eye_ablation.table(runs, ["one", "two"]))
+    assert lines[2:] == ["| one | 10 | 30.0 | 50.0 | -20.0 ± 10.0 |", "| two | 10 | 40.0 | 80.0 | +0.0 |"]
