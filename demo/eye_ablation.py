@@ -205,7 +205,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--about", choices=ABOUT, required=True)
     parser.add_argument(
-        "--left-out", nargs="+", default=TURNS, metavar="STYLE,STYLE", help="styles of each turn (%(default)s)"
+        "--left-out", nargs="+", default=TURNS, metavar="STYLE,…", help=f"of each turn (default: {' '.join(TURNS)})"
     )
     parser.add_argument("--minutes", type=float, default=2.0, help="of CPU time, for each variant (%(default)s)")
     parser.add_argument("--output", type=Path, metavar="FILE", help="keep the scores as JSON")

@@ -21,9 +21,11 @@ if not __package__:  # run as a script: Python looks beside this file, our packa
 import torch
 
 from builders.train.checkpoint_folder import SERVED_TASKS, start_network
+from builders.train.distributed import rank
 from builders.train.engine import Learner
 from builders.train.learners import LEARNERS
 from builders.train.training_command import add_options, command, source_of, train
+from builders.train.untaught_words import take_apart
 from mplug.inputs.tokenizer import Tokenizer
 from mplug.network import MPlug
 
@@ -51,6 +53,10 @@ def body(options: argparse.Namespace, device: torch.device) -> None:
     network, vocabulary = start_network(
         options.init, SERVED_TASKS[options.task], image_size=options.image_size, seed=options.seed
     )
+    if options.part_words:
+        words = take_apart(network, Tokenizer(vocabulary, network.config.text.vocab_size))
+        if rank() == 0:
+            print(f"{len(words):,} words that {options.init} was never taught are taken apart", flush=True)
     train(options.task, options, network, vocabulary, learner_for(options), device)
 
 
@@ -58,6 +64,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("task", choices=TASKS)
     parser.add_argument("--init", type=Path, required=True, metavar="CHECKPOINT", help="folder, any published layout")
+    parser.add_argument(
+        "--part-words",
+        action="store_true",
+        help="first take apart the words that the checkpoint was never taught, where they have become alike",
+    )
     parser.add_argument("--cider", action="store_true", help="caption: optimise CIDEr instead of cross-entropy")
     parser.add_argument("--samples", type=int, default=5, help="caption --cider: captions per picture")
     parser.add_argument("--alpha", type=float, default=0.4, help="vqa, retrieval: share of momentum soft targets (0.4)")
