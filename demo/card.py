@@ -34,12 +34,13 @@ from mplug.config import ConfigError, read_config
 LINE = 120  # characters
 CARD, NOTES = "README.md", "notes.md"
 TEMPLATE = Path(__file__).with_name("card_template.txt")
+EASY_VQA = "easy-vqa"  # the part that is of weights fine-tuned for it
 #: What the checkpoint is to reach, in hundredths: task, measure, and the aim in each split.
 AIMS = (
     ("caption", "object recall", {"test": 97, "test-twemoji": 78, "test-openmoji": 45}),
     ("caption", "exact", {"test": 88, "test-twemoji": 62, "test-openmoji": 30}),
     ("caption", "threes counted", {"test": 85, "test-twemoji": 75}),
-    ("vqa", "accuracy", {"test": 96, "test-twemoji": 87, "test-openmoji": 75, "easy-vqa": 99}),
+    ("vqa", "accuracy", {"test": 96, "test-twemoji": 87, "test-openmoji": 75, EASY_VQA: 99}),
     ("retrieval", "image → text, R@1", {"test": 95, "test-twemoji": 82, "test-openmoji": 55}),
     ("retrieval", "text → image, R@1", {"test": 95, "test-twemoji": 82, "test-openmoji": 55}),
     ("grounding", "IoU ≥ 0.5", {"test": 94, "test-twemoji": 93, "test-openmoji": 85}),
@@ -95,10 +96,11 @@ def card_of(checkpoint: Path, beside: Sequence[Path] = ()) -> str:
         "prompt": config.prompt,
         "tokens": f"{len(files.vocabulary.read_text(encoding='utf-8').splitlines()):,}",
         "network": _network(config),
-        "items": f"{max(outcome['items'] for outcome in figures['outcomes']):,}",
+        "items": f"{max(outcome['items'] for outcome in _own(figures)):,}",
         "through": figures["evaluation"]["through"],
         "curve": " and the curve below" if (checkpoint / PLOT).exists() else "",
         "scores": _scores(figures),
+        "fine_tuned": _fine_tuned(figures, os.path.relpath(ROOT, checkpoint)),
         "left_out": "".join(f"\nLeft out: {title}: {why}\n" for title, why in figures["left_out"].items()),
         "aims": _aims(figures),
         "scatter": _scatter([figures, *others]) if others else "",
@@ -137,9 +139,25 @@ def _network(config: Any) -> str:
     )
 
 
+def _own(figures: Figures) -> list[dict[str, Any]]:
+    """What was measured of the checkpoint as it is."""
+    return [outcome for outcome in figures["outcomes"] if outcome["part"] != EASY_VQA]
+
+
+def _fine_tuned(figures: Figures, root: str) -> str:
+    """What the checkpoint reaches on easy-vqa after training on it, with a line before it; empty if not measured."""
+    for outcome in figures["outcomes"]:
+        if outcome["part"] == EASY_VQA:
+            return (
+                f"\nFine-tuned on easy-vqa ([how]({root}/docs/evaluation.md#easy-vqa)), it answers "
+                f"{100 * outcome['metrics']['accuracy']:.1f} % of the {outcome['items']:,} test questions.\n"
+            )
+    return ""
+
+
 def _scores(figures: Figures) -> str:
     """The table of an evaluation, as builders/evaluate.py --markdown writes it."""
-    found = figures["outcomes"]
+    found = _own(figures)
     tasks = list(dict.fromkeys(each["task"] for each in found))
     outcomes = [
         Outcome(each["task"], each["split"], each["items"], each["metrics"], [], [])

@@ -8,7 +8,6 @@ apart what it reads alike. Untaught are the words that lie where the vocabulary'
 from __future__ import annotations
 
 from contextlib import suppress
-from itertools import count
 
 import torch
 from torch.nn import functional
@@ -16,14 +15,15 @@ from torch.nn import functional
 from mplug.inputs.tokenizer import Tokenizer
 from mplug.network import MPlug
 
+UNUSED = 994  # [unused0] to [unused993], as in BERT's vocabulary
 AS_UNUSED = 0.05  # of the [unusedN], the share that lies further from their mean than a word that counts as untaught
 ALIKE = 0.5  # length of the mean of [unusedN] as unit vectors, below which they have nothing in common to take away
 
 
 def _unused(tokenizer: Tokenizer) -> list[int]:
     ids = []
-    with suppress(KeyError):
-        for number in count():
+    for number in range(UNUSED):
+        with suppress(KeyError):
             ids.append(tokenizer.token_id(f"[unused{number}]"))
     return ids
 
@@ -36,7 +36,7 @@ def take_apart(network: MPlug, tokenizer: Tokenizer) -> list[int]:
     words; none where [unusedN] are not alike. Raises ValueError for a network without a text encoder and for a
     vocabulary without [unusedN].
     """
-    if "text_encoder" not in dict(network.named_children()):
+    if not hasattr(network, "text_encoder"):
         raise ValueError("words are taken apart in a text encoder, and this network has none")
     unused = _unused(tokenizer)
     if not unused:

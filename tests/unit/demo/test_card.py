@@ -57,6 +57,17 @@ def test_aims_are_met_or_missed_or_not_measured(checkpoint):
     assert "| caption | training styles | – | a \\| b | (nothing) |" in text
 
 
+def test_weights_fine_tuned_for_easy_vqa_stand_apart(checkpoint):
+    answers = {"part": "easy-vqa", "task": "vqa", "split": "easy-vqa test", "items": 9673, "mistakes": 0}
+    answers |= {"metrics": {"accuracy": 0.9812}, "first_mistakes": []}
+    change(checkpoint / FIGURES, outcomes=[outcome("test", "training styles", 0.97), answers])
+    text = card_of(checkpoint)
+    assert "1,000 items of each split" in text
+    assert "it answers 98.1 % of the 9,673 test questions." in " ".join(text.split())
+    assert "| vqa | accuracy | not measured (96) | not measured (87) | not measured (75) | 98.1 (99) missed |" in text
+    assert "| vqa | accuracy |  | 98.1 |" not in text
+
+
 def test_seeds_scatter_beside_the_first(checkpoint, tmp_path):
     training = {"seed": 0, "processes": 2, "precision": "bf16", "torch": "2.13.0", "cpu": "a CPU"}
     training["legs"] = [{"leg": "sprites", "steps": 3000, "scenes": 384_000, "hours": 0.55}]

@@ -140,6 +140,7 @@ def test_easy_vqa_is_trained_on_and_a_run_goes_on(pretrained, tmp_path):
         "1",
         "--alpha",
         "0",
+        "--part-words",
     ]
     assert call(finetune, "vqa", *options) == 0
     whole = (tmp_path / "checkpoint/model.safetensors").read_bytes()
