@@ -49,8 +49,6 @@ def add_options(parser: argparse.ArgumentParser, *, learning_rate: float, vision
         help="crop pictures at random to at least this share of their area (1.0: never)",
     )
     data.add_argument("--texts", type=int, default=2, help="texts about each emoji scene, where a task has several")
-
-    training = parser.add_argument_group("training")
     data.add_argument(
         "--max-unreadable",
         type=float,
@@ -58,6 +56,8 @@ def add_options(parser: argparse.ArgumentParser, *, learning_rate: float, vision
         metavar="SHARE",
         help="stop when more of the data set's pictures cannot be read (default: %(default)s; one always may)",
     )
+
+    training = parser.add_argument_group("training")
     training.add_argument("--output", type=Path, required=True, help="of the run; the result is OUTPUT/checkpoint")
     training.add_argument("--steps", type=int, required=True)
     training.add_argument("--batch-size", type=int, default=32, help="images of a batch, per process")
