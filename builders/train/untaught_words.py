@@ -12,7 +12,7 @@ from contextlib import suppress
 import torch
 from torch.nn import functional
 
-from mplug.inputs.tokenizer import Tokenizer
+from mplug.inputs.tokenizer import SPECIAL_TOKENS, Tokenizer
 from mplug.network import MPlug
 
 UNUSED = 994  # [unused0] to [unused993], as in BERT's vocabulary
@@ -42,12 +42,12 @@ def take_apart(network: MPlug, tokenizer: Tokenizer) -> list[int]:
     if not unused:
         raise ValueError("the vocabulary has no [unusedN], so nothing tells which words were never taught")
     rows = network.text_encoder.embeddings.word.weight
-    mean = functional.normalize(rows[unused].float(), dim=1).mean(0)
+    mean = functional.normalize(rows[unused], dim=1).mean(0)
     if mean.norm() < ALIKE:
         return []
-    likeness = functional.cosine_similarity(rows.float(), mean[None])
+    likeness = functional.cosine_similarity(rows, mean[None])
     found = likeness >= likeness[unused].quantile(AS_UNUSED)
-    found[[tokenizer.pad_id, tokenizer.unk_id, tokenizer.cls_id, tokenizer.sep_id, tokenizer.mask_id]] = False
+    found[[tokenizer.token_id(token) for token in SPECIAL_TOKENS]] = False
     common = functional.normalize(mean, dim=0)
-    rows[found] -= (rows[found].float() @ common)[:, None].mul(common).to(rows.dtype)
+    rows[found] -= torch.outer(rows[found] @ common, common)
     return found.nonzero().flatten().tolist()
