@@ -1,11 +1,11 @@
 """Write the card of a demo checkpoint, its README.md, from figures.json and what was written by hand.
 
     python demo/card.py checkpoints/demo
-    python demo/card.py build/train-demo/checkpoint --beside build/train-demo-1/checkpoint/figures.json
 
 No figure of a table is typed by hand: all come from figures.json (demo/figures.py), the sizes from the checkpoint, the
-frame from card_template.txt. What a person says of the checkpoint stands in CHECKPOINT/notes.md, if there is one.
-`--beside`: figures of runs with other seeds, beside which the card shows how far they scatter.
+frame from card_template.txt. What a person says of the checkpoint stands in CHECKPOINT/notes.md, if there is one; the
+figures.json of a run with another seed, copied to CHECKPOINT/figures-seed-1.json, lets the card show how far runs
+scatter.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from mplug.config import ConfigError, read_config
 
 LINE = 120  # characters
 CARD, NOTES = "README.md", "notes.md"
+OTHER_SEEDS = "figures-seed-*.json"
 TEMPLATE = Path(__file__).with_name("card_template.txt")
 EASY_VQA = "easy-vqa"  # the part that is of weights fine-tuned for it
 #: What the checkpoint is to reach, in hundredths: task, measure, and the aim in each split.
@@ -79,13 +80,13 @@ def read_figures(path: Path) -> Figures:
     return figures
 
 
-def card_of(checkpoint: Path, beside: Sequence[Path] = ()) -> str:
+def card_of(checkpoint: Path) -> str:
     """Return the card's text. Raises FiguresError, CheckpointError and ConfigError for what is missing or wrong."""
     figures = read_figures(checkpoint / FIGURES)
     files = find_checkpoint(checkpoint)
     if figures["weights_sha256"] != files.sha256():
         raise FiguresError(f"{checkpoint / FIGURES}: are those of other weights; measure again with demo/figures.py")
-    others = [read_figures(path) for path in beside]
+    others = [read_figures(path) for path in sorted(checkpoint.glob(OTHER_SEEDS))]
     notes = checkpoint / NOTES
     config = read_config(files.config, files.bert_config)
     parameters = sum(tensor.numel() for tensor in read_state_dict(files.weights).values())
@@ -112,10 +113,10 @@ def card_of(checkpoint: Path, beside: Sequence[Path] = ()) -> str:
     return _filled(Template(TEMPLATE.read_text(encoding="utf-8")).substitute(values))
 
 
-def write_card(checkpoint: Path, beside: Sequence[Path] = ()) -> Path:
+def write_card(checkpoint: Path) -> Path:
     """Write CHECKPOINT/README.md and return its path; raises what `card_of` raises."""
     path = checkpoint / CARD
-    path.write_text(card_of(checkpoint, beside), encoding="utf-8")
+    path.write_text(card_of(checkpoint), encoding="utf-8")
     return path
 
 
@@ -207,6 +208,7 @@ def _aims(figures: Figures) -> str:
 
 def _scatter(runs: Sequence[Figures]) -> str:
     columns, rows = _columns(), []
+    del columns[EASY_VQA]
     for task, measure, aims in AIMS:
         cells = []
         for part in columns:
@@ -266,10 +268,9 @@ def main() -> int:
     """The command line; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", type=Path)
-    parser.add_argument("--beside", type=Path, nargs="*", default=[], metavar="FIGURES", help="of other seeds")
     options = parser.parse_args()
     try:
-        print(write_card(options.checkpoint, options.beside))
+        print(write_card(options.checkpoint))
     except (FiguresError, CheckpointError, ConfigError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -114,14 +114,6 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         help=f"NAME:STEPS,…, for a rehearsal (default: {DEFAULT_LEGS})",
     )
     parser.add_argument("--items", type=int, help="evaluated per task and split, for a rehearsal (default: all)")
-    parser.add_argument(
-        "--beside",
-        type=Path,
-        nargs="*",
-        default=[],
-        metavar="FIGURES",
-        help="figures.json of runs with other seeds: the card shows how far they scatter",
-    )
     parser.add_argument("--without-figures", action="store_true", help="end with the checkpoint")
     parser.add_argument("--save-every", type=int, help="steps between states (default: that of demo/train.py)")
     return parser.parse_args(arguments)
@@ -140,7 +132,7 @@ def make(options: argparse.Namespace) -> None:
         return
     shutil.copyfile(output / PLOT, checkpoint / PLOT)
     measure(checkpoint, output / "figures", run=output, items=options.items)
-    write_card(checkpoint, options.beside)
+    write_card(checkpoint)
     print(f"{checkpoint}: the checkpoint, its card (README.md), figures.json and {PLOT}", flush=True)
 
 
