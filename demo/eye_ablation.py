@@ -47,7 +47,8 @@ LEG = "sprites"
 POOL = 6_000  # scenes that the variants of a turn see, again and again
 SCENES = 300  # looked at, of every style
 LOOK_SEED = 21_000  # of neither a split nor a look of the curriculum
-TURNS = ("fxemoji,streamline", "emojione,noto-v1", "openclipart,openclipart-more")  # left out; no hand is on both sides
+#: Styles left out in turn, so that no hand is on both sides.
+TURNS = (("fxemoji", "streamline"), ("emojione", "noto-v1"), ("openclipart", "openclipart-more"))
 
 
 @dataclass(frozen=True)
@@ -185,12 +186,12 @@ def table(runs: Sequence[dict], variants: Sequence[str]) -> Iterator[str]:
     The last column is the mean difference to the last variant, in points, with its standard error over turns.
     """
 
-    def scored(variant: str, turn: str) -> float:
-        (run,) = (run for run in runs if (run["variant"], run["left_out"]) == (variant, turn))
-        return 100 * mean(run["scores"][style] for style in turn.split(","))
+    def scored(variant: str, turn: Sequence[str]) -> float:
+        (run,) = (run for run in runs if run["variant"] == variant and [*run["left_out"]] == [*turn])
+        return 100 * mean(run["scores"][style] for style in turn)
 
-    turns = list(dict.fromkeys(run["left_out"] for run in runs))
-    yield f"| variant | steps | {' | '.join(turn.replace(',', ', ') for turn in turns)} | difference |"
+    turns = list(dict.fromkeys(tuple(run["left_out"]) for run in runs))
+    yield f"| variant | steps | {' | '.join(', '.join(turn) for turn in turns)} | difference |"
     yield "| --- |" + " ---: |" * (len(turns) + 2)
     for variant in variants:
         steps = mean(run["steps"] for run in runs if run["variant"] == variant)
@@ -200,18 +201,30 @@ def table(runs: Sequence[dict], variants: Sequence[str]) -> Iterator[str]:
         yield f"| {variant} | {steps:,.0f} | {' | '.join(cells)} | {mean(gaps):+.1f}{error} |"
 
 
+def styles_of(text: str) -> tuple[str, ...]:
+    """Return the names in STYLE,STYLE. Raises ArgumentTypeError for a style that is none to train on."""
+    styles = tuple(text.split(","))
+    if unknown := set(styles) - set(TRAIN_STYLES):
+        raise argparse.ArgumentTypeError(f"{', '.join(sorted(unknown))}: choose from {', '.join(TRAIN_STYLES)}")
+    return styles
+
+
 def main() -> int:
     """Compare the variants, and print what came of it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--about", choices=ABOUT, required=True)
+    usual = " ".join(",".join(styles) for styles in TURNS)
     parser.add_argument(
-        "--left-out", nargs="+", default=TURNS, metavar="STYLE,…", help=f"of each turn (default: {' '.join(TURNS)})"
+        "--left-out",
+        type=styles_of,
+        nargs="+",
+        default=TURNS,
+        metavar="STYLE,…",
+        help=f"of each turn (default: {usual})",
     )
     parser.add_argument("--minutes", type=float, default=2.0, help="of CPU time, for each variant (%(default)s)")
     parser.add_argument("--output", type=Path, metavar="FILE", help="keep the scores as JSON")
     options = parser.parse_args()
-    if unknown := {style for turn in options.left_out for style in turn.split(",")} - set(TRAIN_STYLES):
-        parser.error(f"--left-out: {', '.join(sorted(unknown))}: choose from {', '.join(TRAIN_STYLES)}")
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
     variants = ABOUT[options.about]
@@ -222,10 +235,10 @@ def main() -> int:
             parser.error(f"{options.output} is about {kept['about']}, at {kept['minutes']} minutes")
         found = kept["runs"]
     for seed, turn in enumerate(options.left_out):
-        if any(run["left_out"] == turn for run in found):
+        if any(run["left_out"] == [*turn] for run in found):
             continue
-        for run in compare(variants, turn.split(","), seed, options.minutes):
-            said = {"variant": run.variant.name, "left_out": turn, "seed": seed, "steps": run.steps}
+        for run in compare(variants, turn, seed, options.minutes):
+            said = {"variant": run.variant.name, "left_out": [*turn], "seed": seed, "steps": run.steps}
             found.append(said | {"scores": run.scores})
         if options.output is not None:
             kept = {"about": options.about, "minutes": options.minutes, "runs": found}

@@ -55,12 +55,12 @@ def test_turns_leave_styles_out_and_finished_ones_stay(small, monkeypatch, capsy
 def test_unknown_styles_are_refused(monkeypatch, capsys):
     with pytest.raises(SystemExit):
         run(monkeypatch, "--about", "network", "--left-out", "fxemoji,twemoji")
-    assert "--left-out: twemoji: choose from" in capsys.readouterr().err
+    assert "argument --left-out: twemoji: choose from" in capsys.readouterr().err
 
 
 def test_differences_are_within_a_turn():
     runs = [
-        {"variant": variant, "left_out": turn, "steps": 10, "scores": {"noto": 1.0, **scores}}
+        {"variant": variant, "left_out": turn.split(","), "steps": 10, "scores": {"noto": 1.0, **scores}}
         for variant, turn, scores in (
             ("one", "a,b", {"a": 0.2, "b": 0.4}),
             ("two", "a,b", {"a": 0.3, "b": 0.5}),
