@@ -219,7 +219,8 @@ def _scatter(runs: Sequence[Figures]) -> str:
     seeds = ", ".join(str(run["training"]["seed"]) if run["training"] else "unknown" for run in runs)
     return (
         f"\n### How far runs scatter\n\nThis checkpoint, and in brackets the least and the most of {len(runs)} runs, "
-        f"seeds {seeds}.\n\n" + _table(("task", "measure", *columns.values()), rows)
+        f"seeds {seeds}; `{OTHER_SEEDS}` holds the figures of the others.\n\n"
+        + _table(("task", "measure", *columns.values()), rows)
     )
 
 

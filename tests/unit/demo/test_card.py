@@ -79,7 +79,7 @@ def test_seeds_scatter_beside_the_first(checkpoint):
     change(other, outcomes=[outcome("test", "training styles", 0.963)], training={**training, "seed": 1})
     text = card_of(checkpoint)
     assert "| caption | object recall | 95.0 (95.0 to 96.3) | – | – |\n" in text, "no column of fine-tuned weights"
-    assert "2 runs, seeds 0, 1" in text
+    assert "2 runs, seeds 0, 1;" in " ".join(text.split())
     assert "`make train-demo SEED=0`: 2 processes, bf16, PyTorch 2.13.0, on a CPU, in 0.6 hours" in " ".join(
         text.split()
     )
