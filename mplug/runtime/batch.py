@@ -12,7 +12,6 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from mplug.contract import Stage
-from mplug.errors import StageError
 from mplug.runtime.stage_inputs import check_finite
 
 Arrays = Mapping[str, np.ndarray]
@@ -88,11 +87,12 @@ class BatchingStage:
                     continue
                 try:
                     check_finite("a stage", result)
-                except StageError as error:
+                    # Rows of a batch are views that would keep the whole batch alive.
+                    rows = {name: array.copy() for name, array in result.items()}
+                except Exception as error:  # whatever it is, somebody waits for an answer
                     answer.set_exception(error)
                 else:
-                    # Rows of a batch are views that would keep the whole batch alive.
-                    answer.set_result({name: array.copy() for name, array in result.items()})
+                    answer.set_result(rows)
 
     def _take_batch(self) -> list[tuple[Arrays, asyncio.Future[dict[str, np.ndarray]]]]:
         """Remove and return requests of one shape, the longest waiting first, up to the batch size."""

@@ -2,8 +2,9 @@
 
 On a GPU a step of S slots is recorded as a CUDA graph: the network, the search, the caches' new keys and the search's
 next state, on a stream of the decoder's own. Nothing goes in from the host, so several steps are launched one behind
-the other; each is followed by a copy of its choices into page-locked memory. On a CPU the same work is called
-directly.
+the other; each is followed by a copy of its choices into page-locked memory. An admission is a recording as well, which
+reads its slot and its states from where they were copied: its operators, launched one by one, would keep the GPU
+waiting for as long as a step takes. On a CPU the same work is called directly.
 
 Caches of every size lie in one piece of memory, from its beginning, so that the recordings of a room hold when the
 room is left and comes again; they are lost only when that memory is replaced. Shapes: `[2·layers, slots, H, T, C, D]`
@@ -16,7 +17,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from math import prod
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -26,7 +27,7 @@ from mplug.contract import SEARCH_STATE
 from mplug.runtime.gpu.cuda import raise_if_lost
 from mplug.runtime.gpu.dlpack import on_gpu
 from mplug.runtime.interface import StepChoices
-from mplug.runtime.room import Room, step_slots
+from mplug.runtime.room import STATE_MULTIPLE, Room, round_up, step_slots
 from mplug.runtime.search_state import SEARCH_TENSORS, carry_over, empty_state, search_shapes, write_row
 from mplug.runtime.stage_inputs import check_magnitude
 
@@ -34,7 +35,7 @@ from mplug.runtime.stage_inputs import check_magnitude
 CHUNK = 4
 #: On a GPU, memory for caches is kept up to this size: replacing it costs the recordings.
 SPARE_BYTES = 1 << 30
-#: Recordings that are kept; the one used longest ago goes first.
+#: Recordings of steps, and of admissions, that are kept; the one used longest ago goes first.
 MOST_RECORDINGS = 40
 
 #: Makes of some work a call that does it again.
@@ -69,9 +70,10 @@ class TorchDecoder:
         self._room = Room()
         self._memory = torch.zeros(0, dtype=self._dtype, device=device)
         self._past, self._cross = self._laid_out(self._memory, self._room)
-        self._rows: dict[Room, Tensor] = {}  # searches by room; kept for as long as the recordings that read them
-        self._rows[self._room] = torch.from_numpy(_host_rows(self._room)).to(device)
+        self._slot = torch.zeros(1, dtype=torch.int64, device=device)  # that is admitted to
+        self._inputs = {self._room: self._new_inputs(_host_rows(self._room))}  # kept while recordings read them
         self._steps: dict[tuple[Room, int], _Step] = {}
+        self._admissions: dict[tuple[Room, int], _Launch] = {}  # by states, rounded up
 
     def cache_bytes(self, room: Room) -> int:
         """See `Decoder.cache_bytes`."""
@@ -79,6 +81,11 @@ class TorchDecoder:
 
     def _numbers(self, room: Room) -> int:
         return self._arrays * self._heads * self._head_width * room.keys
+
+    def _new_inputs(self, rows: np.ndarray) -> _Inputs:
+        """Return what the recordings of this room read, with these searches."""
+        states = torch.zeros((1, self._room.states, self._heads * self._head_width), device=self._device)
+        return _Inputs(torch.from_numpy(rows).to(self._device), states)
 
     def _laid_out(self, memory: Tensor, room: Room) -> tuple[Tensor, Tensor]:
         """Return the caches of a room as views of memory."""
@@ -102,49 +109,77 @@ class TorchDecoder:
                 self._memory[:needed].zero_()
             else:
                 self._steps.clear()
-                self._rows = {old: self._rows[old]}
+                self._admissions.clear()
+                self._inputs = {old: self._inputs[old]}
                 # Zeros, not whatever was in memory: a masked place counts 0 × what it holds.
                 self._memory = torch.zeros(needed, dtype=self._dtype, device=self._device)
             self._past, self._cross = self._laid_out(self._memory, room)
             self._past[:, : kept.slots, :, : kept.positions, : kept.columns] = past
             self._cross[:, : kept.slots, :, : kept.states] = cross
-            self._carry_searches(old, room)
             self._room = room
+            self._carry_searches(old)
 
-    def _carry_searches(self, old: Room, room: Room) -> None:
-        rows = _host_rows(room)
-        carry_over(_views(self._rows[old].cpu().numpy(), old), _views(rows, room))
-        if room not in self._rows:
-            self._rows[room] = torch.empty(rows.shape, dtype=torch.int32, device=self._device)
-        self._rows[room].copy_(torch.from_numpy(rows))
+    def _carry_searches(self, old: Room) -> None:
+        rows = _host_rows(self._room)
+        carry_over(_views(self._inputs[old].rows.cpu().numpy(), old), _views(rows, self._room))
+        if self._room in self._inputs:
+            self._inputs[self._room].rows.copy_(torch.from_numpy(rows))
+        else:
+            self._inputs[self._room] = self._new_inputs(rows)
 
     @torch.inference_mode()
     def admit(self, slot: int, encoder_states: Any) -> None:
         """See `Decoder.admit`; states are an array `[A, W]`, or lie on the GPU. Raises InvalidRequest for NaN there."""
         with self._on_stream():
+            here = self._inputs[self._room].states[0]
             if on_gpu(encoder_states):
-                states = torch.from_dlpack(encoder_states.__dlpack__()).to(self._device)
+                states = torch.from_dlpack(encoder_states.__dlpack__())
+                here[: len(states)].copy_(states, non_blocking=True)
+                # Waits for the copy, too: states from elsewhere are not ours any more after this.
                 check_magnitude("ENCODER_STATES", states.abs().amax().cpu().numpy())
             else:
-                states = torch.from_numpy(np.ascontiguousarray(encoder_states)).to(self._device)
-            length = len(states)
+                states = torch.from_numpy(np.ascontiguousarray(encoder_states))
+                here[: len(states)].copy_(states, non_blocking=True)
+            size = length = len(states)
+            if self._record is not None:  # rounded up, so that recordings are few
+                size = min(round_up(length, STATE_MULTIPLE), len(here))
+                here[length:size] = 0
+            self._slot.fill_(slot)
+            self._admission_for(size).run()
+
+    def _admission_for(self, size: int) -> _Launch:
+        key = (self._room, size)
+        if key not in self._admissions:
+            what = f"admissions of {size} states"
+            self._admissions[key] = _Launch(self._admission_of(size), self._record, what)
+        return self._used(self._admissions, key)
+
+    def _admission_of(self, size: int) -> Callable[[], None]:
+        """Return what fills the slot `self._slot` of this room from `size` states."""
+        past, cross, slot = self._past, self._cross, self._slot
+        states = self._inputs[self._room].states[:, :size]
+
+        def work() -> None:
             # What the last request left is masked, but a masked place counts 0 × what it holds, and 0 × NaN is NaN.
-            self._past[:, slot] = 0
-            self._cross[:, slot, :, length:] = 0
-            for index, array in enumerate(self._prefill(states[None].to(self._dtype))):
-                self._cross[index, slot, :, :length] = array[0]
-            self._synchronize()  # states from elsewhere are not ours any more after this
+            past.index_fill_(1, slot, 0)
+            cross.index_fill_(1, slot, 0)
+            for index, array in enumerate(self._prefill(states.to(self._dtype))):
+                cross[index, :, :, :size].index_copy_(0, slot, array)
+
+        return work
 
     @torch.inference_mode()
     def load(self, slot: int, search: Mapping[str, np.ndarray]) -> None:
         """See `Decoder.load`; rows that are not named stay as they are."""
         with self._on_stream():
-            target = self._rows[self._room][slot : slot + 1]
-            row = target.cpu().numpy()
+            target = self._inputs[self._room].rows[slot : slot + 1]
+            whole = all(tensor.name in search for tensor in SEARCH_TENSORS)
+            # Reading it back waits for all that was launched.
+            row = np.empty(target.shape, np.int32) if whole else target.cpu().numpy()
             for name, view in _views(row, self._room).items():
                 if name in search:
                     write_row(name, view, search[name])
-            target.copy_(torch.from_numpy(row))
+            target.copy_(torch.from_numpy(row), non_blocking=True)
 
     @torch.inference_mode()
     def move(self, source: int, target: int) -> None:
@@ -152,7 +187,7 @@ class TorchDecoder:
         with self._on_stream():
             for tensor in (self._past, self._cross):
                 tensor[:, target] = tensor[:, source]
-            rows = self._rows[self._room]
+            rows = self._inputs[self._room].rows
             rows[target] = rows[source]
 
     @torch.inference_mode()
@@ -165,33 +200,33 @@ class TorchDecoder:
         with self._on_stream():
             step = self._step_for(size)
             for index in range(count):
-                step.run()
+                step.launch.run()
                 step.host[index].copy_(step.choices, non_blocking=True)
             self._synchronize()
         return [_choices(rows[:slots]) for rows in step.host[:count].numpy()]
 
     def _step_for(self, size: int) -> _Step:
         key = (self._room, size)
-        if key in self._steps:
-            self._steps[key] = self._steps.pop(key)  # last is the one used last
-            return self._steps[key]
-        if len(self._steps) >= MOST_RECORDINGS:
-            self._drop_oldest()
-        choices = torch.zeros((size, 3 * self._room.columns + 1), dtype=torch.int32, device=self._device)
-        host = torch.zeros((self.chunk, *choices.shape), dtype=torch.int32, pin_memory=self._stream is not None)
-        self._steps[key] = _Step(self._work_of(size, choices), choices, host, self._record)
-        return self._steps[key]
+        if key not in self._steps:
+            choices = torch.zeros((size, 3 * self._room.columns + 1), dtype=torch.int32, device=self._device)
+            host = torch.zeros((self.chunk, *choices.shape), dtype=torch.int32, pin_memory=self._stream is not None)
+            launch = _Launch(self._work_of(size, choices), self._record, f"steps of {size} slots")
+            self._steps[key] = _Step(launch, choices, host)
+        return self._used(self._steps, key)
 
-    def _drop_oldest(self) -> None:
-        room, _ = oldest = next(iter(self._steps))
-        del self._steps[oldest]
-        if room != self._room and not any(kept == room for kept, _ in self._steps):
-            del self._rows[room]
+    def _used(self, kept: dict[tuple[Room, int], Any], key: tuple[Room, int]) -> Any:
+        """Return one of `kept`, which goes last: the one used longest ago is dropped when they are too many."""
+        kept[key] = found = kept.pop(key)
+        if len(kept) > MOST_RECORDINGS:
+            del kept[next(iter(kept))]
+            rooms = {self._room, *(room for room, _ in [*self._steps, *self._admissions])}
+            self._inputs = {room: inputs for room, inputs in self._inputs.items() if room in rooms}
+        return found
 
     def _work_of(self, size: int, choices: Tensor) -> Callable[[], None]:
         """Return one step of the first `size` slots of this room, which writes what it chose to `choices`."""
         past, cross = self._past[:, :size], self._cross[:, :size]
-        search = _views(self._rows[self._room][:size], self._room)
+        search = _views(self._inputs[self._room].rows[:size], self._room)
         inputs = [*(search[tensor.name] for tensor in SEARCH_TENSORS), *past.unbind(), *cross.unbind()]
         slots = torch.arange(size, device=self._device)
 
@@ -215,28 +250,45 @@ class TorchDecoder:
             self._stream.synchronize()
 
 
-class _Step:
-    """Steps of one size in one room."""
+class _Inputs(NamedTuple):
+    """What the host writes for the recordings of a room."""
 
-    def __init__(self, work: Callable[[], None], choices: Tensor, host: Tensor, record: Record | None) -> None:
-        self._work, self._record = work, record
-        self.choices, self.host = choices, host
+    rows: Tensor  # searches, `[slots, n]` int32
+    states: Tensor  # of the request that is admitted, `[1, A, W]` fp32
+
+
+class _Launch:
+    """Work that is done again and again in one room."""
+
+    def __init__(self, work: Callable[[], None], record: Record | None, what: str) -> None:
+        self._work, self._record, self._what = work, record, what
         self._replay: Callable[[], None] | None = None
         self._warm = False
 
     def run(self) -> None:
-        """Launch one step. The first is not recorded: libraries load their kernels in it."""
+        """Launch it. The first time it is not recorded: libraries load their kernels then."""
         if self._replay is None and self._warm and self._record is not None:
             try:
                 self._replay = self._record(self._work)
             except RuntimeError as error:
                 raise_if_lost(error)
-                warnings.warn(
-                    f"steps of {len(self.choices)} slots run without a CUDA graph, slower: {error}", stacklevel=2
-                )
+                warnings.warn(f"{self._what} run without a CUDA graph, slower: {error}", stacklevel=2)
                 self._record = None
         (self._replay or self._work)()
         self._warm = True
+
+    @property
+    def is_recorded(self) -> bool:
+        """Whether it is launched as one."""
+        return self._replay is not None
+
+
+class _Step(NamedTuple):
+    """Steps of one size in one room."""
+
+    launch: _Launch
+    choices: Tensor  # `[S, 3·M + 1]`
+    host: Tensor  # of as many steps as are launched at once, `[chunk, S, 3·M + 1]`
 
 
 class _CudaGraphs:

@@ -8,6 +8,9 @@ import torch
 from mplug.runtime.gpu.cuda import device_count
 from mplug.runtime.gpu.engine import PACKAGES, can_run
 
+#: Need PyTorch's CUDA build and nothing else.
+OF_PYTORCH = ("test_torch.py", "test_training.py", "test_demo.py")
+
 #: Targets whose engines can be built and run here.
 TARGETS = [target for target in PACKAGES if can_run(target)]
 
@@ -16,7 +19,7 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if "tests/gpu/" not in item.path.as_posix():
             continue
-        if item.path.name == "test_torch.py":  # needs PyTorch's CUDA build and nothing else
+        if item.path.name in OF_PYTORCH:
             if not torch.cuda.is_available():
                 item.add_marker(pytest.mark.skip(reason=f"PyTorch {torch.__version__} sees no GPU"))
         elif not device_count():

@@ -62,6 +62,10 @@ class DeviceArray:
     def __len__(self) -> int:
         return self.shape[0]
 
+    def copy(self) -> DeviceArray:
+        """Return a copy on the device, in memory of its own."""
+        return DeviceArray.copied(self._device, self.address, self.shape, self.dtype)
+
     def reshape(self, *shape: int) -> DeviceArray:
         """Return the same memory in another shape; one length may be −1."""
         known = prod(length for length in shape if length != -1)

@@ -101,7 +101,7 @@ def begin(decoder, slots, beams, room, states=None):
         decoder.admit(slot, states[slot])
         search = new_search(
             prefix=[CLS],
-            encoder_mask=np.ones(17, np.int32),
+            encoder_mask=np.ones(len(states[slot]), np.int32),
             beams=beams,
             min_length=20,
             max_length=20,

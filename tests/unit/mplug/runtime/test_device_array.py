@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from mplug.config import GenerationConfig
 from mplug.contract import FORWARDED_OUTPUTS, STAGES_FILE, Forwarded
 from mplug.decoding.request import DecodeRequestParser
 from mplug.runtime import interface
+from mplug.runtime.batch import BatchingStage
 from mplug.runtime.gpu import array as device_array
 from mplug.runtime.gpu import cuda as device_cuda
 from mplug.runtime.gpu import dlpack as device_dlpack
@@ -75,6 +77,46 @@ def test_views(cuda: FakeCuda) -> None:
             wrong()
     with pytest.raises(ValueError, match="cannot be reshaped to"):
         array.reshape(5, 5)
+
+
+def test_a_copy_has_memory_of_its_own(cuda: FakeCuda) -> None:
+    array = on_device(cuda, VALUES)
+    before = cuda.uploaded, cuda.downloaded
+    copy = array[1:3].copy()
+    assert isinstance(copy, DeviceArray) and (cuda.uploaded, cuda.downloaded) == before
+    del array
+    gc.collect()
+    np.testing.assert_array_equal(np.asarray(copy), VALUES[1:3])
+    assert len(cuda.device.pieces) == 1  # what it was copied from is gone
+
+
+def test_what_stays_on_the_device_leaves_a_batch_as_it_is(cuda: FakeCuda) -> None:
+    """Each request's rows, from a stage that leaves its output there."""
+
+    async def ask(stage: BatchingStage) -> list[dict]:
+        return await asyncio.gather(*(stage({"X": VALUES[rows]}) for rows in (slice(0, 1), slice(1, 4))))
+
+    with ThreadPoolExecutor(1) as worker:
+        stage = BatchingStage(lambda inputs: {"Y": on_device(cuda, inputs["X"])}, 4, worker)
+        first, second = asyncio.run(asyncio.wait_for(ask(stage), 60))
+    assert isinstance(first["Y"], DeviceArray) and isinstance(second["Y"], DeviceArray)
+    np.testing.assert_array_equal(np.asarray(first["Y"]), VALUES[:1])
+    np.testing.assert_array_equal(np.asarray(second["Y"]), VALUES[1:])
+
+
+def test_an_answer_that_cannot_be_handed_out_is_an_error() -> None:
+    """The caller must not wait for ever."""
+
+    class NoArray:
+        shape = (1,)
+
+        def __getitem__(self, rows: slice) -> NoArray:
+            return self
+
+    with ThreadPoolExecutor(1) as worker:
+        stage = BatchingStage(lambda inputs: {"Y": NoArray()}, 4, worker)
+        with pytest.raises(AttributeError, match="copy"):
+            asyncio.run(asyncio.wait_for(stage({"X": VALUES[:1]}), 60))
 
 
 def test_arrays_one_behind_the_other(cuda: FakeCuda) -> None:

@@ -76,15 +76,17 @@ def record(work):
     return work
 
 
-def test_a_step_can_be_recorded():
-    """The whole step, network, search and caches, holds no operator that waits for the device or looks at the host."""
+def test_steps_and_admissions_can_be_recorded():
+    """Network, search and caches: nothing in them waits for the device or looks at the host."""
     decoder, host = decoder_as_on_a_gpu(record), eager_decoder(network_of("caption"), SEP)
-    for one in (decoder, host):
-        begin(one, 3, 5, Room(4, 24, 5, 32))
-    assert_same_choices(decoder.step(3, 5, 1)[0], host.step(3, 5, 1)[0])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("warnings.warn", lambda message, **_: pytest.fail(message))
+        for one in (decoder, host):
+            begin(one, 3, 5, Room(4, 24, 5, 32))
+        assert_same_choices(decoder.step(3, 5, 1)[0], host.step(3, 5, 1)[0])
         decoder.step(3, 5, 1)
+    for launch in (*decoder._admissions.values(), *(step.launch for step in decoder._steps.values())):
+        assert launch.is_recorded
 
 
 @pytest.mark.parametrize(
@@ -102,8 +104,8 @@ def test_what_cannot_be_recorded_is_noticed(forbidden):
     begin(decoder, 3, 5, Room(4, 24, 5, 32))
     decoder.step(3, 5, 1)
     (step,) = decoder._steps.values()
-    plain = step._work
-    step._work = lambda: (plain(), forbidden(step))
+    plain = step.launch._work
+    step.launch._work = lambda: (plain(), forbidden(step))
     with pytest.warns(UserWarning, match="not permitted when stream is capturing"):
         decoder.step(3, 5, 1)
 

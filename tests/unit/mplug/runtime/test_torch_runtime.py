@@ -26,7 +26,7 @@ from builders.build import main as build
 from mplug.contract import MAX_MAGNITUDE
 from mplug.errors import InvalidRequest
 from mplug.pipeline import Pipeline
-from mplug.runtime import open_decoder, open_graph
+from mplug.runtime import open_decoder, open_graph, torch_decoder
 from mplug.runtime import torch as torch_runtime
 from mplug.runtime.gpu.cuda import DeviceLost
 from mplug.runtime.interface import RuntimeUnavailable, StageInfo
@@ -88,10 +88,12 @@ def test_recordings_of_a_room_hold_when_it_comes_again() -> None:
                 one.move(1, 0)
             for _ in range(2):
                 assert_same_choices(decoder.step(2, 5, 1)[0], host.step(2, 5, 1)[0])
-    assert recorder.recorded == 2 and decoder._memory.data_ptr() == memory
+    assert recorder.recorded == 3  # a step in either room, and an admission in the large one
+    assert decoder._memory.data_ptr() == memory
     for one in (decoder, host):
         one.reserve(Room(8, 24, 5, 32))
-    assert not decoder._steps and len(decoder._rows) == 2  # of the room before, and of this one
+    assert not decoder._steps and not decoder._admissions
+    assert len(decoder._inputs) == 2  # of the room before, and of this one
     assert_same_choices(decoder.step(2, 5, 1)[0], host.step(2, 5, 1)[0])
 
 
@@ -112,6 +114,37 @@ def test_a_step_that_cannot_be_recorded_runs_plainly() -> None:
         second = decoder.step(1, 5, 1)[0]
     assert_same_choices(second, host.step(1, 5, 1)[0])
     assert_same_choices(decoder.step(1, 5, 1)[0], host.step(1, 5, 1)[0])
+
+
+def test_recordings_are_dropped_when_they_are_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The one used longest ago goes, and what it read, if no other reads it; it is made again when it is needed."""
+    monkeypatch.setattr(torch_decoder, "MOST_RECORDINGS", 2)
+    decoder, host = decoder_as_on_a_gpu(Recorder()), eager_decoder(network_of("caption"), SEP)
+    for positions in (48, 40, 32, 24, 48):
+        room = Room(2, positions, 5, 32)
+        for one in (decoder, host):
+            begin(one, 2, 5, room)
+        assert_same_choices(decoder.step(2, 5, 1)[0], host.step(2, 5, 1)[0])
+    assert [room.positions for room, _ in decoder._steps] == [24, 48]
+    assert [room.positions for room, _ in decoder._admissions] == [24, 48]
+    assert {room.positions for room in decoder._inputs} == {24, 48}
+
+
+def test_an_admission_leaves_nothing_of_the_one_before() -> None:
+    """Neither a longer request's states nor those of one that was refused: a recording reads past the shorter ones."""
+    states = golden("caption")["image_embeds"]
+    decoder, host = decoder_as_on_a_gpu(Recorder()), eager_decoder(network_of("caption"), SEP)
+    for one in (decoder, host):
+        begin(one, 2, 5, Room(2, 24, 5, 32), states)
+    spoilt = torch.full((17, states.shape[-1]), torch.nan)
+    with pytest.raises(InvalidRequest, match="holds NaN"):
+        decoder.admit(0, SimpleNamespace(__dlpack__=spoilt.__dlpack__, __dlpack_device__=lambda: (2, 0)))
+    for one in (decoder, host):
+        begin(one, 2, 5, Room(2, 24, 5, 32), [states[0][:9], states[1][:5]])
+    read = decoder._inputs[decoder._room].states[0]
+    assert (read[:5] == torch.from_numpy(states[1][:5])).all() and not read[5:].any()
+    for _ in range(2):
+        assert_same_choices(decoder.step(2, 5, 1)[0], host.step(2, 5, 1)[0])
 
 
 def test_a_lost_device_is_told_as_such() -> None:
