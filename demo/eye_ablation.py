@@ -1,15 +1,18 @@
 """What lets the vision encoder name drawings by hands that it never saw: short runs of equal CPU time.
 
-    OMP_NUM_THREADS=1 python demo/eye_ablation.py --about network --minutes 2 --output network.json
-    OMP_NUM_THREADS=1 python demo/eye_ablation.py --about traits --minutes 3 --output traits.json
+    OMP_NUM_THREADS=1 python demo/eye_ablation.py --about network --minutes 7 --output network.json
+    OMP_NUM_THREADS=1 python demo/eye_ablation.py --about traits --minutes 6 --output traits.json
+    OMP_NUM_THREADS=1 python demo/eye_ablation.py --about augmentation --minutes 18 --pool 18000 --looks 3 \
+        --output augmentation.json
 
 Every variant learns from nothing to label the patches of scenes with one object, as the first leg of the curriculum
 does, without some of the training styles; what is looked at is the share of patches under objects of those styles,
 unaugmented, that are named right. Neither Twemoji nor OpenMoji is looked at, so both stay fit to test with. Styles are
 left out in turn, and each turn has a seed of its own: what is compared is variants within a turn. `network` compares
 patch embeddings, optimisers and initial weights on the same scenes; `traits` leaves out what the augmentation changes,
-one trait at a time. Variants of a turn share the time: the one that has had the least of the CPU makes the next step,
-so that whatever else the machine does slows all of them alike. Prints a table; turns in the JSON are not made again.
+one trait at a time; `augmentation` is all of it or none, for longer. Variants of a turn share the time: the one that
+has had the least of the CPU makes the next step, so that whatever else the machine does slows all of them alike. Prints
+a table; turns in the JSON are not made again.
 """
 
 from __future__ import annotations
@@ -44,7 +47,7 @@ from demo.training.legs import LEGS
 from mplug.network import MPlug
 
 LEG = "sprites"
-POOL = 6_000  # scenes that the variants of a turn see, again and again
+POOL = 6_000  # scenes that a variant sees, again and again
 SCENES = 300  # looked at, of every style
 LOOK_SEED = 21_000  # of neither a split nor a look of the curriculum
 #: Styles left out in turn, so that no hand is on both sides.
@@ -77,6 +80,7 @@ ABOUT = {
         *(Variant(f"all but {trait}", traits=tuple(t for t in TRAITS if t != trait)) for trait in TRAITS),
         Variant("all traits"),
     ),
+    "augmentation": (Variant("drawn as they are", augmented=False), Variant("all traits")),
 }
 
 
@@ -90,11 +94,11 @@ class Run:
     batches: list[dict[str, torch.Tensor]]
     seconds: float = 0.0  #: of CPU
     steps: int = 0
-    scores: dict[str, float] = field(default_factory=dict)
+    looks: list[dict[str, float]] = field(default_factory=list)  #: scores by style, the last at the end
 
 
-def pool_of(variant: Variant, styles: Sequence[str], seed: int) -> list[dict[str, torch.Tensor]]:
-    """Return batches of scenes drawn for a variant, tensors as of `SceneTexts.batch`."""
+def pool_of(variant: Variant, styles: Sequence[str], seed: int, scenes: int) -> list[dict[str, torch.Tensor]]:
+    """Return batches of so many scenes drawn for a variant, tensors as of `SceneTexts.batch`."""
     leg, texts = LEGS[LEG], SceneTexts(seed)
     generator = SceneGenerator(
         styles,
@@ -106,7 +110,7 @@ def pool_of(variant: Variant, styles: Sequence[str], seed: int) -> list[dict[str
         traits=variant.traits,
     )
     batches = []
-    for number in range(POOL // leg.batch_size):
+    for number in range(scenes // leg.batch_size):
         generator.augment = variant.augmented and (number % 10) < 10 * leg.augmented
         batches.append(texts.batch(generator.batch(leg.batch_size, paired=True).scenes, None))
     return batches
@@ -156,10 +160,11 @@ def look(run: Run, styles: Sequence[str]) -> dict[str, float]:
         batch = SceneGenerator((style,), size=SCENE_SIZE, max_groups=1, max_count=1, seed=LOOK_SEED).batch(SCENES)
         states = run.learner.network.vision_encoder(normalise(torch.from_numpy(batch.images)))
         scores[style] = run.learner.patches.accuracy(states, torch.from_numpy(batch.patch_labels).long())
+    run.learner.train()
     return scores
 
 
-def compare(variants: Sequence[Variant], left_out: Sequence[str], seed: int, minutes: float) -> list[Run]:
+def compare(variants: Sequence[Variant], left_out: Sequence[str], seed: int, options: argparse.Namespace) -> list[Run]:
     """Train all variants for as many minutes of CPU time each, and look at them."""
     styles = [style for style in TRAIN_STYLES if style not in left_out]
     pools: dict[tuple[bool, tuple[str, ...]], list[dict[str, torch.Tensor]]] = {}
@@ -167,28 +172,29 @@ def compare(variants: Sequence[Variant], left_out: Sequence[str], seed: int, min
     for variant in variants:
         key = variant.augmented, variant.traits
         if key not in pools:
-            pools[key] = pool_of(variant, styles, seed)
+            pools[key] = pool_of(variant, styles, seed, options.pool)
         runs.append(begin(variant, pools[key], seed))
-    limit = 60 * minutes
+    limit = 60 * options.minutes
     with tqdm(total=round(limit * len(runs)), unit="CPU s", desc=f"seed {seed}") as bar:
         while (run := min(runs, key=lambda run: run.seconds)).seconds < limit:
             before = run.seconds
             one_step(run, limit)
             bar.update(run.seconds - before)
-    for run in runs:
-        run.scores = look(run, [*styles[:1], *left_out])
+            while len(run.looks) < options.looks and run.seconds >= limit * (len(run.looks) + 1) / options.looks:
+                run.looks.append(look(run, [*styles[:1], *left_out]))
     return runs
 
 
 def table(runs: Sequence[dict], variants: Sequence[str]) -> Iterator[str]:
     """Yield the lines of a Markdown table: what was named right of left-out styles, in percent.
 
-    The last column is the mean difference to the last variant, in points, with its standard error over turns.
+    Scores are those at the end. The last column is the mean difference to the last variant, in points, with its
+    standard error over turns.
     """
 
     def scored(variant: str, turn: list[str]) -> float:
         (run,) = (run for run in runs if (run["variant"], run["left_out"]) == (variant, turn))
-        return 100 * mean(run["scores"][style] for style in turn)
+        return 100 * mean(run["looks"][-1][style] for style in turn)
 
     turns = [run["left_out"] for run in runs if run["variant"] == variants[-1]]
     yield f"| variant | steps | {' | '.join(', '.join(turn) for turn in turns)} | difference |"
@@ -223,26 +229,28 @@ def main() -> int:
         help=f"of each turn (default: {usual})",
     )
     parser.add_argument("--minutes", type=float, default=2.0, help="of CPU time, for each variant (%(default)s)")
+    parser.add_argument("--pool", type=int, default=POOL, metavar="SCENES", help="of each variant (%(default)s)")
+    parser.add_argument("--looks", type=int, default=1, metavar="N", help="at equal parts of the time (%(default)s)")
     parser.add_argument("--output", type=Path, metavar="FILE", help="keep the scores as JSON")
     options = parser.parse_args()
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
     variants = ABOUT[options.about]
+    settings = {"about": options.about, "minutes": options.minutes, "pool": options.pool, "looks": options.looks}
     found: list[dict] = []
     if options.output is not None and options.output.exists():
         kept = json.loads(options.output.read_text())
-        if (kept["about"], kept["minutes"]) != (options.about, options.minutes):
-            parser.error(f"{options.output} is about {kept['about']}, at {kept['minutes']} minutes")
-        found = kept["runs"]
+        found = kept.pop("runs")
+        if kept != settings:
+            parser.error(f"{options.output} is of other settings: {kept}")
     for seed, turn in enumerate(options.left_out):
         if any(run["left_out"] == turn for run in found):
             continue
-        for run in compare(variants, turn, seed, options.minutes):
+        for run in compare(variants, turn, seed, options):
             said = {"variant": run.variant.name, "left_out": turn, "seed": seed, "steps": run.steps}
-            found.append(said | {"scores": run.scores})
+            found.append(said | {"looks": run.looks})
         if options.output is not None:
-            kept = {"about": options.about, "minutes": options.minutes, "runs": found}
-            options.output.write_text(json.dumps(kept, indent=1) + "\n")
+            options.output.write_text(json.dumps(settings | {"runs": found}, indent=1) + "\n")
     print(*table(found, [variant.name for variant in variants]), sep="\n")
     return 0
 

@@ -17,11 +17,10 @@ def small(monkeypatch):
     drawn = []
     pool_of = eye_ablation.pool_of
 
-    def recorded(variant, styles, seed):
+    def recorded(variant, styles, seed, scenes):
         drawn.append(tuple(styles))
-        return pool_of(variant, styles, seed)
+        return pool_of(variant, styles, seed, scenes)
 
-    monkeypatch.setattr(eye_ablation, "POOL", 64)
     monkeypatch.setattr(eye_ablation, "SCENES", 4)
     monkeypatch.setattr(eye_ablation, "pool_of", recorded)
     return drawn
@@ -34,12 +33,12 @@ def run(monkeypatch, *arguments) -> int:
 
 def test_turns_leave_styles_out_and_finished_ones_stay(small, monkeypatch, capsys, tmp_path):
     output = tmp_path / "network.json"
-    asked = ("--about", "network", "--minutes", "0.0001", "--output", output, "--left-out")
+    asked = ("--about", "network", "--minutes", "0.0001", "--pool", "64", "--output", output, "--left-out")
     assert run(monkeypatch, *asked, "fxemoji,streamline") == 0
     assert small == [tuple(style for style in TRAIN_STYLES if style not in ("fxemoji", "streamline"))]
     first = json.loads(output.read_text())["runs"]
     assert [said["variant"] for said in first] == [variant.name for variant in eye_ablation.ABOUT["network"]]
-    assert all(said["steps"] == 1 and {"fxemoji", "streamline"} < said["scores"].keys() for said in first)
+    assert all(said["steps"] == 1 and {"fxemoji", "streamline"} < said["looks"][0].keys() for said in first)
 
     assert run(monkeypatch, *asked, "fxemoji,streamline", "emojione") == 0
     assert len(small) == 2 and "emojione" not in small[1]
@@ -49,7 +48,7 @@ def test_turns_leave_styles_out_and_finished_ones_stay(small, monkeypatch, capsy
 
     with pytest.raises(SystemExit):
         run(monkeypatch, "--about", "traits", "--minutes", "0.0001", "--output", output)
-    assert "is about network, at 0.0001 minutes" in capsys.readouterr().err
+    assert "is of other settings: {'about': 'network', 'minutes': 0.0001" in capsys.readouterr().err
 
 
 def test_unknown_styles_are_refused(monkeypatch, capsys):
@@ -60,7 +59,12 @@ def test_unknown_styles_are_refused(monkeypatch, capsys):
 
 def test_differences_are_within_a_turn():
     runs = [
-        {"variant": variant, "left_out": turn.split(","), "steps": 10, "scores": {"noto": 1.0, **scores}}
+        {
+            "variant": variant,
+            "left_out": turn.split(","),
+            "steps": 10,
+            "looks": [{"noto": 0.0, **dict.fromkeys(scores, 0.0)}, {"noto": 1.0, **scores}],
+        }
         for variant, turn, scores in (
             ("one", "a,b", {"a": 0.2, "b": 0.4}),
             ("two", "a,b", {"a": 0.3, "b": 0.5}),
