@@ -69,11 +69,11 @@ class Variant:
 
 ABOUT = {
     "network": (
-        Variant("one convolution per patch, AdamW, 0.02", stem=False, muon=False, by_width=False, rate=0.5),
-        Variant("and Muon", stem=False, by_width=False),
-        Variant("and weights by width", stem=False),
-        Variant("and a stem"),
-        Variant("the stem, but AdamW", muon=False, rate=0.5),
+        Variant("one convolution, AdamW, weights of 0.02", stem=False, muon=False, by_width=False, rate=0.5),
+        Variant("one convolution, Muon, weights of 0.02", stem=False, by_width=False),
+        Variant("one convolution, Muon, weights by width", stem=False),
+        Variant("stem, AdamW, weights by width", muon=False, rate=0.5),
+        Variant("stem, Muon, weights by width"),
     ),
     "traits": (
         Variant("drawn as they are", augmented=False),
@@ -228,7 +228,7 @@ def main() -> int:
         metavar="STYLE,…",
         help=f"of each turn (default: {usual})",
     )
-    parser.add_argument("--minutes", type=float, default=2.0, help="of CPU time, for each variant (%(default)s)")
+    parser.add_argument("--minutes", type=float, default=7.0, help="of CPU time, for each variant (%(default)s)")
     parser.add_argument("--pool", type=int, default=POOL, metavar="SCENES", help="of each variant (%(default)s)")
     parser.add_argument("--looks", type=int, default=1, metavar="N", help="at equal parts of the time (%(default)s)")
     parser.add_argument("--output", type=Path, metavar="FILE", help="keep the scores as JSON")

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
 
 import pytest
 
 from demo import eye_ablation
 from demo.scenes.sprites import TRAIN_STYLES
+
+DOCS = Path(__file__).parents[3] / "docs"
 
 
 @pytest.fixture
@@ -74,3 +77,12 @@ def test_differences_are_within_a_turn():
     ]
     lines = list(eye_ablation.table(runs, ["one", "two"]))
     assert lines[2:] == ["| one | 10 | 30.0 | 50.0 | -20.0 ± 10.0 |", "| two | 10 | 40.0 | 80.0 | +0.0 |"]
+
+
+@pytest.mark.parametrize("about", eye_ablation.ABOUT)
+def test_the_page_has_what_was_measured(about):
+    """Its tables are those of the JSON beside it, of the variants that the command compares today."""
+    kept = json.loads((DOCS / f"eye-{about}.json").read_text())
+    assert kept["about"] == about
+    lines = eye_ablation.table(kept["runs"], [variant.name for variant in eye_ablation.ABOUT[about]])
+    assert "\n".join(lines) in (DOCS / "eye-ablation.md").read_text()
