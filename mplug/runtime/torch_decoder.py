@@ -17,7 +17,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from math import prod
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -38,6 +38,7 @@ SPARE_BYTES = 1 << 30
 #: Recordings of steps, and of admissions, that are kept; the one used longest ago goes first.
 MOST_RECORDINGS = 40
 
+T = TypeVar("T")
 #: Makes of some work a call that does it again.
 Record = Callable[[Callable[[], None]], Callable[[], None]]
 
@@ -132,29 +133,23 @@ class TorchDecoder:
         """See `Decoder.admit`; states are an array `[A, W]`, or lie on the GPU. Raises InvalidRequest for NaN there."""
         with self._on_stream():
             here = self._inputs[self._room].states[0]
-            if on_gpu(encoder_states):
+            forwarded = on_gpu(encoder_states)  # by another stage; those from the host were checked at the door
+            if forwarded:
                 states = torch.from_dlpack(encoder_states.__dlpack__())
-                here[: len(states)].copy_(states, non_blocking=True)
-                # Waits for the copy, too: states from elsewhere are not ours any more after this.
-                check_magnitude("ENCODER_STATES", states.abs().amax().cpu().numpy())
             else:
                 states = torch.from_numpy(np.ascontiguousarray(encoder_states))
-                here[: len(states)].copy_(states, non_blocking=True)
             size = length = len(states)
+            here[:length].copy_(states, non_blocking=True)
+            if forwarded:
+                # Waits for the copy, too: states from elsewhere are not ours any more after this.
+                check_magnitude("ENCODER_STATES", states.abs().amax().cpu().numpy())
             if self._record is not None:  # rounded up, so that recordings are few
                 size = min(round_up(length, STATE_MULTIPLE), len(here))
                 here[length:size] = 0
             self._slot.fill_(slot)
-            self._admission_for(size).run()
+            self._kept(self._admissions, size, self._new_admission).run()
 
-    def _admission_for(self, size: int) -> _Launch:
-        key = (self._room, size)
-        if key not in self._admissions:
-            what = f"admissions of {size} states"
-            self._admissions[key] = _Launch(self._admission_of(size), self._record, what)
-        return self._used(self._admissions, key)
-
-    def _admission_of(self, size: int) -> Callable[[], None]:
+    def _new_admission(self, size: int) -> _Launch:
         """Return what fills the slot `self._slot` of this room from `size` states."""
         past, cross, slot = self._past, self._cross, self._slot
         states = self._inputs[self._room].states[:, :size]
@@ -162,11 +157,11 @@ class TorchDecoder:
         def work() -> None:
             # What the last request left is masked, but a masked place counts 0 × what it holds, and 0 × NaN is NaN.
             past.index_fill_(1, slot, 0)
-            cross.index_fill_(1, slot, 0)
+            cross[:, :, :, size:].index_fill_(1, slot, 0)
             for index, array in enumerate(self._prefill(states.to(self._dtype))):
                 cross[index, :, :, :size].index_copy_(0, slot, array)
 
-        return work
+        return _Launch(work, self._record, f"admissions of {size} states")
 
     @torch.inference_mode()
     def load(self, slot: int, search: Mapping[str, np.ndarray]) -> None:
@@ -198,30 +193,28 @@ class TorchDecoder:
         if self._record is not None:  # rounded up, so that recordings are few
             size = step_slots(slots, self._room.slots)
         with self._on_stream():
-            step = self._step_for(size)
+            step = self._kept(self._steps, size, self._new_step)
             for index in range(count):
                 step.launch.run()
                 step.host[index].copy_(step.choices, non_blocking=True)
             self._synchronize()
         return [_choices(rows[:slots]) for rows in step.host[:count].numpy()]
 
-    def _step_for(self, size: int) -> _Step:
+    def _kept(self, kept: dict[tuple[Room, int], T], size: int, make: Callable[[int], T]) -> T:
+        """Return what is kept for this room and size, made anew if need be; the one used longest ago may be dropped."""
         key = (self._room, size)
-        if key not in self._steps:
-            choices = torch.zeros((size, 3 * self._room.columns + 1), dtype=torch.int32, device=self._device)
-            host = torch.zeros((self.chunk, *choices.shape), dtype=torch.int32, pin_memory=self._stream is not None)
-            launch = _Launch(self._work_of(size, choices), self._record, f"steps of {size} slots")
-            self._steps[key] = _Step(launch, choices, host)
-        return self._used(self._steps, key)
-
-    def _used(self, kept: dict[tuple[Room, int], Any], key: tuple[Room, int]) -> Any:
-        """Return one of `kept`, which goes last: the one used longest ago is dropped when they are too many."""
-        kept[key] = found = kept.pop(key)
+        kept[key] = found = kept.pop(key) if key in kept else make(size)  # last is the one used last
         if len(kept) > MOST_RECORDINGS:
             del kept[next(iter(kept))]
             rooms = {self._room, *(room for room, _ in [*self._steps, *self._admissions])}
             self._inputs = {room: inputs for room, inputs in self._inputs.items() if room in rooms}
         return found
+
+    def _new_step(self, size: int) -> _Step:
+        """Return one step of the first `size` slots of this room."""
+        choices = torch.zeros((size, 3 * self._room.columns + 1), dtype=torch.int32, device=self._device)
+        host = torch.zeros((self.chunk, *choices.shape), dtype=torch.int32, pin_memory=self._stream is not None)
+        return _Step(_Launch(self._work_of(size, choices), self._record, f"steps of {size} slots"), choices, host)
 
     def _work_of(self, size: int, choices: Tensor) -> Callable[[], None]:
         """Return one step of the first `size` slots of this room, which writes what it chose to `choices`."""

@@ -18,24 +18,28 @@ from safetensors.torch import load_file
 from torch.distributed.checkpoint.api import CheckpointException
 from training_fixtures import (
     TOLERANCE,
+    answering,
+    assert_equal,
     assert_trained,
     caption_records,
     maker_of,
+    pretraining,
     question_records,
     settings,
     small_network,
     step_plainly,
+    weights,
     write_vocabulary,
 )
 from two_processes import main as train_contrast
 
 from builders.data.streams import ShuffledRecords
 from builders.train import run_state
-from builders.train.batches import TaskBatches, first_batches, question_batch
+from builders.train.batches import TaskBatches, question_batch
 from builders.train.best_weights import BestWeights
 from builders.train.engine import Learner, Trainer, TrainingError
 from builders.train.gradient_checkpointing import checkpoint_blocks
-from builders.train.learners import AnswerLearner, PretrainLearner
+from builders.train.learners import AnswerLearner
 from builders.train.schedule import cosine_with_warmup, new_optimiser
 
 HERE = Path(__file__).parent
@@ -52,33 +56,6 @@ def one_thread():
 @pytest.fixture(scope="module")
 def vocabulary(tmp_path_factory) -> Path:
     return write_vocabulary(tmp_path_factory.mktemp("vocabulary"))
-
-
-def pretraining(vocabulary: Path, output: Path, options, resume: Path | None = None) -> Trainer:
-    network = small_network(vocabulary, dropout=0.1)
-    maker = maker_of(network, vocabulary)
-    learner = PretrainLearner(network, maker.tokenizer, queue_size=12)
-    batches = TaskBatches("pretrain", ShuffledRecords(caption_records(20), options.batch_size), maker)
-    held_back = first_batches("pretrain", ShuffledRecords(caption_records(8), 4), maker, 2)
-    return Trainer(learner, batches, options, output, validation=held_back, resume=resume, progress=False)
-
-
-def answering(vocabulary: Path, output: Path, options, resume: Path | None = None) -> Trainer:
-    network = small_network(vocabulary)
-    maker = maker_of(network, vocabulary)
-    batches = TaskBatches("vqa", ShuffledRecords(question_records(32), options.batch_size), maker)
-    learner = AnswerLearner(network, maker.tokenizer, alpha=0.0)
-    return Trainer(learner, batches, options, output, resume=resume, progress=False)
-
-
-def weights(trainer: Trainer) -> dict[str, torch.Tensor]:
-    return {name: tensor.clone() for name, tensor in trainer.learner.state_dict().items()}
-
-
-def assert_equal(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor], tolerance: float = 0.0) -> None:
-    assert first.keys() == second.keys()
-    for name in first:
-        torch.testing.assert_close(first[name], second[name], rtol=tolerance, atol=tolerance, msg=name)
 
 
 def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(vocabulary, tmp_path):

@@ -10,9 +10,11 @@ import numpy as np
 import torch
 
 from builders.data.readers.records import CaptionRecord, QuestionRecord
-from builders.train.batches import TensorMaker
+from builders.data.streams import ShuffledRecords
+from builders.train.batches import TaskBatches, TensorMaker, first_batches
 from builders.train.checkpoint_folder import SERVED_TASKS
-from builders.train.engine import Settings, Trainer
+from builders.train.engine import CPU, Settings, Trainer
+from builders.train.learners import AnswerLearner, PretrainLearner
 from mplug.config import GenerationConfig, MPlugConfig, TextConfig, VisionConfig
 from mplug.inputs.tokenizer import SPECIAL_TOKENS, Tokenizer
 from mplug.network import MPlug
@@ -113,6 +115,42 @@ def settings(**changes: object) -> Settings:
         ),
         **changes,
     )
+
+
+def pretraining(
+    vocabulary: Path, output: Path, options: Settings, resume: Path | None = None, device: torch.device = CPU
+) -> Trainer:
+    """Every objective of pre-training, with dropout and a look at pictures held back."""
+    network = small_network(vocabulary, dropout=0.1)
+    maker = maker_of(network, vocabulary)
+    learner = PretrainLearner(network, maker.tokenizer, queue_size=12)
+    batches = TaskBatches("pretrain", ShuffledRecords(caption_records(20), options.batch_size), maker)
+    held_back = first_batches("pretrain", ShuffledRecords(caption_records(8), 4), maker, 2)
+    return Trainer(
+        learner, batches, options, output, device=device, validation=held_back, resume=resume, progress=False
+    )
+
+
+def answering(
+    vocabulary: Path, output: Path, options: Settings, resume: Path | None = None, device: torch.device = CPU
+) -> Trainer:
+    """Questions and answers; nothing is drawn at random."""
+    network = small_network(vocabulary)
+    maker = maker_of(network, vocabulary)
+    batches = TaskBatches("vqa", ShuffledRecords(question_records(32), options.batch_size), maker)
+    learner = AnswerLearner(network, maker.tokenizer, alpha=0.0)
+    return Trainer(learner, batches, options, output, device=device, resume=resume, progress=False)
+
+
+def weights(trainer: Trainer) -> dict[str, torch.Tensor]:
+    """Copies on the host of all that a learner holds."""
+    return {name: tensor.to("cpu", copy=True) for name, tensor in trainer.learner.state_dict().items()}
+
+
+def assert_equal(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor], tolerance: float = 0.0) -> None:
+    assert first.keys() == second.keys()
+    for name in first:
+        torch.testing.assert_close(first[name], second[name], rtol=tolerance, atol=tolerance, msg=name)
 
 
 #: With `step_plainly`: gradients of norm 1 at most, known to some 1e-6 of that, times RATE, over three steps.
